@@ -1,0 +1,4 @@
+//! The cluster's small, precious state: a pure state machine on a Raft library.
+#![forbid(unsafe_code)]
+
+pub mod state;

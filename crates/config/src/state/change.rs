@@ -1,0 +1,216 @@
+//! The changes that the config group agrees on, and their outcomes.
+
+use holdfast_runtime::{Incarnation, NodeId};
+use holdfast_wire::{View, VolumeId};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::records::{Chap, ClusterIdentity};
+
+/// One proposal. Whatever it reads (time, randomness, secrets) is in it: applying is pure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    /// Makes the cluster, with its first node.
+    Found {
+        /// Who the cluster is.
+        cluster: ClusterIdentity,
+        /// Random number of the first node's data directory.
+        uuid: [u8; 16],
+    },
+    /// Allows one node to join.
+    AddToken {
+        /// SHA-256 of the token's secret.
+        secret_hash: [u8; 32],
+        /// When it ends, in milliseconds since the Unix epoch.
+        expires_unix_ms: u64,
+    },
+    /// Uses a token up and gives the joining node its number.
+    Admit(Admission),
+    /// A node's process has started.
+    NodeStarted(NodeStart),
+    /// A node's process is gone or silent.
+    NodeDown {
+        /// The node.
+        node: NodeId,
+        /// The start that is gone; a newer one is left alone.
+        incarnation: Incarnation,
+    },
+    /// A node is about to end and gives its volumes away.
+    HandOver {
+        /// The node.
+        node: NodeId,
+        /// Its start.
+        incarnation: Incarnation,
+    },
+    /// Makes a volume.
+    CreateVolume(VolumeSpec),
+    /// Deletes a volume and its data.
+    DeleteVolume {
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// The owner has taken the volume over.
+    Opened {
+        /// The volume.
+        volume: VolumeId,
+        /// The view in which it was taken over.
+        view: View,
+        /// What the owner reconciled.
+        reconciled: Reconciled,
+    },
+    /// The owner takes a failing copy out of the in-sync set.
+    RemoveCopy {
+        /// The volume.
+        volume: VolumeId,
+        /// The owner's view.
+        view: View,
+        /// The slice.
+        slice: u32,
+        /// The node of the copy.
+        node: NodeId,
+    },
+    /// The owner has brought a joining copy up to date.
+    PromoteCopy {
+        /// The volume.
+        volume: VolumeId,
+        /// The owner's view.
+        view: View,
+        /// The slice.
+        slice: u32,
+        /// The node of the copy.
+        node: NodeId,
+        /// The start of the node that was brought up to date.
+        incarnation: Incarnation,
+    },
+}
+
+/// A node asks to join.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Admission {
+    /// SHA-256 of the token's secret.
+    pub secret_hash: [u8; 32],
+    /// Random number of the node's data directory.
+    pub uuid: [u8; 16],
+    /// The proposer's wall clock, in milliseconds since the Unix epoch.
+    pub now_unix_ms: u64,
+}
+
+/// A node's process has started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStart {
+    /// The node.
+    pub node: NodeId,
+    /// Random number of its data directory.
+    pub uuid: [u8; 16],
+    /// The new start.
+    pub incarnation: Incarnation,
+    /// `host:port` for other nodes.
+    pub link_address: String,
+    /// `host:port` of its REST API.
+    pub api_address: String,
+    /// `host:port` of its iSCSI portal.
+    pub portal_address: String,
+    /// Version of its software.
+    pub version: String,
+}
+
+/// A wanted volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeSpec {
+    /// Name: letters, digits, `-`, `.`, lower case, not at the ends a `-` or `.`.
+    pub name: String,
+    /// Size in bytes, a multiple of 4096.
+    pub size_bytes: u64,
+    /// 512 or 4096.
+    pub logical_block_bytes: u32,
+    /// Copies of each slice.
+    pub copies: u32,
+    /// Bytes per slice, a power of two of at least 1 MiB; the default is `SLICE_BYTES`.
+    pub slice_bytes: u64,
+    /// Credentials; `None` lets any initiator in.
+    pub chap: Option<Chap>,
+    /// Random bits for the volume's NAA identifier.
+    pub naa_random: u64,
+    /// The proposer's wall clock, in milliseconds since the Unix epoch.
+    pub now_unix_ms: u64,
+}
+
+/// What a takeover has brought to the same state: per slice the nodes, and their starts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reconciled {
+    /// Nodes whose copies are identical now, slice by slice.
+    pub slices: Vec<Vec<NodeId>>,
+    /// The start of each of these nodes that was reconciled.
+    pub incarnations: Vec<(NodeId, Incarnation)>,
+}
+
+/// What came of a change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Done.
+    Done,
+    /// The joining node's number.
+    Admitted(NodeId),
+    /// The new volume's number.
+    Created(VolumeId),
+    /// Not done; the state is unchanged.
+    Refused(Refusal),
+}
+
+/// Why a change was refused. The state is unchanged in every case.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Error)]
+pub enum Refusal {
+    /// The cluster exists already.
+    #[error("this node already belongs to a cluster")]
+    AlreadyFounded,
+    /// The token is not known: mistyped, used up, or of another cluster.
+    #[error("the join token is unknown or used up. Make a new one with `holdfast cluster token`")]
+    TokenUnknown,
+    /// The token's time is over.
+    #[error("the join token has expired. Make a new one with `holdfast cluster token`")]
+    TokenExpired,
+    /// No such node.
+    #[error("there is no node {0}")]
+    NodeUnknown(NodeId),
+    /// The node number belongs to another data directory.
+    #[error("node {0} belongs to another data directory: identities cannot be reused. Join as a new node")]
+    IdentityReused(NodeId),
+    /// A newer start of the node is known: this one is a copy or a ghost.
+    #[error("a newer start of node {0} is known: is its data directory in use twice, or restored from a copy?")]
+    IncarnationStale(NodeId),
+    /// No such volume.
+    #[error("there is no volume {0}")]
+    VolumeUnknown(VolumeId),
+    /// The name is taken.
+    #[error("a volume named {0:?} exists already")]
+    NameTaken(String),
+    /// The name cannot be a part of an iSCSI name.
+    #[error("{0:?} is no volume name: use 1 to 63 lower-case letters, digits, `-` and `.`, with a letter or digit at both ends")]
+    NameInvalid(String),
+    /// The size is out of range.
+    #[error("a volume has between 1 MiB and 64 TiB in steps of 4 KiB; {0} bytes are not")]
+    SizeInvalid(u64),
+    /// The number of copies is out of range.
+    #[error("a volume has 1 to 7 copies, not {0}")]
+    CopiesInvalid(u32),
+    /// The logical block size is not supported.
+    #[error("logical blocks have 512 or 4096 bytes, not {0}")]
+    BlockSizeInvalid(u32),
+    /// The slice size is not supported.
+    #[error("a slice has a power of two of bytes between 1 MiB and 64 GiB, not {0}")]
+    SliceSizeInvalid(u64),
+    /// Too few nodes are up to place the copies.
+    #[error("{wanted} copies need {wanted} nodes that are up; {up} are. Start nodes or ask for fewer copies")]
+    TooFewNodes {
+        /// Copies asked for.
+        wanted: u32,
+        /// Nodes up.
+        up: u32,
+    },
+    /// The change was made for a view that is over.
+    #[error("the view has changed")]
+    ViewStale,
+    /// It would take the last in-sync copy away.
+    #[error("this is the last in-sync copy")]
+    LastCopy,
+}

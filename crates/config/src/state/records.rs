@@ -1,0 +1,224 @@
+//! What the config group remembers.
+
+use std::collections::BTreeMap;
+
+use holdfast_runtime::{Incarnation, NodeId};
+use holdfast_wire::{View, VolumeId};
+use serde::{Deserialize, Serialize};
+
+/// Everything the cluster has to agree on; small enough for memory on every node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterState {
+    /// Who this cluster is; `None` before `Found`.
+    pub cluster: Option<ClusterIdentity>,
+    /// The newest view; every change of an owner or an in-sync set raises it.
+    pub view: View,
+    /// All nodes ever admitted.
+    pub nodes: BTreeMap<NodeId, NodeRecord>,
+    /// All volumes.
+    pub volumes: BTreeMap<VolumeId, VolumeRecord>,
+    /// Number of the newest volume.
+    pub last_volume: u64,
+    /// Join tokens not yet used, by SHA-256 of their secret.
+    pub tokens: BTreeMap<[u8; 32], TokenRecord>,
+}
+
+/// The cluster's name, number and certificate authority.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterIdentity {
+    /// Random number of the cluster.
+    pub id: [u8; 16],
+    /// Name chosen by the operator.
+    pub name: String,
+    /// The authority that signs node certificates, as the runtime encodes it. Secret.
+    pub authority: Vec<u8>,
+}
+
+impl std::fmt::Debug for ClusterIdentity {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("ClusterIdentity")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether a node takes part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NodeStatus {
+    /// Admitted, but its process has not started yet.
+    Admitted,
+    /// Its current incarnation takes part.
+    Up,
+    /// Its current incarnation is leaving in good order: it owns nothing any more.
+    Leaving,
+    /// Its current incarnation is gone or silent.
+    Down,
+}
+
+/// One node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Random number of the node's data directory; a second directory cannot pose as the node.
+    pub uuid: [u8; 16],
+    /// The newest start of its process.
+    pub incarnation: Incarnation,
+    /// Whether it takes part.
+    pub status: NodeStatus,
+    /// `host:port` for other nodes.
+    pub link_address: String,
+    /// `host:port` of its REST API.
+    pub api_address: String,
+    /// `host:port` of its iSCSI portal.
+    pub portal_address: String,
+    /// Version of its software.
+    pub version: String,
+}
+
+/// The node that orders a volume's I/O.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// The node.
+    pub node: NodeId,
+    /// The start of its process that took office.
+    pub incarnation: Incarnation,
+}
+
+/// Credentials of one initiator for one volume.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chap {
+    /// User name.
+    pub username: String,
+    /// Secret, kept recoverable because CHAP needs it.
+    pub secret: String,
+    /// The target's own name and secret, for mutual CHAP.
+    pub mutual: Option<(String, String)>,
+}
+
+impl std::fmt::Debug for Chap {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Chap").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+/// One volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRecord {
+    /// Name, unique in the cluster.
+    pub name: String,
+    /// Size in bytes, a multiple of 4096.
+    pub size_bytes: u64,
+    /// Logical block size shown to initiators: 512 or 4096.
+    pub logical_block_bytes: u32,
+    /// Bytes per slice.
+    pub slice_bytes: u64,
+    /// Wanted copies of each slice.
+    pub copies: u32,
+    /// iSCSI qualified name of its target.
+    pub target_name: String,
+    /// NAA-6 identifier: the same on every path, for ever.
+    pub naa: [u8; 16],
+    /// Who may log in; `None` lets any initiator in.
+    pub chap: Option<Chap>,
+    /// Milliseconds since the Unix epoch at creation.
+    pub created_unix_ms: u64,
+    /// The owner; `None` while no node is up that could be.
+    pub owner: Option<Owner>,
+    /// The view in which the owner took office.
+    pub view: View,
+    /// Whether the owner has finished its takeover.
+    pub open: bool,
+    /// Whether any owner ever has: from then on an empty copy is a lost one.
+    pub ever_open: bool,
+    /// Placement, slice by slice.
+    pub slices: Vec<SliceRecord>,
+}
+
+/// Placement of one slice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SliceRecord {
+    /// Its copies.
+    pub copies: Vec<CopyRecord>,
+}
+
+/// One copy of a slice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyRecord {
+    /// Where it is.
+    pub node: NodeId,
+    /// What it counts for.
+    pub status: CopyStatus,
+}
+
+/// What a copy counts for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CopyStatus {
+    /// Holds every acknowledged write; no write is acknowledged without it.
+    InSync,
+    /// Misses writes; may be joining at this moment.
+    Stale,
+}
+
+/// A join token that has not been used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// When it ends, in milliseconds since the Unix epoch.
+    pub expires_unix_ms: u64,
+}
+
+impl ClusterState {
+    /// The node's record if exactly this start of it is up (or leaving: its copies still serve).
+    pub fn running(&self, node: NodeId, incarnation: Incarnation) -> bool {
+        self.nodes.get(&node).is_some_and(|record| {
+            record.incarnation == incarnation
+                && matches!(record.status, NodeStatus::Up | NodeStatus::Leaving)
+        })
+    }
+
+    /// The current start of `node` if it takes part.
+    pub fn running_incarnation(&self, node: NodeId) -> Option<Incarnation> {
+        self.nodes
+            .get(&node)
+            .filter(|record| matches!(record.status, NodeStatus::Up | NodeStatus::Leaving))
+            .map(|record| record.incarnation)
+    }
+
+    /// The volume with this name.
+    pub fn volume_by_name(&self, name: &str) -> Option<(VolumeId, &VolumeRecord)> {
+        self.volumes.iter().find(|(_, volume)| volume.name == name).map(|(id, v)| (*id, v))
+    }
+
+    /// The volume behind this target name.
+    pub fn volume_by_target(&self, target_name: &str) -> Option<(VolumeId, &VolumeRecord)> {
+        self.volumes
+            .iter()
+            .find(|(_, volume)| volume.target_name.eq_ignore_ascii_case(target_name))
+            .map(|(id, v)| (*id, v))
+    }
+}
+
+impl SliceRecord {
+    /// Nodes with an in-sync copy.
+    pub fn in_sync(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.copies
+            .iter()
+            .filter(|copy| copy.status == CopyStatus::InSync)
+            .map(|copy| copy.node)
+    }
+
+    /// Whether `node` has an in-sync copy.
+    pub fn is_in_sync(&self, node: NodeId) -> bool {
+        self.in_sync().any(|member| member == node)
+    }
+
+    /// Sets the status of the copy on `node`; false if it has none.
+    pub(super) fn set_status(&mut self, node: NodeId, status: CopyStatus) -> bool {
+        match self.copies.iter_mut().find(|copy| copy.node == node) {
+            Some(copy) => {
+                copy.status = status;
+                true
+            }
+            None => false,
+        }
+    }
+}

@@ -1,0 +1,189 @@
+use holdfast_runtime::{Incarnation, NodeId};
+use holdfast_wire::VolumeId;
+
+use super::*;
+
+fn identity() -> ClusterIdentity {
+    ClusterIdentity { id: [7; 16], name: "test".into(), authority: vec![1] }
+}
+
+fn start(node: u64, incarnation: u64) -> Change {
+    Change::NodeStarted(NodeStart {
+        node: NodeId(node),
+        uuid: [node as u8; 16],
+        incarnation: Incarnation(incarnation),
+        link_address: String::new(),
+        api_address: String::new(),
+        portal_address: String::new(),
+        version: String::new(),
+    })
+}
+
+fn down(node: NodeId) -> Change {
+    Change::NodeDown { node, incarnation: Incarnation(1) }
+}
+
+fn spec(name: &str) -> VolumeSpec {
+    VolumeSpec {
+        name: name.into(),
+        size_bytes: 4 << 20,
+        logical_block_bytes: 512,
+        copies: 3,
+        slice_bytes: 1 << 20,
+        chap: None,
+        naa_random: 1,
+        now_unix_ms: 0,
+    }
+}
+
+/// Five nodes up and volume 1 created.
+fn cluster() -> ClusterState {
+    let mut state = ClusterState::default();
+    assert_eq!(
+        state.apply(Change::Found { cluster: identity(), uuid: [1; 16] }),
+        Outcome::Admitted(NodeId(1))
+    );
+    for node in 2..=5_u64 {
+        let secret_hash = [node as u8; 32];
+        state.apply(Change::AddToken { secret_hash, expires_unix_ms: 10 });
+        let admission = Admission { secret_hash, uuid: [node as u8; 16], now_unix_ms: 5 };
+        assert_eq!(state.apply(Change::Admit(admission)), Outcome::Admitted(NodeId(node)));
+    }
+    for node in 1..=5 {
+        assert_eq!(state.apply(start(node, 1)), Outcome::Done);
+    }
+    assert_eq!(state.apply(Change::CreateVolume(spec("db"))), Outcome::Created(VolumeId(1)));
+    state.check();
+    state
+}
+
+fn open(state: &mut ClusterState) {
+    let volume = &state.volumes[&VolumeId(1)];
+    let running: Vec<_> = state
+        .nodes
+        .iter()
+        .filter(|(_, record)| record.status == NodeStatus::Up)
+        .map(|(node, record)| (*node, record.incarnation))
+        .collect();
+    let up = |node: &NodeId| running.iter().any(|(member, _)| member == node);
+    let slices = volume.slices.iter().map(|s| s.in_sync().filter(up).collect()).collect();
+    let reconciled = Reconciled { slices, incarnations: running.clone() };
+    let view = volume.view;
+    let opened = Change::Opened { volume: VolumeId(1), view, reconciled };
+    assert_eq!(state.apply(opened), Outcome::Done);
+    state.check();
+}
+
+#[test]
+fn two_nodes_down_leave_every_slice_a_copy_and_an_owner() {
+    for first in 1..=5 {
+        for second in 1..=5 {
+            let mut state = cluster();
+            open(&mut state);
+            state.apply(down(NodeId(first)));
+            state.apply(down(NodeId(second)));
+            state.check();
+            let volume = &state.volumes[&VolumeId(1)];
+            let owner = volume.owner.expect("three nodes are up");
+            assert!(owner.node != NodeId(first) && owner.node != NodeId(second));
+        }
+    }
+}
+
+#[test]
+fn a_new_owner_takes_office_in_a_larger_view_and_opens_once() {
+    let mut state = cluster();
+    open(&mut state);
+    let before = state.volumes[&VolumeId(1)].clone();
+    state.apply(down(before.owner.expect("open").node));
+    let after = &state.volumes[&VolumeId(1)];
+    assert!(after.view > before.view && !after.open);
+    let stale = Change::RemoveCopy {
+        volume: VolumeId(1),
+        view: before.view,
+        slice: 0,
+        node: before.slices[0].copies[0].node,
+    };
+    assert_eq!(state.apply(stale), Outcome::Refused(Refusal::ViewStale));
+    open(&mut state);
+}
+
+#[test]
+fn a_copy_that_restarted_during_the_takeover_is_not_in_sync_afterwards() {
+    let mut state = cluster();
+    let volume = state.volumes[&VolumeId(1)].clone();
+    let owner = volume.owner.expect("nodes are up").node;
+    let slices: Vec<Vec<NodeId>> = volume.slices.iter().map(|s| s.in_sync().collect()).collect();
+    let member = *slices.iter().flatten().find(|node| **node != owner).expect("three copies");
+    let incarnations = (1..=5).map(|node| (NodeId(node), Incarnation(1))).collect();
+    state.apply(start(member.0, 2));
+    let view = state.volumes[&VolumeId(1)].view;
+    assert!(view > volume.view, "the takeover has to begin again");
+    let reconciled = Reconciled { slices, incarnations };
+    let opened = Change::Opened { volume: VolumeId(1), view, reconciled };
+    assert_eq!(state.apply(opened), Outcome::Done);
+    let after = &state.volumes[&VolumeId(1)];
+    assert!(after.slices.iter().all(|slice| !slice.is_in_sync(member)));
+}
+
+#[test]
+fn the_last_in_sync_copy_is_never_removed() {
+    let mut state = cluster();
+    open(&mut state);
+    let volume = state.volumes[&VolumeId(1)].clone();
+    let members: Vec<NodeId> = volume.slices[0].in_sync().collect();
+    let remove = |state: &mut ClusterState, node| {
+        state.apply(Change::RemoveCopy {
+            volume: VolumeId(1),
+            view: volume.view,
+            slice: 0,
+            node,
+        })
+    };
+    assert_eq!(remove(&mut state, members[0]), Outcome::Done);
+    assert_eq!(remove(&mut state, members[1]), Outcome::Done);
+    assert_eq!(remove(&mut state, members[2]), Outcome::Refused(Refusal::LastCopy));
+    state.check();
+}
+
+#[test]
+fn an_identity_is_never_reused() {
+    let mut state = cluster();
+    let mut foreign = start(2, 9);
+    if let Change::NodeStarted(start) = &mut foreign {
+        start.uuid = [99; 16];
+    }
+    assert_eq!(state.apply(foreign), Outcome::Refused(Refusal::IdentityReused(NodeId(2))));
+    assert_eq!(state.apply(start(2, 0)), Outcome::Refused(Refusal::IncarnationStale(NodeId(2))));
+}
+
+#[test]
+fn a_token_admits_one_node_and_ends() {
+    let mut state = cluster();
+    let again = Admission { secret_hash: [2; 32], uuid: [50; 16], now_unix_ms: 5 };
+    assert_eq!(state.apply(Change::Admit(again)), Outcome::Refused(Refusal::TokenUnknown));
+    state.apply(Change::AddToken { secret_hash: [9; 32], expires_unix_ms: 10 });
+    let late = Admission { secret_hash: [9; 32], uuid: [50; 16], now_unix_ms: 10 };
+    assert_eq!(state.apply(Change::Admit(late)), Outcome::Refused(Refusal::TokenExpired));
+}
+
+#[test]
+fn volumes_out_of_range_are_refused_and_change_nothing() {
+    let mut state = cluster();
+    let before = state.clone();
+    let mut refused = |change: fn(&mut VolumeSpec)| {
+        let mut wanted = spec("other");
+        change(&mut wanted);
+        assert!(matches!(state.apply(Change::CreateVolume(wanted)), Outcome::Refused(_)));
+    };
+    refused(|spec| spec.name = "db".into());
+    refused(|spec| spec.name = "Ünï".into());
+    refused(|spec| spec.name = "-a".into());
+    refused(|spec| spec.size_bytes = VOLUME_BYTES_MAX + 4096);
+    refused(|spec| spec.size_bytes = 5000);
+    refused(|spec| spec.copies = 0);
+    refused(|spec| spec.copies = 6);
+    refused(|spec| spec.logical_block_bytes = 520);
+    refused(|spec| spec.slice_bytes = 3 << 20);
+    assert_eq!(state, before);
+}

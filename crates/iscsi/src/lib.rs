@@ -1,0 +1,2 @@
+//! iSCSI target: PDU codec, login, sessions (RFC 7143).
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! One node of the cluster, assembled from its parts over any runtime.
+#![forbid(unsafe_code)]

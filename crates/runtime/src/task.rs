@@ -1,0 +1,136 @@
+//! The handle through which code spawns tasks, reads the clock and draws randomness.
+
+use std::future::Future;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use futures::future::LocalBoxFuture;
+
+use crate::time::Instant;
+
+/// What a runtime has to provide. The host and the simulator implement it.
+pub trait Backend {
+    /// The node's monotonic clock.
+    fn now(&self) -> Instant;
+    /// Milliseconds since the Unix epoch: for display and certificates, never for ordering.
+    fn unix_time_ms(&self) -> u64;
+    /// Resolves at `deadline` or soon after.
+    fn sleep_until(&self, deadline: Instant) -> LocalBoxFuture<'static, ()>;
+    /// Runs `future` on this thread until it ends or its task is aborted.
+    fn spawn(&self, name: &'static str, future: LocalBoxFuture<'static, ()>) -> Task;
+    /// 64 random bits; seeded in the simulator, from the operating system on a host.
+    fn random_u64(&self) -> u64;
+}
+
+/// A cheap handle on the runtime of one shard of one node.
+#[derive(Clone)]
+pub struct Runtime {
+    backend: Rc<dyn Backend>,
+}
+
+impl Runtime {
+    /// Wraps a backend.
+    pub fn new(backend: Rc<dyn Backend>) -> Self {
+        Self { backend }
+    }
+
+    /// The node's monotonic clock.
+    pub fn now(&self) -> Instant {
+        self.backend.now()
+    }
+
+    /// Milliseconds since the Unix epoch: for display and certificates, never for ordering.
+    pub fn unix_time_ms(&self) -> u64 {
+        self.backend.unix_time_ms()
+    }
+
+    /// 64 random bits.
+    pub fn random_u64(&self) -> u64 {
+        self.backend.random_u64()
+    }
+
+    /// A uniform draw from `0..bound`; `bound` must not be zero.
+    pub fn random_below(&self, bound: u64) -> u64 {
+        assert!(bound > 0, "an empty range has no random member");
+        // The multiply-shift draw: its bias is below 2^-32 for every bound used here.
+        ((u128::from(self.random_u64()) * u128::from(bound)) >> 64) as u64
+    }
+
+    /// Fills `bytes` with randomness.
+    pub fn random_bytes(&self, bytes: &mut [u8]) {
+        for chunk in bytes.chunks_mut(8) {
+            let word = self.random_u64().to_le_bytes();
+            chunk.copy_from_slice(&word[..chunk.len()]);
+        }
+    }
+
+    /// Resolves after `duration`.
+    pub fn sleep(&self, duration: Duration) -> LocalBoxFuture<'static, ()> {
+        self.backend.sleep_until(self.now() + duration)
+    }
+
+    /// Resolves at `deadline`.
+    pub fn sleep_until(&self, deadline: Instant) -> LocalBoxFuture<'static, ()> {
+        self.backend.sleep_until(deadline)
+    }
+
+    /// Runs `future` for at most `duration`; `None` says that the time ran out first.
+    pub async fn timeout<F: Future>(&self, duration: Duration, future: F) -> Option<F::Output> {
+        let mut sleep = self.sleep(duration);
+        let mut future = std::pin::pin!(future);
+        std::future::poll_fn(move |context| {
+            if let Poll::Ready(output) = future.as_mut().poll(context) {
+                return Poll::Ready(Some(output));
+            }
+            match sleep.as_mut().poll(context) {
+                Poll::Ready(()) => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// Runs `future` on this thread. Dropping the returned task does not stop it.
+    pub fn spawn(&self, name: &'static str, future: impl Future<Output = ()> + 'static) -> Task {
+        self.backend.spawn(name, Box::pin(future))
+    }
+}
+
+/// A spawned task.
+pub struct Task {
+    abort: Box<dyn Fn()>,
+}
+
+impl Task {
+    /// Wraps the backend's way of stopping the task.
+    pub fn new(abort: impl Fn() + 'static) -> Self {
+        Self { abort: Box::new(abort) }
+    }
+
+    /// Drops the task's future at the next opportunity; a task that has ended is left alone.
+    pub fn abort(&self) {
+        (self.abort)();
+    }
+}
+
+/// Aborts its tasks when dropped: the lifetime of a component as a value.
+#[derive(Default)]
+pub struct TaskGroup {
+    tasks: Vec<Task>,
+}
+
+impl TaskGroup {
+    /// Adds a task whose life ends with the group.
+    pub fn add(&mut self, task: Task) {
+        self.tasks.push(task);
+    }
+}
+
+impl Drop for TaskGroup {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}

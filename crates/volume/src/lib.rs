@@ -1,0 +1,2 @@
+//! The owner of a volume: orders I/O, routes reads, takes over.
+#![forbid(unsafe_code)]

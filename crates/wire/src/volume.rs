@@ -1,0 +1,83 @@
+//! I/O forwarded from a portal to a volume's owner (`Service::Volume`).
+
+use prost::Message;
+
+/// What to do with the range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
+#[repr(i32)]
+pub enum IoKind {
+    /// Not known to this version.
+    Unknown = 0,
+    /// Read it.
+    Read = 1,
+    /// Write the payload to it.
+    Write = 2,
+    /// Make it zero.
+    Zero = 3,
+    /// Compare it with the first half of the payload; if equal, write the second half.
+    CompareAndWrite = 4,
+}
+
+/// One operation on a volume.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Io {
+    /// Volume.
+    #[prost(uint64, tag = "1")]
+    pub volume: u64,
+    /// Which portal asks: its node and start.
+    #[prost(uint64, tag = "2")]
+    pub origin: u64,
+    /// The portal's number for the operation; a retry has the same.
+    #[prost(uint64, tag = "3")]
+    pub operation: u64,
+    /// The portal's lowest number that is still under way; lower ones are over.
+    #[prost(uint64, tag = "4")]
+    pub floor: u64,
+    /// What.
+    #[prost(enumeration = "IoKind", tag = "5")]
+    pub kind: i32,
+    /// First byte, a multiple of 512.
+    #[prost(uint64, tag = "6")]
+    pub offset: u64,
+    /// Bytes, a multiple of 512.
+    #[prost(uint64, tag = "7")]
+    pub length: u64,
+}
+
+/// What came of an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
+#[repr(i32)]
+pub enum IoStatus {
+    /// Not known to this version.
+    Unknown = 0,
+    /// Done; for writes, durable on all in-sync copies.
+    Done = 1,
+    /// The node does not own the volume, or not yet; nothing was done here. Ask again.
+    NotOwner = 2,
+    /// The owner lost its office under way; whether the operation took effect is open. A retry
+    /// with the same number finds out.
+    Interrupted = 3,
+    /// Some copy has no space; nothing was done.
+    Full = 4,
+    /// No copy could give the data intact.
+    Damaged = 5,
+    /// The range is outside the volume, or the operation is malformed; nothing was done.
+    Invalid = 6,
+    /// The comparison failed; nothing was written. `offset` says where.
+    Miscompare = 7,
+    /// The volume does not exist (any more).
+    Gone = 8,
+    /// The operation is over already: a late duplicate. Nothing was done.
+    Over = 9,
+}
+
+/// Answer to [`Io`]; read data is in the payload.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct IoReply {
+    /// What came of it.
+    #[prost(enumeration = "IoStatus", tag = "1")]
+    pub status: i32,
+    /// First differing byte after a failed comparison, from the start of the range.
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+}
