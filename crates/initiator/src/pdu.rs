@@ -223,8 +223,8 @@ pub(crate) struct Digests {
     pub(crate) data: bool,
 }
 
-/// Appends `pdu` to `out`, except that a large data segment is handed back by `flush`: it gets
-/// what was gathered so far and the segment, to be sent in this order before `out` goes on.
+/// Appends `pdu` to `out`. A large data segment is not copied but handed back: the caller sends
+/// `out`, then the segment, then what [`encode_trailer`] appends for it.
 pub(crate) fn encode(pdu: &Pdu, digests: Digests, out: &mut Vec<u8>) -> Option<Bytes> {
     let start = out.len();
     out.extend_from_slice(&pdu.bhs.0);

@@ -3,13 +3,13 @@
 //! Everything here is part of what `ALGORITHM_VERSION` names: the generator, its seed, the order
 //! of its draws and the number of steps.
 
-/// Steps before the climb settles for what it has. The slowest case within 64 nodes and 6 copies
-/// is done in a tenth of this.
+/// Steps before the climb settles for what it has: enough for an exact balance in every case of
+/// up to 64 nodes and 5 copies; with more copies a few counts end one off their mean.
 const STEPS_MAX: u32 = 400_000;
 
 /// One step in this many may make the balance worse by [`WORSENING_MAX`], to leave a local dip.
-const WORSEN_EVERY: u64 = 8192;
-const WORSENING_MAX: i64 = 12;
+const WORSEN_EVERY: u64 = 4096;
+const WORSENING_MAX: i64 = 8;
 
 /// `nodes - 1` blocks `(0, x, ..)`, x = 1 .. nodes - 1, of `copies` distinct differences each,
 /// whose mutual differences occur about equally often.
@@ -25,7 +25,11 @@ pub(crate) fn balanced_blocks(nodes: usize, copies: usize) -> Vec<Vec<u8>> {
             climb.step();
         }
     }
-    climb.blocks.into_iter().map(|block| block.into_iter().map(|d| d as u8).collect()).collect()
+    climb
+        .blocks
+        .into_iter()
+        .map(|block| block.into_iter().map(|d| d as u8).collect())
+        .collect()
 }
 
 /// Sets of `nodes - 1` blocks to search together. A block of `copies` members, a of them odd, has
@@ -33,7 +37,11 @@ pub(crate) fn balanced_blocks(nodes: usize, copies: usize) -> Vec<Vec<u8>> {
 /// should have nodes * copies * (copies - 1) / 4 of them, which is odd for nodes = 6, 10, 14 ..
 /// and copies = 3, 7 ..: there, only a second set can make the balance exact.
 fn sets(nodes: usize, copies: usize) -> usize {
-    if nodes % 4 == 2 && copies % 4 == 3 { 2 } else { 1 }
+    if nodes % 4 == 2 && copies % 4 == 3 {
+        2
+    } else {
+        1
+    }
 }
 
 struct Climb {
@@ -56,8 +64,9 @@ impl Climb {
             let members = [0, second].into_iter().chain(rest);
             members.take(copies).collect::<Vec<usize>>()
         };
-        let blocks: Vec<Vec<usize>> =
-            (0..sets(nodes, copies)).flat_map(|_| (1..nodes).map(block)).collect();
+        let blocks: Vec<Vec<usize>> = (0..sets(nodes, copies))
+            .flat_map(|_| (1..nodes).map(block))
+            .collect();
         let mut counts = vec![0; nodes];
         for block in &blocks {
             for a in block {
@@ -69,7 +78,15 @@ impl Climb {
         let mean = (sets(nodes, copies) * copies * (copies - 1)) as i64;
         let cost = counts[1..].iter().map(|count| (count - mean).pow(2)).sum();
         let random = SplitMix64(((nodes as u64) << 32) | copies as u64);
-        Self { nodes, copies, blocks, counts, mean, cost, random }
+        Self {
+            nodes,
+            copies,
+            blocks,
+            counts,
+            mean,
+            cost,
+            random,
+        }
     }
 
     /// Replaces one member of one block by another, unless that makes the balance worse.
@@ -77,8 +94,11 @@ impl Climb {
         let block = self.random.below(self.blocks.len());
         let place = 2 + self.random.below(self.copies - 2);
         let candidate = 1 + self.random.below(self.nodes - 1);
-        let worsening =
-            if self.random.next().is_multiple_of(WORSEN_EVERY) { WORSENING_MAX } else { 0 };
+        let worsening = if self.random.next().is_multiple_of(WORSEN_EVERY) {
+            WORSENING_MAX
+        } else {
+            0
+        };
         if self.blocks[block].contains(&candidate) {
             return;
         }

@@ -24,8 +24,13 @@ pub(crate) fn runtime_of(
     random: Random,
     timer_slack_ns: u64,
 ) -> Runtime {
-    let backend =
-        ProcessBackend { executor: executor.clone(), process, clock, random, timer_slack_ns };
+    let backend = ProcessBackend {
+        executor: executor.clone(),
+        process,
+        clock,
+        random,
+        timer_slack_ns,
+    };
     let runtime = Runtime::new(Rc::new(backend));
     executor.set_runtime(process, runtime.clone());
     runtime

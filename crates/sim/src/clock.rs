@@ -27,8 +27,17 @@ const DRIFT_PPM_MAX: i32 = 100_000;
 impl HostClock {
     /// A clock that shows `origin_ns` at virtual time `now_ns`.
     pub fn new(now_ns: u64, origin_ns: u64, drift_ppm: i32) -> Self {
-        assert!(drift_ppm.abs() <= DRIFT_PPM_MAX, "{drift_ppm} ppm is no clock");
-        Self { line: Cell::new(Line { virtual_ns: now_ns, local_ns: origin_ns, drift_ppm }) }
+        assert!(
+            drift_ppm.abs() <= DRIFT_PPM_MAX,
+            "{drift_ppm} ppm is no clock"
+        );
+        Self {
+            line: Cell::new(Line {
+                virtual_ns: now_ns,
+                local_ns: origin_ns,
+                drift_ppm,
+            }),
+        }
     }
 
     /// What the clock shows at virtual time `now_ns`.
@@ -45,7 +54,8 @@ impl HostClock {
         let local = i128::from(deadline.as_nanos().saturating_sub(line.local_ns));
         // Rounded up, and one more for the truncation in `read`.
         let passed = local * MILLION / (MILLION + i128::from(line.drift_ppm)) + 2;
-        line.virtual_ns.saturating_add(u64::try_from(passed).unwrap_or(u64::MAX))
+        line.virtual_ns
+            .saturating_add(u64::try_from(passed).unwrap_or(u64::MAX))
     }
 
     /// The present drift in parts per million.
@@ -56,7 +66,8 @@ impl HostClock {
     /// Lets the clock run at another rate from `now_ns` on, without a step.
     pub fn set_drift(&self, now_ns: u64, drift_ppm: i32) {
         let local_ns = self.read(now_ns).as_nanos();
-        self.line.set(Self::new(now_ns, local_ns, drift_ppm).line.get());
+        self.line
+            .set(Self::new(now_ns, local_ns, drift_ppm).line.get());
     }
 }
 
@@ -69,7 +80,10 @@ mod tests {
     #[test]
     fn a_fast_clock_gains_its_drift() {
         let clock = HostClock::new(0, 5, 200);
-        assert_eq!(clock.read(10 * SECOND).as_nanos(), 5 + 10 * SECOND + 2_000_000);
+        assert_eq!(
+            clock.read(10 * SECOND).as_nanos(),
+            5 + 10 * SECOND + 2_000_000
+        );
     }
 
     #[test]

@@ -21,7 +21,10 @@ pub struct Random {
 impl Random {
     /// The stream of `seed`.
     pub fn new(seed: u64) -> Self {
-        Self { seed, generator: RefCell::new(ChaCha8Rng::seed_from_u64(seed)) }
+        Self {
+            seed,
+            generator: RefCell::new(ChaCha8Rng::seed_from_u64(seed)),
+        }
     }
 
     /// The stream for one purpose, independent of this stream's position.
@@ -115,6 +118,10 @@ mod tests {
     fn tailed_draws_keep_their_order_of_magnitude() {
         let random = Random::new(1);
         let sum: u64 = (0..10_000).map(|_| random.tailed(1_000)).sum();
-        assert!((900..1_500).contains(&(sum / 10_000)), "mean {}", sum / 10_000);
+        assert!(
+            (900..1_500).contains(&(sum / 10_000)),
+            "mean {}",
+            sum / 10_000
+        );
     }
 }

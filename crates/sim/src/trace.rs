@@ -159,7 +159,11 @@ mod tests {
     fn the_hash_sees_time_order_and_content() {
         let base = hash_of(&[(1, 2, 3), (4, 5, 6)]);
         assert_eq!(base, hash_of(&[(1, 2, 3), (4, 5, 6)]));
-        for other in [[(4, 5, 6), (1, 2, 3)], [(1, 2, 3), (4, 5, 7)], [(1, 2, 3), (3, 5, 6)]] {
+        for other in [
+            [(4, 5, 6), (1, 2, 3)],
+            [(1, 2, 3), (4, 5, 7)],
+            [(1, 2, 3), (3, 5, 6)],
+        ] {
             assert_ne!(base, hash_of(&other));
         }
     }
@@ -172,6 +176,9 @@ mod tests {
         }
         let lines = trace.lines();
         assert_eq!(lines.len(), 2);
-        assert!(lines[0].ends_with("event 1") && lines[1].ends_with("event 2"), "{lines:?}");
+        assert!(
+            lines[0].ends_with("event 1") && lines[1].ends_with("event 2"),
+            "{lines:?}"
+        );
     }
 }

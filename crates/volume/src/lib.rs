@@ -1,2 +1,35 @@
 //! The owner of a volume: orders I/O, routes reads, takes over.
+//!
+//! ```text
+//!  portal (any node) ── Io ──► owner ── Append ──► copies
+//!    retries, same             │  ▲                  │
+//!    operation number          │  └── Ack ◄──────────┘
+//!                              └── config group: Opened, RemoveCopy, PromoteCopy
+//! ```
+//!
+//! What must always hold:
+//!
+//! * an owner answers a write only when every required copy has journaled it;
+//! * an owner answers a read only from stable data, and only if after fetching it the leases of
+//!   every other required copy are alive and this node has promised no later view;
+//! * an operation takes effect at most once, however often its portal repeats it: the number
+//!   travels into the journal and is found again by a takeover;
+//! * nothing is served before the takeover has made all copies that count identical.
 #![forbid(unsafe_code)]
+
+mod context;
+mod io;
+mod leases;
+mod locks;
+mod open;
+mod owner;
+mod portal;
+mod reads;
+mod resync;
+mod slice;
+mod takeover;
+mod writes;
+
+pub use context::{Config, Context};
+pub use owner::{Owner, OwnerStatus, ResyncStatus};
+pub use portal::{IoError, Operation, Portal};

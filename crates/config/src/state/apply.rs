@@ -33,6 +33,7 @@ impl ClusterState {
                 None => Err(Refusal::VolumeUnknown(volume)),
             },
             Change::Opened { volume, view, reconciled } => self.opened(volume, view, &reconciled),
+            Change::Resign { volume, view } => self.resign(volume, view),
             Change::RemoveCopy { volume, view, slice, node } => {
                 self.remove_copy(volume, view, slice, node)
             }
@@ -219,6 +220,15 @@ impl ClusterState {
         record.open = true;
         record.ever_open = true;
         self.view.0 += 1;
+        Ok(Outcome::Done)
+    }
+
+    fn resign(&mut self, volume: VolumeId, view: View) -> Result<Outcome, Refusal> {
+        let record = self.volumes.get(&volume).ok_or(Refusal::VolumeUnknown(volume))?;
+        if record.view != view {
+            return Err(Refusal::ViewStale);
+        }
+        self.appoint(volume);
         Ok(Outcome::Done)
     }
 

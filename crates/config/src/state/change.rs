@@ -58,6 +58,13 @@ pub enum Change {
         /// What the owner reconciled.
         reconciled: Reconciled,
     },
+    /// An owner that has closed on its own asks for a new view; it may be appointed again.
+    Resign {
+        /// The volume.
+        volume: VolumeId,
+        /// The view of the closed owner.
+        view: View,
+    },
     /// The owner takes a failing copy out of the in-sync set.
     RemoveCopy {
         /// The volume.

@@ -140,84 +140,6 @@ struct Fuse {
     action: Box<dyn FnOnce()>,
 }
 
-#[derive(Default)]
-struct Slot {
-    generation: u32,
-    occupant: Option<Occupant>,
-}
-
-struct Occupant {
-    process: ProcessId,
-    name: &'static str,
-    aborted: bool,
-    /// Absent while the task is being polled.
-    body: Option<Body>,
-}
-
-struct Body {
-    future: LocalBoxFuture<'static, ()>,
-    task: Arc<TaskWaker>,
-    waker: Waker,
-}
-
-type ReadyQueue = Mutex<Vec<u64>>;
-
-struct TaskWaker {
-    key: u64,
-    queued: AtomicBool,
-    ready: Arc<ReadyQueue>,
-}
-
-impl Wake for TaskWaker {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        if !self.queued.swap(true, Ordering::Relaxed) {
-            self.ready.lock().unwrap_or_else(PoisonError::into_inner).push(self.key);
-        }
-    }
-}
-
-struct Timer {
-    at_ns: u64,
-    number: u64,
-    action: Action,
-}
-
-enum Action {
-    Wake(Rc<Alarm>),
-    Call(Box<dyn FnOnce()>),
-}
-
-/// A sleeping task's place in the timer heap.
-#[derive(Default)]
-pub(crate) struct Alarm {
-    pub(crate) waker: RefCell<Option<Waker>>,
-    pub(crate) rung: Cell<bool>,
-}
-
-impl PartialEq for Timer {
-    fn eq(&self, other: &Self) -> bool {
-        self.number == other.number
-    }
-}
-
-impl Eq for Timer {}
-
-impl PartialOrd for Timer {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Timer {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at_ns, self.number).cmp(&(other.at_ns, other.number))
-    }
-}
-
 impl Executor {
     /// An executor at virtual time zero with the supervisor as its only process.
     pub fn new(random: Random, trace: Rc<Trace>, limits: Limits) -> Rc<Self> {
@@ -298,11 +220,23 @@ impl Executor {
         });
         let slot = &mut state.slots[index as usize];
         let key = key_of(slot.generation, index);
-        let task =
-            Arc::new(TaskWaker { key, queued: AtomicBool::new(false), ready: self.ready.clone() });
-        let body = Body { future, waker: Waker::from(task.clone()), task };
+        let task = Arc::new(TaskWaker {
+            key,
+            queued: AtomicBool::new(false),
+            ready: self.ready.clone(),
+        });
+        let body = Body {
+            future,
+            waker: Waker::from(task.clone()),
+            task,
+        };
         body.task.wake_by_ref();
-        slot.occupant = Some(Occupant { process, name, aborted: false, body: Some(body) });
+        slot.occupant = Some(Occupant {
+            process,
+            name,
+            aborted: false,
+            body: Some(body),
+        });
         TaskKey(key)
     }
 
@@ -348,7 +282,10 @@ impl Executor {
     /// way to kill a process at a chosen await.
     pub fn after_polls(&self, process: ProcessId, polls: u64, action: impl FnOnce() + 'static) {
         let process = &mut self.state.borrow_mut().processes[process.0 as usize];
-        process.fuse = Some(Fuse { polls_left: polls, action: Box::new(action) });
+        process.fuse = Some(Fuse {
+            polls_left: polls,
+            action: Box::new(action),
+        });
     }
 
     /// Calls `action` at virtual time `at_ns`, or now if that has passed.
@@ -368,7 +305,9 @@ impl Executor {
     /// Says that an alarm in the heap has lost its waker.
     pub(crate) fn forget_alarm(&self) {
         // A future may be dropped by the unwinding of a panic from anywhere.
-        let Ok(mut state) = self.state.try_borrow_mut() else { return };
+        let Ok(mut state) = self.state.try_borrow_mut() else {
+            return;
+        };
         state.timers_cancelled += 1;
         if state.timers_cancelled > 4096 && state.timers_cancelled * 2 > state.timers.len() {
             state.timers.retain(|Reverse(timer)| match &timer.action {
@@ -423,18 +362,28 @@ impl Executor {
                 if polls_here + 64 > self.limits.polls_at_one_instant {
                     recent.push_back(key);
                     if polls_here > self.limits.polls_at_one_instant {
-                        return Err(Halt::Livelock { at_ns, tasks: self.names(&recent) });
+                        return Err(Halt::Livelock {
+                            at_ns,
+                            tasks: self.names(&recent),
+                        });
                     }
                 }
                 if self.polls.get() > self.limits.polls {
-                    return Err(Halt::EventBudget { at_ns, polls: self.polls.get() });
+                    return Err(Halt::EventBudget {
+                        at_ns,
+                        polls: self.polls.get(),
+                    });
                 }
             }
             let Some(next_ns) = self.next_timer_ns() else {
-                return Err(Halt::Deadlock { at_ns: self.now_ns() });
+                return Err(Halt::Deadlock {
+                    at_ns: self.now_ns(),
+                });
             };
             if next_ns > nanos(self.limits.time) {
-                return Err(Halt::TimeLimit { at_ns: self.now_ns() });
+                return Err(Halt::TimeLimit {
+                    at_ns: self.now_ns(),
+                });
             }
             if next_ns > self.now_ns() {
                 self.now_ns.set(next_ns);
@@ -461,7 +410,9 @@ impl Executor {
     fn poll(&self, key: u64) -> bool {
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
-        let Some(occupant) = state.occupant(key) else { return false };
+        let Some(occupant) = state.occupant(key) else {
+            return false;
+        };
         let id = occupant.process;
         let process = &mut state.processes[id.0 as usize];
         if process.life == Life::Paused {
@@ -472,7 +423,10 @@ impl Executor {
             if fuse.polls_left == 0 {
                 let fuse = process.fuse.take();
                 drop(guard);
-                self.ready.lock().unwrap_or_else(PoisonError::into_inner).push(key);
+                self.ready
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(key);
                 if let Some(fuse) = fuse {
                     (fuse.action)();
                 }
@@ -483,7 +437,9 @@ impl Executor {
         let runtime = process.runtime.clone();
         let occupant = state.occupant(key).expect("it was there a moment ago");
         let (aborted, name) = (occupant.aborted, occupant.name);
-        let Some(mut body) = occupant.body.take() else { return false };
+        let Some(mut body) = occupant.body.take() else {
+            return false;
+        };
         if aborted {
             state.free(key);
         }
@@ -494,7 +450,12 @@ impl Executor {
             return true;
         }
         self.polls.set(self.polls.get() + 1);
-        self.trace.record(self.now_ns(), Step::Poll, key, u64::from(id.0) << 32 | name_hash(name));
+        self.trace.record(
+            self.now_ns(),
+            Step::Poll,
+            key,
+            u64::from(id.0) << 32 | name_hash(name),
+        );
         body.task.queued.store(false, Ordering::Relaxed);
         let ended = {
             let mut context = Context::from_waker(&body.waker);
@@ -515,13 +476,20 @@ impl Executor {
     }
 
     fn next_timer_ns(&self) -> Option<u64> {
-        self.state.borrow().timers.peek().map(|Reverse(timer)| timer.at_ns)
+        self.state
+            .borrow()
+            .timers
+            .peek()
+            .map(|Reverse(timer)| timer.at_ns)
     }
 
     fn fire_due(&self) {
         loop {
             let mut state = self.state.borrow_mut();
-            let due = state.timers.peek().is_some_and(|next| next.0.at_ns <= self.now_ns());
+            let due = state
+                .timers
+                .peek()
+                .is_some_and(|next| next.0.at_ns <= self.now_ns());
             if !due {
                 return;
             }
@@ -546,7 +514,11 @@ impl Executor {
         let number = state.timer_number;
         state.timer_number += 1;
         let at_ns = at_ns.max(self.now_ns());
-        state.timers.push(Reverse(Timer { at_ns, number, action }));
+        state.timers.push(Reverse(Timer {
+            at_ns,
+            number,
+            action,
+        }));
     }
 
     fn end(&self, id: ProcessId) {
@@ -562,9 +534,17 @@ impl Executor {
         let mut bodies = Vec::new();
         for index in 0..state.slots.len() {
             let slot = &mut state.slots[index];
-            if slot.occupant.as_ref().is_some_and(|occupant| occupant.process == id) {
+            if slot
+                .occupant
+                .as_ref()
+                .is_some_and(|occupant| occupant.process == id)
+            {
                 let key = key_of(slot.generation, index as u32);
-                bodies.extend(slot.occupant.as_mut().and_then(|occupant| occupant.body.take()));
+                bodies.extend(
+                    slot.occupant
+                        .as_mut()
+                        .and_then(|occupant| occupant.body.take()),
+                );
                 state.free(key);
             }
         }
@@ -590,33 +570,14 @@ impl Executor {
         for key in keys {
             if let Some(occupant) = state.occupant(*key) {
                 let (name, process) = (occupant.name, occupant.process);
-                names.insert(format!("{} of {}", name, state.processes[process.0 as usize].label));
+                names.insert(format!(
+                    "{} of {}",
+                    name, state.processes[process.0 as usize].label
+                ));
             }
         }
         names.into_iter().collect()
     }
-}
-
-impl State {
-    fn occupant(&mut self, key: u64) -> Option<&mut Occupant> {
-        let slot = self.slots.get_mut(key as u32 as usize)?;
-        if slot.generation != (key >> 32) as u32 {
-            return None;
-        }
-        slot.occupant.as_mut()
-    }
-
-    fn free(&mut self, key: u64) {
-        let index = key as u32;
-        let slot = &mut self.slots[index as usize];
-        slot.generation = slot.generation.wrapping_add(1);
-        slot.occupant = None;
-        self.free.push(index);
-    }
-}
-
-fn key_of(generation: u32, index: u32) -> u64 {
-    u64::from(generation) << 32 | u64::from(index)
 }
 
 fn name_hash(name: &str) -> u64 {

@@ -1,0 +1,192 @@
+//! When to elect: the voters' timers, in place of openraft's.
+//!
+//! openraft 0.9 draws one election timeout per start, checks it every 1.5 heartbeats and adds it
+//! to the lease, so a leader's death costs up to `2 * most + 1.5 heartbeats`; and it has no
+//! pre-vote, so a node that comes back from a partition, or whose disk stalls, deposes a healthy
+//! leader by its larger term. Its timers are switched off, and this module decides:
+//!
+//! * the timeout is drawn afresh each time, counts from the arrival of the leader's last message
+//!   and fires on the millisecond;
+//! * before a term is spent, the voters are asked whether they would grant it. A voter that has
+//!   heard a leader within the lease says when to ask again;
+//! * proof that the leader's process is gone shortens the wait to the rest of the lease.
+//!
+//! Safety is Raft's own and depends on none of this.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use holdfast_runtime::{Instant, NodeId, Rpc, Runtime};
+use openraft::ServerState;
+use serde::{Deserialize, Serialize};
+
+use super::network::{Request, Response, ask};
+use super::pulse::{Pulse, Timing};
+use super::types::{LogId, Machine, Raft};
+
+/// What a voter would do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Verdict {
+    /// Vote for the asking node.
+    Grant,
+    /// So, if no leader speaks for so many more microseconds.
+    Later(u64),
+    /// Not vote: the asking node's log is behind, or this node leads and is heard.
+    Refuse,
+}
+
+/// What a voter in `state`, whose log ends at `own`, would answer to a candidate's vote request.
+pub(super) fn judge(
+    candidate: Option<LogId>,
+    own: Option<LogId>,
+    state: ServerState,
+    pulse: &Pulse,
+    timing: Timing,
+    now: Instant,
+) -> Verdict {
+    if candidate < own || (state.is_leader() && !pulse.is_cut_off()) {
+        return Verdict::Refuse;
+    }
+    let silence = now.saturating_since(pulse.heard());
+    match timing.lease.checked_sub(silence) {
+        // openraft refuses at the very end of the lease too.
+        Some(rest) if !state.is_leader() => {
+            Verdict::Later(u64::try_from(rest.as_micros()).unwrap_or(u64::MAX).saturating_add(1))
+        }
+        Some(_) | None => Verdict::Grant,
+    }
+}
+
+/// Whether `votes` hold a majority of every voter set.
+pub(super) fn is_quorum(votes: &BTreeSet<NodeId>, configs: &[BTreeSet<NodeId>]) -> bool {
+    configs.iter().all(|voters| votes.intersection(voters).count() * 2 > voters.len())
+}
+
+/// Runs elections for one node.
+pub(super) struct Elector<M: Machine> {
+    pub(super) runtime: Runtime,
+    pub(super) rpc: Rc<Rpc>,
+    pub(super) raft: Raft<M>,
+    pub(super) pulse: Rc<Pulse>,
+    pub(super) timing: Timing,
+}
+
+impl<M: Machine> Elector<M> {
+    /// Runs until the group stops.
+    pub(super) async fn run(self) {
+        let node = self.rpc.local_node();
+        let mut metrics = self.raft.server_metrics();
+        let mut anchor = self.pulse.heard();
+        let mut deadline = anchor + self.draw_timeout();
+        loop {
+            let (leading, voters) = {
+                let metrics = metrics.borrow_and_update();
+                let membership = metrics.membership_config.membership();
+                (metrics.state.is_leader(), membership.get_joint_config().clone())
+            };
+            self.pulse.set_leading(leading);
+            let waits = leading || !voters.iter().any(|config| config.contains(&node));
+            if waits {
+                if metrics.changed().await.is_err() {
+                    return;
+                }
+                deadline = self.runtime.now() + self.draw_timeout();
+                continue;
+            }
+            if self.pulse.heard() > anchor {
+                anchor = self.pulse.heard();
+                deadline = anchor + self.draw_timeout();
+            }
+            let alone = voters.iter().all(|config| config.len() == 1 && config.contains(&node));
+            if !alone && self.runtime.now() < deadline {
+                tokio::select! {
+                    biased;
+                    changed = metrics.changed() => {
+                        if changed.is_err() {
+                            return;
+                        }
+                    }
+                    () = self.pulse.leader_gone() => {
+                        let soon = (anchor + self.timing.lease).max(self.runtime.now());
+                        deadline = deadline.min(soon + self.draw(self.timing.lease / 8));
+                    }
+                    () = self.runtime.sleep_until(deadline) => {}
+                }
+                continue;
+            }
+            let pause = self.campaign(node, &voters, anchor).await;
+            deadline = self.runtime.now() + pause;
+            if alone && metrics.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Asks the voters, and elects if enough would vote for this node. Returns the pause before
+    /// the next attempt.
+    async fn campaign(
+        &self,
+        node: NodeId,
+        configs: &[BTreeSet<NodeId>],
+        anchor: Instant,
+    ) -> Duration {
+        let voters: BTreeSet<NodeId> = configs.iter().flatten().copied().collect();
+        let last_log_id = self.raft.data_metrics().borrow().last_log;
+        let request = Request::<M>::Probe { last_log_id };
+        let mut answers: FuturesUnordered<_> = voters
+            .iter()
+            .filter(|voter| **voter != node)
+            .map(|voter| {
+                let asking =
+                    ask(&self.rpc, *voter, &request, Bytes::new(), self.timing.election_least);
+                async move { (*voter, asking.await) }
+            })
+            .collect();
+        let mut granted = BTreeSet::from([node]);
+        let mut willing = granted.clone();
+        let mut wait = Duration::ZERO;
+        while !is_quorum(&granted, configs) {
+            match answers.next().await {
+                Some((voter, Ok(Response::Probe(Verdict::Grant)))) => {
+                    granted.insert(voter);
+                    willing.insert(voter);
+                }
+                Some((voter, Ok(Response::Probe(Verdict::Later(rest_us))))) => {
+                    willing.insert(voter);
+                    wait = wait.max(Duration::from_micros(rest_us)).min(self.timing.lease);
+                }
+                Some((_, Ok(_refused))) => {}
+                Some((voter, Err(error))) => {
+                    tracing::debug!(%node, %voter, %error, "a voter could not be asked");
+                }
+                None => return self.timing.election_least / 4
+                    + self.draw(self.timing.election_least / 4),
+            }
+            if is_quorum(&willing, configs) && !is_quorum(&granted, configs) {
+                return wait + self.draw(self.timing.lease / 8);
+            }
+        }
+        if self.pulse.heard() > anchor {
+            return self.draw_timeout();
+        }
+        tracing::info!(%node, "enough voters would vote for this node: electing");
+        // A stopped group ends this task through its metrics.
+        let _ = self.raft.trigger().elect().await;
+        self.timing.lease + self.draw(self.timing.lease)
+    }
+
+    fn draw_timeout(&self) -> Duration {
+        let Timing { election_least, election_most, .. } = self.timing;
+        election_least + self.draw(election_most.saturating_sub(election_least))
+    }
+
+    /// An even draw from zero to `most`.
+    fn draw(&self, most: Duration) -> Duration {
+        let most_us = u64::try_from(most.as_micros()).unwrap_or(u64::MAX);
+        Duration::from_micros(self.runtime.random_below(most_us.max(1)))
+    }
+}

@@ -1,0 +1,370 @@
+//! The config group: the cluster's state on Raft.
+//!
+//! What it promises:
+//!
+//! * a change that was answered is in the state of every later leader, whatever subset of nodes
+//!   survives, as long as a majority of the voters' disks does;
+//! * a proposal takes effect at most once, however often it is sent again on the way;
+//! * a node whose log cannot be read takes no part: it never votes from defaults;
+//! * under the simulator the same seed runs the same way, and a killed process takes its Raft
+//!   along.
+//!
+//! ```text
+//! propose ─ forward ──────────────┐              ┌─ shell ─ Machine (ClusterState)
+//!              │ Service::Config  ├─ openraft ───┤
+//! election ────┤ Service::Raft ───┘              └─ store ─ area ─ Disk "config"
+//! pulse ───────┘ (network)
+//! ```
+
+mod area;
+mod election;
+mod error;
+mod forward;
+mod membership;
+mod network;
+mod pulse;
+mod scheduling;
+mod shell;
+mod store;
+mod types;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_runtime::rpc::LinkChange;
+use holdfast_runtime::task::TaskGroup;
+use holdfast_runtime::{Directory, DownReason, NodeId, Rpc, Runtime};
+use openraft::error::{InitializeError, RaftError};
+use openraft::{Config, SnapshotPolicy};
+use tokio::sync::watch;
+
+pub use area::{AreaError, Damage};
+pub use error::{BarrierError, GroupError, MembershipError, OptionsError, ProposeError};
+pub use membership::VOTERS_MAX;
+pub use types::{Applied, Machine, Proposal, ProposalKey};
+
+use crate::state::{Change, ClusterState, Outcome};
+use election::Elector;
+use forward::{Forwarder, Numbers};
+use network::{Network, Server};
+use pulse::{Pulse, Timing};
+use shell::{Shell, View};
+use store::Store;
+use types::Raft;
+
+/// The group that replicates the cluster's state.
+pub type ConfigGroup = Group<ClusterState>;
+
+impl Machine for ClusterState {
+    type Change = Change;
+    type Outcome = Outcome;
+
+    fn apply(&mut self, change: Change) -> Outcome {
+        Self::apply(self, change)
+    }
+}
+
+/// How one node takes part in the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupOptions {
+    /// Whether an empty config log is a new node's. False for a node that has been a member:
+    /// an empty log is then a lost one, and is refused.
+    pub may_create: bool,
+    /// A leader speaks to each member every 1.5 of these.
+    pub heartbeat: Duration,
+    /// Least silence after which a voter tries to replace the leader; at least three heartbeats.
+    pub election_least: Duration,
+    /// Most silence before which it does.
+    pub election_most: Duration,
+    /// Bytes of each of the two halves of the config log; fixed when the log is made. The
+    /// state has to fit into one.
+    pub half_bytes: u64,
+}
+
+impl Default for GroupOptions {
+    fn default() -> Self {
+        Self {
+            may_create: true,
+            heartbeat: Duration::from_millis(100),
+            election_least: Duration::from_millis(300),
+            election_most: Duration::from_millis(450),
+            half_bytes: 32 << 20,
+        }
+    }
+}
+
+impl GroupOptions {
+    fn timing(&self) -> Result<Timing, OptionsError> {
+        if self.heartbeat < Duration::from_millis(5) {
+            return Err(OptionsError::HeartbeatTooShort);
+        }
+        if self.election_least < self.heartbeat * 3 {
+            return Err(OptionsError::ElectionTooSoon);
+        }
+        if self.election_most <= self.election_least {
+            return Err(OptionsError::ElectionEmpty);
+        }
+        if self.half_bytes < 64 << 10 || !self.half_bytes.is_multiple_of(4096) {
+            return Err(OptionsError::HalfTooSmall);
+        }
+        Ok(Timing {
+            heartbeat: self.heartbeat,
+            // Longer than a healthy leader's silence of 1.5 heartbeats, shorter than any wait
+            // for an election, so that its end holds up none.
+            lease: self.heartbeat * 2,
+            election_least: self.election_least,
+            election_most: self.election_most,
+        })
+    }
+
+    /// A quarter of a half, so that snapshot, log and the records behind them fit into one.
+    fn log_bytes_max(&self) -> usize {
+        (self.half_bytes / 4) as usize
+    }
+
+    /// Written twice, and a few of them are between two snapshots.
+    fn change_bytes_max(&self) -> usize {
+        (self.half_bytes / 32) as usize
+    }
+}
+
+/// One node's part in a group that replicates a [`Machine`].
+pub struct Group<M: Machine> {
+    rpc: Rc<Rpc>,
+    runtime: Runtime,
+    raft: Raft<M>,
+    view: Rc<View<M>>,
+    pulse: Rc<Pulse>,
+    forwarder: Rc<Forwarder<M>>,
+    _server: Rc<Server<M>>,
+    _tasks: TaskGroup,
+}
+
+impl<M: Machine> Group<M> {
+    /// Reads the node's config log and takes part from then on: as the member that the log says
+    /// it is, or as nobody until [`Self::initialize`] or a leader makes it one.
+    pub async fn start(
+        runtime: Runtime,
+        rpc: Rc<Rpc>,
+        directory: Rc<dyn Directory>,
+        options: GroupOptions,
+    ) -> Result<Rc<Self>, GroupError> {
+        let timing = options.timing()?;
+        let node = rpc.local_node();
+        let opened = Store::open(&*directory, node, options.half_bytes, options.may_create);
+        let store = opened.await?.ok_or(GroupError::Missing)?;
+        let view = View::new();
+        let inconsistent = |error: &dyn std::error::Error| {
+            GroupError::Inconsistent(error.to_string())
+        };
+        let shell = Shell::recover(store.clone(), view.clone(), options.log_bytes_max())
+            .map_err(|error| inconsistent(&error))?;
+        let pulse = Rc::new(Pulse::new(runtime.clone(), timing));
+        let network = Network { rpc: rpc.clone(), pulse: pulse.clone() };
+        let raft = Raft::new(node, Arc::new(raft_config(timing)), network, store, shell)
+            .await
+            .map_err(|error| inconsistent(&error))?;
+        pulse.attach(raft.data_metrics());
+
+        let server = Rc::new(Server {
+            raft: raft.clone(),
+            pulse: pulse.clone(),
+            timing,
+            metrics: raft.server_metrics(),
+            runtime: runtime.clone(),
+        });
+        Server::serve(&server, &rpc);
+        let forwarder = Rc::new(Forwarder {
+            runtime: runtime.clone(),
+            rpc: rpc.clone(),
+            raft: raft.clone(),
+            view: view.clone(),
+            pulse: pulse.clone(),
+            timing,
+            change_bytes_max: options.change_bytes_max(),
+            numbers: Numbers::new(),
+        });
+        Forwarder::serve(&forwarder);
+
+        let mut tasks = TaskGroup::default();
+        let elector = Elector {
+            runtime: runtime.clone(),
+            rpc: rpc.clone(),
+            raft: raft.clone(),
+            pulse: pulse.clone(),
+            timing,
+        };
+        tasks.add(runtime.spawn("config-election", elector.run()));
+        let links = watch_links(rpc.clone(), raft.clone(), pulse.clone());
+        tasks.add(runtime.spawn("config-links", links));
+        tasks.add(runtime.spawn("config-snapshots", take_snapshots(raft.clone(), view.clone())));
+        Ok(Rc::new(Self {
+            rpc,
+            runtime,
+            raft,
+            view,
+            pulse,
+            forwarder,
+            _server: server,
+            _tasks: tasks,
+        }))
+    }
+
+    /// Makes this node the first member of a new group and applies `first`. Asking again after
+    /// a failure or a restart is safe if `first` itself refuses to be applied twice.
+    pub async fn initialize(
+        &self,
+        first: M::Change,
+        limit: Duration,
+    ) -> Result<M::Outcome, GroupError> {
+        let node = self.rpc.local_node();
+        match self.raft.initialize(BTreeSet::from([node])).await {
+            Ok(()) => {}
+            Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {
+                let metrics = self.raft.server_metrics();
+                let alone = metrics.borrow().membership_config.voter_ids().eq([node]);
+                if !alone {
+                    return Err(GroupError::AlreadyInitialized);
+                }
+            }
+            Err(RaftError::APIError(InitializeError::NotInMembers(_))) => {
+                unreachable!("the node is in the set that it gives")
+            }
+            Err(RaftError::Fatal(_)) => return Err(ProposeError::Stopped.into()),
+        }
+        Ok(self.propose(first, limit).await?)
+    }
+
+    /// The state that this node has applied; cheap.
+    pub fn state(&self) -> Rc<M> {
+        self.view.state()
+    }
+
+    /// The index of the last entry this node has applied; changes whenever [`Self::state`] may
+    /// have.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.view.watch()
+    }
+
+    /// Proposes a change and answers with its outcome, from any member. Follows changes of
+    /// leadership until `limit`; the change takes effect at most once. When this returns an
+    /// outcome, [`Self::state`] of this node includes the change.
+    pub async fn propose(
+        &self,
+        change: M::Change,
+        limit: Duration,
+    ) -> Result<M::Outcome, ProposeError> {
+        self.forwarder.propose(change, limit).await
+    }
+
+    /// When this returns, [`Self::state`] includes every change whose outcome anybody had heard
+    /// before the call.
+    pub async fn read_barrier(&self, limit: Duration) -> Result<(), BarrierError> {
+        self.forwarder.read_barrier(limit).await
+    }
+
+    /// The leader as far as this node knows. It may be gone already.
+    pub fn leader(&self) -> Option<NodeId> {
+        self.forwarder.leader()
+    }
+
+    /// Whether this node leads, as far as it knows. Another may have taken over; then no change
+    /// can be made from here.
+    pub fn is_leader(&self) -> bool {
+        self.leader() == Some(self.rpc.local_node())
+    }
+
+    /// Tells when [`Self::leader`] or the members may have changed.
+    pub fn watch_leadership(&self) -> watch::Receiver<
+        openraft::metrics::RaftServerMetrics<NodeId, openraft::EmptyNode>,
+    > {
+        self.raft.server_metrics()
+    }
+
+    /// The voters, as far as this node knows.
+    pub fn voters(&self) -> BTreeSet<NodeId> {
+        self.raft.server_metrics().borrow().membership_config.voter_ids().collect()
+    }
+
+    /// All members, voters and learners, as far as this node knows.
+    pub fn members(&self) -> BTreeSet<NodeId> {
+        let metrics = self.raft.server_metrics();
+        metrics.borrow().membership_config.nodes().map(|(node, _)| *node).collect()
+    }
+
+    /// Makes the group consist of `eligible`: new nodes become learners, up to
+    /// [`VOTERS_MAX`] of those that have caught up become voters, members that are not eligible
+    /// leave. The leader calls it; it waits for learners to catch up until `limit`. Calling it
+    /// with nothing to do costs nothing.
+    pub async fn reconcile_voters(
+        &self,
+        eligible: &[NodeId],
+        limit: Duration,
+    ) -> Result<(), MembershipError> {
+        membership::reconcile(&self.runtime, &self.rpc, &self.raft, eligible, limit).await
+    }
+
+    /// Says that the leader's process is known to be gone: elect as soon as the voters' leases
+    /// allow. A link that a live host refuses tells the group by itself.
+    pub fn hint_leader_gone(&self) {
+        self.pulse.report_leader_gone();
+    }
+
+    /// Stops taking part; what is durable stays. Returns when nothing is written any more.
+    pub async fn shutdown(&self) {
+        // The core is the only one to write, and has no way to fail to end.
+        let _ = self.raft.shutdown().await;
+    }
+}
+
+fn raft_config(timing: Timing) -> Config {
+    let milliseconds = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let lease = milliseconds(timing.lease);
+    Config {
+        cluster_name: "holdfast".to_owned(),
+        heartbeat_interval: milliseconds(timing.heartbeat),
+        // The time limit of a vote request, and the lease; `election` decides when to elect.
+        election_timeout_min: lease - 1,
+        election_timeout_max: lease,
+        enable_elect: false,
+        install_snapshot_timeout: 10_000,
+        max_payload_entries: 64,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(1024),
+        // A follower that lags further than this is sent the state instead of the log.
+        replication_lag_threshold: 1024,
+        // Whoever needs an entry that a snapshot contains is sent the snapshot.
+        max_in_snapshot_log_to_keep: 0,
+        ..Config::default()
+    }
+}
+
+/// Notices when a live host refuses the leader's connection: its process is gone.
+async fn watch_links<M: Machine>(rpc: Rc<Rpc>, raft: Raft<M>, pulse: Rc<Pulse>) {
+    let mut changes = rpc.watch_links();
+    drop(rpc);
+    while let Some(change) = changes.recv().await {
+        match change {
+            LinkChange::Down(peer, _, DownReason::Refused) => {
+                if raft.server_metrics().borrow().current_leader == Some(peer) {
+                    pulse.report_leader_gone();
+                }
+            }
+            LinkChange::Down(_, _, DownReason::Lost) | LinkChange::Up(..) => {}
+        }
+    }
+}
+
+/// Takes a snapshot when the log has grown by bytes; openraft counts entries only.
+async fn take_snapshots<M: Machine>(raft: Raft<M>, view: Rc<View<M>>) {
+    loop {
+        view.log_is_long.notified().await;
+        if raft.trigger().snapshot().await.is_err() {
+            return;
+        }
+    }
+}

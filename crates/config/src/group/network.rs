@@ -1,0 +1,293 @@
+//! Raft messages between nodes: [`Service::Raft`] requests, encoded as
+//! `version u8, postcard(Request)` in the frame's header; a snapshot's data is its payload.
+//!
+//! A request to a peer without a link fails at once and makes openraft wait before the next
+//! ([`RaftNetwork::backoff`]); so does an answer that makes no sense, or none because the peer's
+//! group is stopping. Only a missed time limit is repeated without a pause, because it was one.
+
+use std::future::Future;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use holdfast_runtime::{Frame, NodeId, Rpc, RpcError, Service};
+use openraft::error::{
+    Fatal, RPCError, RaftError, ReplicationClosed, StreamingError, Timeout, Unreachable,
+};
+use openraft::metrics::RaftServerMetrics;
+use openraft::network::{Backoff, RPCOption};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse,
+};
+use openraft::{EmptyNode, RPCTypes, RaftNetwork, RaftNetworkFactory};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::sync::watch;
+
+use super::election::{Verdict, judge};
+use super::pulse::{Pulse, Timing};
+use super::types::{LogId, Machine, Raft, Snapshot, SnapshotMeta, Types, Vote};
+
+/// Version of the group's messages.
+const VERSION: u8 = 1;
+/// Pauses before the next attempt to reach a peer: the first ones fit a link that flaps, the
+/// last one bounds how long a returned peer waits to be noticed.
+const BACKOFF_MS: [u64; 3] = [50, 100, 200];
+
+/// A request of one group member to another.
+#[derive(Serialize, Deserialize)]
+#[serde(bound = "")]
+pub(super) enum Request<M: Machine> {
+    Append(AppendEntriesRequest<Types<M>>),
+    Vote(VoteRequest<NodeId>),
+    /// The data is the frame's payload.
+    Snapshot {
+        vote: Vote,
+        meta: SnapshotMeta,
+    },
+    /// Would the receiver vote for the sender, whose log ends here? Changes nothing.
+    Probe {
+        last_log_id: Option<LogId>,
+    },
+}
+
+/// The answer to a [`Request`].
+#[derive(Serialize, Deserialize)]
+pub(super) enum Response {
+    Append(AppendEntriesResponse<NodeId>),
+    Vote(VoteResponse<NodeId>),
+    Snapshot(SnapshotResponse<NodeId>),
+    Probe(Verdict),
+    /// The receiver's group has stopped.
+    Stopped,
+}
+
+/// Why a peer could not be asked. What it has done meanwhile is unknown.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub(super) enum PeerError {
+    #[error(transparent)]
+    Rpc(#[from] RpcError),
+    #[error("the peer's answer is not understood")]
+    Malformed,
+    #[error("the peer's group has stopped")]
+    Stopped,
+    #[error("this leader has lost its quorum and keeps silent")]
+    CutOff,
+}
+
+/// Sends a request and decodes its answer.
+pub(super) async fn ask<M: Machine>(
+    rpc: &Rpc,
+    target: NodeId,
+    request: &Request<M>,
+    payload: Bytes,
+    limit: Duration,
+) -> Result<Response, PeerError> {
+    let frame = Frame::with_payload(encode(request), payload);
+    let answer = rpc.call(target, Service::Raft, frame, limit).await?;
+    match decode(&answer.header) {
+        None => Err(PeerError::Malformed),
+        Some(Response::Stopped) => Err(PeerError::Stopped),
+        Some(response) => Ok(response),
+    }
+}
+
+/// `version u8, postcard(message)`.
+pub(super) fn encode<T: Serialize>(message: &T) -> Bytes {
+    let bytes = postcard::to_extend(message, vec![VERSION]);
+    Bytes::from(bytes.expect("plain data always encodes"))
+}
+
+/// `None` for a message of another version or a damaged one.
+pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let (version, message) = bytes.split_first()?;
+    if *version != VERSION {
+        return None;
+    }
+    postcard::from_bytes(message).ok()
+}
+
+/// Makes clients for peers.
+pub(super) struct Network {
+    pub(super) rpc: Rc<Rpc>,
+    pub(super) pulse: Rc<Pulse>,
+}
+
+/// Sends Raft's requests to one peer.
+pub(super) struct Client {
+    rpc: Rc<Rpc>,
+    pulse: Rc<Pulse>,
+    target: NodeId,
+}
+
+impl<M: Machine> RaftNetworkFactory<Types<M>> for Network {
+    type Network = Client;
+
+    async fn new_client(&mut self, target: NodeId, _node: &EmptyNode) -> Client {
+        Client { rpc: self.rpc.clone(), pulse: self.pulse.clone(), target }
+    }
+}
+
+type AnyRpcError = RPCError<NodeId, EmptyNode, RaftError<NodeId>>;
+
+impl Client {
+    fn rpc_error(&self, action: RPCTypes, limit: Duration, error: PeerError) -> AnyRpcError {
+        match error {
+            PeerError::Rpc(RpcError::TimedOut) => {
+                RPCError::Timeout(self.timed_out(action, limit))
+            }
+            PeerError::Rpc(RpcError::LinkDown)
+            | PeerError::Malformed
+            | PeerError::Stopped
+            | PeerError::CutOff => RPCError::Unreachable(Unreachable::new(&error)),
+        }
+    }
+
+    fn timed_out(&self, action: RPCTypes, timeout: Duration) -> Timeout<NodeId> {
+        Timeout { action, id: self.rpc.local_node(), target: self.target, timeout }
+    }
+}
+
+impl<M: Machine> RaftNetwork<Types<M>> for Client {
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<Types<M>>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<NodeId>, AnyRpcError> {
+        let limit = option.hard_ttl();
+        let action = RPCTypes::AppendEntries;
+        if !self.pulse.may_speak_to(self.target) {
+            return Err(self.rpc_error(action, limit, PeerError::CutOff));
+        }
+        let request = Request::<M>::Append(rpc);
+        match ask(&self.rpc, self.target, &request, Bytes::new(), limit).await {
+            Ok(Response::Append(response)) => Ok(response),
+            Ok(_other) => Err(self.rpc_error(action, limit, PeerError::Malformed)),
+            Err(error) => Err(self.rpc_error(action, limit, error)),
+        }
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<NodeId>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<NodeId>, AnyRpcError> {
+        let limit = option.hard_ttl();
+        let request = Request::<M>::Vote(rpc);
+        match ask(&self.rpc, self.target, &request, Bytes::new(), limit).await {
+            Ok(Response::Vote(response)) => Ok(response),
+            Ok(_other) => Err(self.rpc_error(RPCTypes::Vote, limit, PeerError::Malformed)),
+            Err(error) => Err(self.rpc_error(RPCTypes::Vote, limit, error)),
+        }
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot<M>,
+        cancel: impl Future<Output = ReplicationClosed> + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<NodeId>, StreamingError<Types<M>, Fatal<NodeId>>> {
+        let limit = option.hard_ttl();
+        let request = Request::<M>::Snapshot { vote, meta: snapshot.meta };
+        let asking = ask(&self.rpc, self.target, &request, *snapshot.snapshot, limit);
+        let mut asking = std::pin::pin!(asking.fuse());
+        let mut cancel = std::pin::pin!(cancel.fuse());
+        let answer = futures::select_biased! {
+            answer = asking => answer,
+            closed = cancel => return Err(StreamingError::Closed(closed)),
+        };
+        match answer {
+            Ok(Response::Snapshot(response)) => Ok(response),
+            Ok(_other) => Err(Unreachable::new(&PeerError::Malformed).into()),
+            Err(PeerError::Rpc(RpcError::TimedOut)) => {
+                Err(self.timed_out(RPCTypes::InstallSnapshot, limit).into())
+            }
+            Err(error) => Err(Unreachable::new(&error).into()),
+        }
+    }
+
+    fn backoff(&self) -> Backoff {
+        let last = BACKOFF_MS[BACKOFF_MS.len() - 1];
+        let pauses = BACKOFF_MS.into_iter().chain(std::iter::repeat(last));
+        Backoff::new(pauses.map(Duration::from_millis))
+    }
+}
+
+/// Answers the requests of other members.
+pub(super) struct Server<M: Machine> {
+    pub(super) raft: Raft<M>,
+    pub(super) pulse: Rc<Pulse>,
+    pub(super) timing: Timing,
+    pub(super) metrics: watch::Receiver<RaftServerMetrics<NodeId, EmptyNode>>,
+    pub(super) runtime: holdfast_runtime::Runtime,
+}
+
+impl<M: Machine> Server<M> {
+    /// Takes the requests of [`Service::Raft`] from now on, for as long as `server` lives.
+    pub(super) fn serve(server: &Rc<Self>, rpc: &Rpc) {
+        let server: Weak<Self> = Rc::downgrade(server);
+        rpc.serve(Service::Raft, move |incoming| {
+            let server = server.upgrade();
+            async move {
+                let response = match (server, decode::<Request<M>>(&incoming.frame.header)) {
+                    (None, _) => Response::Stopped,
+                    (Some(_), None) => {
+                        tracing::warn!(
+                            from = %incoming.from,
+                            "dropped a Raft request of an unknown version"
+                        );
+                        return None;
+                    }
+                    (Some(server), Some(request)) => {
+                        server.answer(request, incoming.frame.payload).await
+                    }
+                };
+                Some(Frame::new(encode(&response)))
+            }
+            .boxed_local()
+        });
+    }
+
+    async fn answer(&self, request: Request<M>, payload: Bytes) -> Response {
+        match request {
+            Request::Append(request) => {
+                self.hear(&request.vote);
+                match self.raft.append_entries(request).await {
+                    Ok(response) => {
+                        // openraft's lease counts from when it handled the message.
+                        if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
+                            self.pulse.hear();
+                        }
+                        Response::Append(response)
+                    }
+                    Err(_stopped) => Response::Stopped,
+                }
+            }
+            Request::Vote(request) => {
+                self.raft.vote(request).await.map_or(Response::Stopped, Response::Vote)
+            }
+            Request::Snapshot { vote, meta } => {
+                self.hear(&vote);
+                let snapshot = Snapshot::<M> { meta, snapshot: Box::new(payload) };
+                let response = self.raft.install_full_snapshot(vote, snapshot).await;
+                response.map_or(Response::Stopped, Response::Snapshot)
+            }
+            Request::Probe { last_log_id } => {
+                let own = self.raft.data_metrics().borrow().last_log;
+                let state = self.metrics.borrow().state;
+                let now = self.runtime.now();
+                Response::Probe(judge(last_log_id, own, state, &self.pulse, self.timing, now))
+            }
+        }
+    }
+
+    /// A leader's message has arrived; a deposed leader's counts for nothing.
+    fn hear(&self, vote: &Vote) {
+        if *vote >= self.metrics.borrow().vote {
+            self.pulse.hear();
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! When this node last heard from a leader, and whether it is one that others still hear.
+//!
+//! openraft keeps both to itself, and steps no leader down that has lost its quorum. The pulse
+//! adds what its callers need:
+//!
+//! * followers know how long ago a leader spoke, at the moment the message arrives, whatever
+//!   the disk does before the answer;
+//! * a leader without a quorum's answers for an election's time is *cut off*: it falls silent
+//!   but for rare probes, so that followers which hear it but are not heard by it elect another.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use holdfast_runtime::{Instant, NodeId, Runtime};
+use openraft::metrics::RaftDataMetrics;
+use tokio::sync::{Notify, watch};
+
+/// The group's times. `heartbeat < lease < election_least < election_most` holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Timing {
+    /// The interval openraft is given. It checks its timers every 1.5 intervals, so that is how
+    /// often a leader really speaks.
+    pub(super) heartbeat: Duration,
+    /// A voter refuses its vote for so long after it has heard a leader.
+    pub(super) lease: Duration,
+    /// Least silence after which a voter tries to replace the leader.
+    pub(super) election_least: Duration,
+    /// Silence before which it does, drawn evenly from the least on.
+    pub(super) election_most: Duration,
+}
+
+impl Timing {
+    /// A cut-off leader speaks this rarely: long enough for the others to elect in between.
+    fn probe_interval(self) -> Duration {
+        self.election_most * 4
+    }
+}
+
+/// See the module.
+pub(super) struct Pulse {
+    runtime: Runtime,
+    timing: Timing,
+    heard: Cell<Instant>,
+    leading_since: Cell<Option<Instant>>,
+    metrics: RefCell<Option<watch::Receiver<RaftDataMetrics<NodeId>>>>,
+    probed: RefCell<BTreeMap<NodeId, Instant>>,
+    leader_gone: Notify,
+}
+
+impl Pulse {
+    pub(super) fn new(runtime: Runtime, timing: Timing) -> Self {
+        // openraft starts its lease at the restart too: a leader may have been heard just before.
+        let heard = Cell::new(runtime.now());
+        Self {
+            runtime,
+            timing,
+            heard,
+            leading_since: Cell::default(),
+            metrics: RefCell::default(),
+            probed: RefCell::default(),
+            leader_gone: Notify::new(),
+        }
+    }
+
+    pub(super) fn attach(&self, metrics: watch::Receiver<RaftDataMetrics<NodeId>>) {
+        *self.metrics.borrow_mut() = Some(metrics);
+    }
+
+    /// A leader has spoken.
+    pub(super) fn hear(&self) {
+        self.heard.set(self.runtime.now());
+    }
+
+    /// When a leader last spoke; the start of the node if none did.
+    pub(super) fn heard(&self) -> Instant {
+        self.heard.get()
+    }
+
+    /// Somebody knows that the leader's process is gone.
+    pub(super) fn report_leader_gone(&self) {
+        self.leader_gone.notify_one();
+    }
+
+    pub(super) async fn leader_gone(&self) {
+        self.leader_gone.notified().await;
+    }
+
+    /// This node has become the leader, or is none any more.
+    pub(super) fn set_leading(&self, leading: bool) {
+        self.leading_since.set(match (leading, self.leading_since.get()) {
+            (false, _) => None,
+            (true, None) => Some(self.runtime.now()),
+            (true, since) => since,
+        });
+    }
+
+    /// Whether this node, a leader in its own eyes, has gone without a quorum's answers for an
+    /// election's time.
+    pub(super) fn is_cut_off(&self) -> bool {
+        let limit = self.timing.election_most;
+        let Some(since) = self.leading_since.get() else { return false };
+        if self.runtime.now().saturating_since(since) < limit {
+            return false;
+        }
+        let metrics = self.metrics.borrow();
+        let Some(metrics) = metrics.as_ref() else { return false };
+        let silence_ms = metrics.borrow().millis_since_quorum_ack;
+        silence_ms.is_none_or(|silence_ms| u128::from(silence_ms) >= limit.as_millis())
+    }
+
+    /// Whether a message to a follower may leave: always, unless this leader is cut off.
+    pub(super) fn may_speak_to(&self, target: NodeId) -> bool {
+        let mut probed = self.probed.borrow_mut();
+        if !self.is_cut_off() {
+            probed.clear();
+            return true;
+        }
+        let now = self.runtime.now();
+        // The interval starts when the silence does.
+        let last = *probed.entry(target).or_insert(now);
+        let due = now.saturating_since(last) >= self.timing.probe_interval();
+        if due {
+            probed.insert(target, now);
+        }
+        due
+    }
+}

@@ -1,0 +1,270 @@
+//! The replicated state machine around a [`Machine`]: applies committed entries in order, at
+//! most once per proposal, and tells watchers.
+//!
+//! Invariant: the state, the table of proposals and the position in the log change together, and
+//! a snapshot holds all three.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use holdfast_runtime::{Incarnation, NodeId};
+use openraft::storage::RaftStateMachine;
+use openraft::{AnyError, EntryPayload, RaftSnapshotBuilder, StorageIOError};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, watch};
+
+use super::store::Store;
+use super::types::{
+    Applied, Entry, LogId, Machine, Proposal, ProposalKey, Snapshot, SnapshotMeta, StorageError,
+    StoredMembership, Types,
+};
+
+/// What the rest of the node sees of the applied state.
+pub(super) struct View<M> {
+    state: RefCell<Rc<M>>,
+    applied: watch::Sender<u64>,
+    /// The log has grown enough for a snapshot.
+    pub(super) log_is_long: Notify,
+}
+
+impl<M: Machine> View<M> {
+    pub(super) fn new() -> Rc<Self> {
+        Rc::new(Self {
+            state: RefCell::default(),
+            applied: watch::Sender::new(0),
+            log_is_long: Notify::new(),
+        })
+    }
+
+    /// The last applied state.
+    pub(super) fn state(&self) -> Rc<M> {
+        self.state.borrow().clone()
+    }
+
+    /// The index of the last applied entry.
+    pub(super) fn watch(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
+    fn publish(&self, state: Rc<M>, applied: u64) {
+        *self.state.borrow_mut() = state;
+        self.applied.send_replace(applied);
+    }
+}
+
+/// The state machine as openraft drives it.
+pub(super) struct Shell<M: Machine> {
+    body: Body<M>,
+    last_applied: Option<LogId>,
+    membership: StoredMembership,
+    view: Rc<View<M>>,
+    store: Store<M>,
+    log_bytes_max: usize,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(bound = "")]
+struct Body<M: Machine> {
+    state: Rc<M>,
+    sessions: Sessions<M::Outcome>,
+}
+
+/// The proposals whose repetition must be recognised, by proposing node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Sessions<O>(BTreeMap<NodeId, Session<O>>);
+
+/// The proposals of one start of one node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Session<O> {
+    incarnation: Incarnation,
+    settled_below: u64,
+    outcomes: BTreeMap<u64, O>,
+}
+
+/// Whether a proposal is to be applied.
+enum Admission<O> {
+    Apply,
+    Repeated(O),
+    Superseded,
+}
+
+impl<M: Machine> Shell<M> {
+    /// Takes up where the durable snapshot ends. `log_bytes_max` is the size of log at which
+    /// the next snapshot is due.
+    pub(super) fn recover(
+        store: Store<M>,
+        view: Rc<View<M>>,
+        log_bytes_max: usize,
+    ) -> Result<Self, StorageError> {
+        let mut shell = Self {
+            body: Body { state: Rc::default(), sessions: Sessions(BTreeMap::new()) },
+            last_applied: None,
+            membership: StoredMembership::default(),
+            view,
+            store,
+            log_bytes_max,
+        };
+        if let Some(snapshot) = shell.store.snapshot() {
+            let body = decode_body(&snapshot.snapshot)?;
+            shell.load(&snapshot.meta, body);
+        }
+        Ok(shell)
+    }
+
+    fn load(&mut self, meta: &SnapshotMeta, body: Body<M>) {
+        self.body = body;
+        self.last_applied = meta.last_log_id;
+        self.membership = meta.last_membership.clone();
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let applied = self.last_applied.map_or(0, |last| last.index);
+        self.view.publish(self.body.state.clone(), applied);
+    }
+
+    fn apply_proposal(&mut self, proposal: Proposal<M::Change>) -> Applied<M::Outcome> {
+        match self.body.sessions.admit(proposal.key, proposal.settled_below) {
+            Admission::Superseded => Applied::Superseded,
+            Admission::Repeated(outcome) => Applied::Outcome(outcome),
+            Admission::Apply => {
+                let outcome = Rc::make_mut(&mut self.body.state).apply(proposal.change);
+                self.body.sessions.record(proposal.key, outcome.clone());
+                Applied::Outcome(outcome)
+            }
+        }
+    }
+}
+
+impl<O: Clone> Sessions<O> {
+    fn admit(&mut self, key: ProposalKey, settled_below: u64) -> Admission<O> {
+        let session = self.0.entry(key.node).or_insert_with(|| Session::new(key.incarnation));
+        if key.incarnation > session.incarnation {
+            *session = Session::new(key.incarnation);
+        }
+        if key.incarnation < session.incarnation || key.number < session.settled_below {
+            return Admission::Superseded;
+        }
+        if settled_below > session.settled_below {
+            session.settled_below = settled_below;
+            session.outcomes = session.outcomes.split_off(&settled_below);
+        }
+        match session.outcomes.get(&key.number) {
+            Some(outcome) => Admission::Repeated(outcome.clone()),
+            None => Admission::Apply,
+        }
+    }
+
+    fn record(&mut self, key: ProposalKey, outcome: O) {
+        let session = self.0.get_mut(&key.node).expect("admitted just before");
+        session.outcomes.insert(key.number, outcome);
+    }
+}
+
+impl<O> Session<O> {
+    fn new(incarnation: Incarnation) -> Self {
+        Self { incarnation, settled_below: 0, outcomes: BTreeMap::new() }
+    }
+}
+
+/// Format of a snapshot's data.
+const SNAPSHOT_FORMAT: u8 = 1;
+
+fn encode_body<M: Machine>(body: &Body<M>) -> Bytes {
+    let data = postcard::to_extend(body, vec![SNAPSHOT_FORMAT]);
+    Bytes::from(data.expect("plain data always encodes"))
+}
+
+fn decode_body<M: Machine>(data: &[u8]) -> Result<Body<M>, StorageError> {
+    let malformed = |error: AnyError| StorageIOError::read_snapshot(None, error).into();
+    match data.split_first() {
+        Some((&SNAPSHOT_FORMAT, body)) => {
+            postcard::from_bytes(body).map_err(|error| malformed(AnyError::new(&error)))
+        }
+        Some(_) | None => Err(malformed(AnyError::error("a snapshot of an unknown format"))),
+    }
+}
+
+/// Writes down one moment of the state machine.
+pub(super) struct Builder<M: Machine> {
+    body: Body<M>,
+    last_applied: Option<LogId>,
+    membership: StoredMembership,
+    store: Store<M>,
+}
+
+impl<M: Machine> RaftSnapshotBuilder<Types<M>> for Builder<M> {
+    async fn build_snapshot(&mut self) -> Result<Snapshot<M>, StorageError> {
+        let data = encode_body(&self.body);
+        let meta = SnapshotMeta {
+            last_log_id: self.last_applied,
+            last_membership: self.membership.clone(),
+            snapshot_id: self.last_applied.map_or_else(String::new, |last| last.to_string()),
+        };
+        self.store.save_snapshot(meta.clone(), data.clone()).await?;
+        Ok(Snapshot::<M> { meta, snapshot: Box::new(data) })
+    }
+}
+
+impl<M: Machine> RaftStateMachine<Types<M>> for Shell<M> {
+    type SnapshotBuilder = Builder<M>;
+
+    async fn applied_state(
+        &mut self,
+    ) -> Result<(Option<LogId>, StoredMembership), StorageError> {
+        Ok((self.last_applied, self.membership.clone()))
+    }
+
+    async fn apply<I>(&mut self, entries: I) -> Result<Vec<Applied<M::Outcome>>, StorageError>
+    where
+        I: IntoIterator<Item = Entry<M>>,
+    {
+        let mut answers = Vec::new();
+        for entry in entries {
+            self.last_applied = Some(entry.log_id);
+            answers.push(match entry.payload {
+                EntryPayload::Blank => Applied::Internal,
+                EntryPayload::Normal(proposal) => self.apply_proposal(proposal),
+                EntryPayload::Membership(membership) => {
+                    self.membership = StoredMembership::new(Some(entry.log_id), membership);
+                    Applied::Internal
+                }
+            });
+        }
+        self.publish();
+        if self.store.log_bytes() > self.log_bytes_max {
+            self.view.log_is_long.notify_one();
+        }
+        Ok(answers)
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
+        Builder {
+            body: self.body.clone(),
+            last_applied: self.last_applied,
+            membership: self.membership.clone(),
+            store: self.store.clone(),
+        }
+    }
+
+    async fn begin_receiving_snapshot(&mut self) -> Result<Box<Bytes>, StorageError> {
+        Ok(Box::default())
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: Box<Bytes>,
+    ) -> Result<(), StorageError> {
+        let body = decode_body(&snapshot)?;
+        self.store.save_snapshot(meta.clone(), *snapshot).await?;
+        self.load(meta, body);
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<M>>, StorageError> {
+        Ok(self.store.snapshot())
+    }
+}

@@ -1,0 +1,126 @@
+//! The vocabulary of the group: what is proposed, what comes back, and what openraft is told
+//! about both.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::marker::PhantomData;
+
+use bytes::Bytes;
+use holdfast_runtime::{Incarnation, NodeId};
+use openraft::RaftTypeConfig;
+use openraft::impls::OneshotResponder;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::scheduling::AmbientRuntime;
+
+/// A pure, deterministic state machine that the group replicates. The same changes in the same
+/// order give the same state and the same outcomes on every node.
+pub trait Machine: Clone + Default + Serialize + DeserializeOwned + 'static {
+    /// What is proposed.
+    type Change: Clone + fmt::Debug + Serialize + DeserializeOwned + 'static;
+    /// What applying a change answers.
+    type Outcome: Clone + fmt::Debug + PartialEq + Serialize + DeserializeOwned + 'static;
+
+    /// Applies one change.
+    fn apply(&mut self, change: Self::Change) -> Self::Outcome;
+}
+
+/// Names one proposal for ever, so that it takes effect at most once however often it is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ProposalKey {
+    /// The node that proposes.
+    pub node: NodeId,
+    /// Its start.
+    pub incarnation: Incarnation,
+    /// Counts the proposals of that start, from 1.
+    pub number: u64,
+}
+
+/// What the log carries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proposal<C> {
+    /// Its name.
+    pub key: ProposalKey,
+    /// The proposer waits for no proposal of a smaller number any more: their outcomes can be
+    /// forgotten, and late repetitions of them refused.
+    pub settled_below: u64,
+    /// The change.
+    pub change: C,
+}
+
+/// What applying a log entry answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Applied<O> {
+    /// The proposal took effect, now or at an earlier try, with this outcome.
+    Outcome(O),
+    /// A repetition that came after its proposer had given up on it, or had been restarted. It
+    /// had no effect; an earlier try may have had.
+    Superseded,
+    /// An entry of Raft's own.
+    Internal,
+}
+
+/// openraft's type parameters for the machine `M`.
+pub struct Types<M>(PhantomData<fn() -> M>);
+
+impl<M: Machine> RaftTypeConfig for Types<M> {
+    type D = Proposal<M::Change>;
+    type R = Applied<M::Outcome>;
+    type NodeId = NodeId;
+    type Node = openraft::EmptyNode;
+    type Entry = openraft::Entry<Self>;
+    type SnapshotData = Bytes;
+    type AsyncRuntime = AmbientRuntime;
+    type Responder = OneshotResponder<Self>;
+}
+
+pub(super) type LogId = openraft::LogId<NodeId>;
+pub(super) type Vote = openraft::Vote<NodeId>;
+pub(super) type Entry<M> = openraft::Entry<Types<M>>;
+pub(super) type StoredMembership = openraft::StoredMembership<NodeId, openraft::EmptyNode>;
+pub(super) type SnapshotMeta = openraft::SnapshotMeta<NodeId, openraft::EmptyNode>;
+pub(super) type Snapshot<M> = openraft::Snapshot<Types<M>>;
+pub(super) type StorageError = openraft::StorageError<NodeId>;
+pub(super) type Raft<M> = openraft::Raft<Types<M>>;
+
+// A derive would demand the same of `M`, of which no value is held.
+impl<M> fmt::Debug for Types<M> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Types")
+    }
+}
+
+impl<M> Clone for Types<M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<M> Copy for Types<M> {}
+
+impl<M> Default for Types<M> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<M> PartialEq for Types<M> {
+    fn eq(&self, _other: &Self) -> bool {
+        true
+    }
+}
+
+impl<M> Eq for Types<M> {}
+
+impl<M> PartialOrd for Types<M> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<M> Ord for Types<M> {
+    fn cmp(&self, _other: &Self) -> Ordering {
+        Ordering::Equal
+    }
+}

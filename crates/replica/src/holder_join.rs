@@ -1,0 +1,107 @@
+//! The holder's side of a resync: as the source of the difference, and as the joining copy.
+
+use bytes::{Bytes, BytesMut};
+use holdfast_runtime::PAGE_BYTES;
+use holdfast_store::{CopiedBlock, CopyState};
+use holdfast_wire::replica::{
+    BlockVersion, Changed, Install, JoinBegin, JoinFinish, ReplicaRefusal, ReplicaReply,
+};
+use holdfast_wire::{Seq, SliceKey, View};
+
+use crate::holder::{Answer, Holder, refused};
+use crate::receive::Receiver;
+
+impl Holder {
+    /// Drops what no other copy may have, and begins to take the stream.
+    pub(crate) async fn on_join_begin(&self, begin: &JoinBegin) -> Answer {
+        let slice = SliceKey { volume: begin.volume, slice: begin.slice };
+        let view = View(begin.view);
+        self.promise(begin.volume, view).await?;
+        self.receiving.borrow_mut().remove(&slice);
+        self.store.append(Vec::new()).await.map_err(refused)?;
+        let base = self.store.base(slice);
+        let stable = self.store.stable(slice);
+        if self.store.last_seq(slice) > stable {
+            // Records after the stable position may belong to a history that was given up.
+            self.store.truncate(slice, stable).await.map_err(refused)?;
+        }
+        self.store.set_copy_state(slice, CopyState::Joining { base }).await.map_err(refused)?;
+        self.check_view(begin.volume, begin.view)?;
+        let receiver = Receiver::new(view, begin.session, Seq(begin.next));
+        self.receiving.borrow_mut().insert(slice, receiver);
+        Ok((ReplicaReply { base: base.0, ..ReplicaReply::default() }, Bytes::new()))
+    }
+
+    /// As a source: lists and reads the next blocks whose newest stable version is after
+    /// `after`.
+    pub(crate) async fn on_changed(&self, changed: &Changed) -> Answer {
+        let slice = SliceKey { volume: changed.volume, slice: changed.slice };
+        self.check_view(changed.volume, changed.view)?;
+        self.raise_stable(slice, View(changed.view), Seq(changed.stable))?;
+        let limit = changed.limit.clamp(1, 1024) as usize;
+        let found =
+            self.store.changed_since(slice, Seq(changed.after), changed.from_block, limit);
+        let complete = found.len() < limit;
+        let numbers: Vec<u32> = found.iter().map(|(block, _, _)| *block).collect();
+        let copied = self.store.read_versions(slice, &numbers).await.map_err(refused)?;
+        let mut payload = BytesMut::new();
+        let mut blocks = Vec::with_capacity(copied.len());
+        for copy in copied {
+            blocks.push(BlockVersion {
+                block: copy.block,
+                view: copy.view.0,
+                seq: copy.seq.0,
+                zero: copy.data.is_none(),
+            });
+            if let Some(data) = copy.data {
+                payload.extend_from_slice(&data);
+            }
+        }
+        Ok((ReplicaReply { blocks, complete, ..ReplicaReply::default() }, payload.freeze()))
+    }
+
+    /// As a joining copy: takes blocks, unless it has newer ones.
+    pub(crate) async fn on_install(&self, install: &Install, mut payload: Bytes) -> Answer {
+        let slice = SliceKey { volume: install.volume, slice: install.slice };
+        self.check_session(slice, install.view, install.session)?;
+        let mut blocks = Vec::with_capacity(install.blocks.len());
+        for version in &install.blocks {
+            let data = if version.zero {
+                None
+            } else if payload.len() >= PAGE_BYTES {
+                Some(payload.split_to(PAGE_BYTES))
+            } else {
+                return Err(ReplicaRefusal::Unknown);
+            };
+            let (view, seq) = (View(version.view), Seq(version.seq));
+            blocks.push(CopiedBlock { block: version.block, view, seq, data });
+        }
+        self.store.install(slice, blocks).await.map_err(refused)?;
+        self.check_session(slice, install.view, install.session)?;
+        Ok((ReplicaReply::default(), Bytes::new()))
+    }
+
+    /// As a joining copy: everything up to `stable` is here now.
+    pub(crate) async fn on_join_finish(&self, finish: &JoinFinish) -> Answer {
+        let slice = SliceKey { volume: finish.volume, slice: finish.slice };
+        self.check_session(slice, finish.view, finish.session)?;
+        self.raise_stable(slice, View(finish.view), Seq(finish.stable))?;
+        self.store.set_copy_state(slice, CopyState::InSync).await.map_err(refused)?;
+        self.check_session(slice, finish.view, finish.session)?;
+        Ok((ReplicaReply::default(), Bytes::new()))
+    }
+
+    fn check_session(
+        &self,
+        slice: SliceKey,
+        view: u64,
+        session: u64,
+    ) -> Result<(), ReplicaRefusal> {
+        self.check_view(slice.volume, view)?;
+        let receiving = self.receiving.borrow();
+        let current = receiving
+            .get(&slice)
+            .is_some_and(|receiver| receiver.session == session && receiver.view == View(view));
+        if current { Ok(()) } else { Err(ReplicaRefusal::SessionStale) }
+    }
+}

@@ -1,0 +1,194 @@
+//! The holder's side of a takeover: fence, then reconcile.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use holdfast_store::{CopyState, OperationId};
+use holdfast_wire::replica::{
+    CopyReport, Fence, FenceReply, OperationSeq, Reconcile, RecordHeader, ReplicaRefusal,
+    ReplicaReply,
+};
+use holdfast_wire::{Seq, SliceKey, View};
+
+use crate::holder::{Answer, Holder, refused};
+use crate::messages;
+use crate::receive::Receiver;
+
+impl Holder {
+    /// Promises the view, ends earlier streams, waits out earlier leases, then reports.
+    pub(crate) async fn on_fence(&self, fence: &Fence) -> Answer {
+        let view = View(fence.view);
+        self.promise(fence.volume, view).await?;
+        // Nothing from an earlier owner is taken any more; what was handed to the journal
+        // before is durable (or failed) once this empty append returns.
+        self.receiving
+            .borrow_mut()
+            .retain(|slice, receiver| slice.volume != fence.volume || receiver.view >= view);
+        self.store.append(Vec::new()).await.map_err(refused)?;
+        loop {
+            let death = self.death.notified();
+            let now = self.runtime.now();
+            let wait = self.grants.borrow().hold_back(now, fence.volume, view, fence.fresh);
+            if wait.is_zero() {
+                break;
+            }
+            self.runtime.timeout(wait, death).await;
+        }
+        // A later fence may have come meanwhile; then this one must not be answered.
+        self.check_view(fence.volume, fence.view)?;
+        let mut copies = Vec::with_capacity(fence.slices.len());
+        for slice in &fence.slices {
+            let slice = SliceKey { volume: fence.volume, slice: *slice };
+            if fence.fresh && self.store.copy_state(slice) == CopyState::Absent {
+                self.store.set_copy_state(slice, CopyState::InSync).await.map_err(refused)?;
+            }
+            copies.push(self.report(slice));
+        }
+        self.check_view(fence.volume, fence.view)?;
+        let fence = FenceReply { promised: fence.view, copies };
+        Ok((ReplicaReply { fence: Some(fence), ..ReplicaReply::default() }, Bytes::new()))
+    }
+
+    fn report(&self, slice: SliceKey) -> CopyReport {
+        let tail = self.store.tail(slice);
+        let complete = self.store.copy_state(slice) == CopyState::InSync
+            && !self.store.suspect_slices().contains(&slice)
+            && !tail.iter().any(|entry| entry.damaged);
+        let header = |entry: &holdfast_store::TailEntry| RecordHeader {
+            view: entry.view.0,
+            seq: entry.seq.0,
+            origin: entry.operation.origin,
+            operation: entry.operation.number,
+            first_block: entry.first_block,
+            blocks: entry.blocks,
+            zero: entry.zero,
+        };
+        let operation = |(operation, _, seq): &(OperationId, View, Seq)| OperationSeq {
+            origin: operation.origin,
+            operation: operation.number,
+            seq: seq.0,
+        };
+        CopyReport {
+            slice: slice.slice,
+            complete,
+            stable: self.store.stable(slice).0,
+            last: self.store.last_seq(slice).0,
+            tail: tail.iter().map(header).collect(),
+            operations: self.store.recent_operations(slice).iter().map(operation).collect(),
+        }
+    }
+
+    /// Makes the slice's tail what the new owner says, and begins its stream.
+    pub(crate) async fn on_reconcile(&self, reconcile: &Reconcile, payload: Bytes) -> Answer {
+        let slice = SliceKey { volume: reconcile.volume, slice: reconcile.slice };
+        let view = View(reconcile.view);
+        if self.store.promised(slice.volume) != view {
+            return Err(ReplicaRefusal::ViewStale);
+        }
+        let keep_through = Seq(reconcile.keep_through);
+        if self.store.last_seq(slice) > keep_through {
+            self.store.truncate(slice, keep_through).await.map_err(refused)?;
+        }
+        let records = split_records(slice, &reconcile.records, payload)?;
+        if !records.is_empty() {
+            self.store.append(records).await.map_err(refused)?;
+        }
+        if self.store.promised(slice.volume) != view {
+            return Err(ReplicaRefusal::ViewStale);
+        }
+        if reconcile.next > 0 {
+            let receiver = Receiver::new(view, reconcile.session, Seq(reconcile.next));
+            self.receiving.borrow_mut().insert(slice, receiver);
+        }
+        Ok((ReplicaReply::default(), Bytes::new()))
+    }
+}
+
+/// Cuts the payload into the data of each record.
+fn split_records(
+    slice: SliceKey,
+    headers: &[RecordHeader],
+    mut payload: Bytes,
+) -> Result<Vec<holdfast_store::Record>, ReplicaRefusal> {
+    let mut records = Vec::with_capacity(headers.len());
+    for header in headers {
+        let bytes = if header.zero {
+            0
+        } else {
+            header.blocks as usize * holdfast_runtime::PAGE_BYTES
+        };
+        if payload.len() < bytes {
+            return Err(ReplicaRefusal::Unknown);
+        }
+        let data = payload.split_to(bytes);
+        let record = messages::record(slice, Seq(0), header, data);
+        records.push(record.ok_or(ReplicaRefusal::Unknown)?);
+    }
+    Ok(records)
+}
+
+/// The union of the tails that complete copies reported: by position, the newest view wins.
+///
+/// Returns the records after `stable`, contiguous from `stable + 1`, each with the nodes that
+/// hold exactly it. A position that no copy holds ends the union: what follows was never
+/// acknowledged, because acknowledgements are cumulative.
+pub fn union_of_tails<N: Copy>(
+    stable: Seq,
+    reports: &[(N, &CopyReport)],
+) -> Vec<(RecordHeader, Vec<N>)> {
+    let mut by_seq: BTreeMap<u64, (RecordHeader, Vec<N>)> = BTreeMap::new();
+    for (node, report) in reports {
+        for header in report.tail.iter().filter(|header| header.seq > stable.0) {
+            let entry = by_seq.entry(header.seq).or_insert_with(|| (header.clone(), Vec::new()));
+            if header.view > entry.0.view {
+                *entry = (header.clone(), Vec::new());
+            }
+            if header.view == entry.0.view {
+                entry.1.push(*node);
+            }
+        }
+    }
+    let mut expected = stable.0;
+    by_seq
+        .into_iter()
+        .map_while(|(seq, entry)| {
+            expected += 1;
+            (seq == expected).then_some(entry)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(view: u64, seq: u64) -> RecordHeader {
+        RecordHeader { view, seq, blocks: 1, ..RecordHeader::default() }
+    }
+
+    fn report(tail: &[(u64, u64)]) -> CopyReport {
+        let tail = tail.iter().map(|(view, seq)| header(*view, *seq)).collect();
+        CopyReport { tail, ..CopyReport::default() }
+    }
+
+    #[test]
+    fn the_union_keeps_what_any_copy_holds() {
+        let (a, b) = (report(&[(1, 11), (1, 12)]), report(&[(1, 11)]));
+        let union = union_of_tails(Seq(10), &[('a', &a), ('b', &b)]);
+        assert_eq!(union, [(header(1, 11), vec!['a', 'b']), (header(1, 12), vec!['a'])]);
+    }
+
+    #[test]
+    fn the_newest_view_wins_a_position() {
+        let (a, b) = (report(&[(1, 11)]), report(&[(3, 11)]));
+        let union = union_of_tails(Seq(10), &[('a', &a), ('b', &b)]);
+        assert_eq!(union, [(header(3, 11), vec!['b'])]);
+    }
+
+    #[test]
+    fn stable_records_are_not_part_of_it_and_a_hole_ends_it() {
+        let a = report(&[(1, 9), (1, 10), (1, 11), (1, 13)]);
+        let union = union_of_tails(Seq(10), &[('a', &a)]);
+        assert_eq!(union, [(header(1, 11), vec!['a'])]);
+    }
+}

@@ -1,0 +1,240 @@
+//! One disk area of a host: direct I/O through the shard's ring, or through blocking threads
+//! where the host forbids `io_uring`.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+
+use futures::future::LocalBoxFuture;
+
+use super::ring::{Ring, Work, part_failed};
+use crate::buffer::{Buffer, PAGE_BYTES};
+use crate::disk::{Disk, DiskError};
+
+/// How disk operations reach the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskMethod {
+    /// One ring per shard thread.
+    IoUring,
+    /// `pread`, `pwrite` and `fdatasync` on a pool of threads.
+    Threads,
+}
+
+/// Names the method to use, `io_uring` or `threads`; unset, `io_uring` is tried first.
+pub const DISK_METHOD_VARIABLE: &str = "HOLDFAST_DISK_IO";
+
+/// The chosen method, with what it needs.
+#[derive(Clone)]
+pub(super) enum Engine {
+    Ring(Rc<Ring>),
+    Threads,
+}
+
+thread_local! {
+    static RING: RefCell<Weak<Ring>> = const { RefCell::new(Weak::new()) };
+}
+
+impl Engine {
+    /// The method that the environment asks for and the host allows.
+    pub(super) fn choose() -> Self {
+        match std::env::var(DISK_METHOD_VARIABLE).as_deref() {
+            Ok("threads") => {
+                tracing::info!("disk I/O through threads, as {DISK_METHOD_VARIABLE} asks");
+                return Self::Threads;
+            }
+            Ok("io_uring") | Err(_) => {}
+            Ok(other) => tracing::warn!(
+                "{DISK_METHOD_VARIABLE}={other} is neither io_uring nor threads; ignored"
+            ),
+        }
+        Self::of(DiskMethod::IoUring)
+    }
+
+    /// The given method; threads if the host refuses a ring.
+    pub(super) fn of(method: DiskMethod) -> Self {
+        if method == DiskMethod::Threads {
+            return Self::Threads;
+        }
+        if let Some(ring) = RING
+            .with_borrow(Weak::upgrade)
+            .filter(|ring| !ring.stopped())
+        {
+            return Self::Ring(ring);
+        }
+        match Ring::start() {
+            Ok(ring) => {
+                RING.set(Rc::downgrade(&ring));
+                tracing::info!("disk I/O through io_uring");
+                Self::Ring(ring)
+            }
+            Err(error) => {
+                tracing::info!(%error, "disk I/O through threads: the host refuses io_uring");
+                Self::Threads
+            }
+        }
+    }
+
+    pub(super) fn method(&self) -> DiskMethod {
+        match self {
+            Self::Ring(_) => DiskMethod::IoUring,
+            Self::Threads => DiskMethod::Threads,
+        }
+    }
+}
+
+/// An open disk area. Made by [`super::HostDirectory`].
+pub(super) struct HostDisk {
+    name: Rc<str>,
+    size_bytes: u64,
+    file: Handle,
+}
+
+enum Handle {
+    Ring(Rc<Ring>, Rc<File>),
+    Threads(Arc<File>),
+}
+
+impl HostDisk {
+    pub(super) fn new(name: &str, size_bytes: u64, file: File, engine: &Engine) -> Self {
+        let file = match engine {
+            Engine::Ring(ring) => Handle::Ring(ring.clone(), Rc::new(file)),
+            Engine::Threads => Handle::Threads(Arc::new(file)),
+        };
+        Self {
+            name: name.into(),
+            size_bytes,
+            file,
+        }
+    }
+
+    fn check_range(&self, offset: u64, len: usize) {
+        assert!(
+            offset.is_multiple_of(PAGE_BYTES as u64) && len.is_multiple_of(PAGE_BYTES),
+            "{}: {len} bytes at {offset} are not whole pages",
+            self.name
+        );
+        assert!(
+            offset
+                .checked_add(len as u64)
+                .is_some_and(|end| end <= self.size_bytes),
+            "{}: {len} bytes at {offset} end behind the area's {} bytes",
+            self.name,
+            self.size_bytes
+        );
+    }
+
+    fn run(
+        &self,
+        work: Work,
+        offset: u64,
+        buffer: Buffer,
+    ) -> LocalBoxFuture<'static, Result<Buffer, DiskError>> {
+        let name = self.name.clone();
+        let len = buffer.len() as u64;
+        let failed = move |error| disk_error(&name, operation(work), offset, len, &error);
+        match &self.file {
+            Handle::Ring(ring, file) => {
+                let (ring, file) = (ring.clone(), file.clone());
+                Box::pin(async move { ring.run(file, work, offset, buffer).await.map_err(failed) })
+            }
+            Handle::Threads(file) => {
+                let file = file.clone();
+                Box::pin(async move {
+                    // The closure owns the buffer, so dropping this future frees nothing early.
+                    tokio::task::spawn_blocking(move || blocking(&file, work, offset, buffer))
+                        .await
+                        .unwrap_or_else(|_| Err(io::Error::other("the I/O thread was stopped")))
+                        .map_err(failed)
+                })
+            }
+        }
+    }
+}
+
+impl Disk for HostDisk {
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn read(&self, offset: u64, len: usize) -> LocalBoxFuture<'static, Result<Buffer, DiskError>> {
+        self.check_range(offset, len);
+        if len == 0 {
+            return Box::pin(async { Ok(Buffer::default()) });
+        }
+        self.run(Work::Read, offset, Buffer::zeroed(len))
+    }
+
+    fn write(&self, offset: u64, data: Buffer) -> LocalBoxFuture<'static, Result<(), DiskError>> {
+        self.check_range(offset, data.len());
+        if data.is_empty() {
+            return Box::pin(async { Ok(()) });
+        }
+        let written = self.run(Work::Write, offset, data);
+        Box::pin(async move { written.await.map(drop) })
+    }
+
+    fn sync(&self) -> LocalBoxFuture<'static, Result<(), DiskError>> {
+        let synced = self.run(Work::Sync, 0, Buffer::default());
+        Box::pin(async move { synced.await.map(drop) })
+    }
+}
+
+/// Translates an operating system's error.
+pub(super) fn disk_error(
+    name: &str,
+    operation: &'static str,
+    offset: u64,
+    wanted_bytes: u64,
+    error: &io::Error,
+) -> DiskError {
+    match error.raw_os_error() {
+        // The number is there only if nothing was written (`part_failed`).
+        Some(libc::ENOSPC | libc::EDQUOT) if operation != "sync" => DiskError::Full {
+            name: name.into(),
+            wanted_bytes,
+        },
+        _ => DiskError::Io {
+            name: name.into(),
+            operation,
+            offset,
+            reason: error.to_string(),
+        },
+    }
+}
+
+fn operation(work: Work) -> &'static str {
+    match work {
+        Work::Read => "read",
+        Work::Write => "write",
+        Work::Sync => "sync",
+    }
+}
+
+fn blocking(file: &File, work: Work, offset: u64, mut buffer: Buffer) -> io::Result<Buffer> {
+    match work {
+        Work::Read => file.read_exact_at(&mut buffer, offset)?,
+        Work::Write => write_all(file, &buffer, offset)?,
+        Work::Sync => file.sync_data()?,
+    }
+    Ok(buffer)
+}
+
+fn write_all(file: &File, buffer: &Buffer, offset: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match file.write_at(&buffer[done..], offset + done as u64) {
+            // Direct I/O has to go on at a page boundary; repeating part of a page is harmless.
+            Ok(written) if written >= PAGE_BYTES => done += written - written % PAGE_BYTES,
+            Ok(_) => return Err(io::ErrorKind::WriteZero.into()),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EINTR) => {}
+                Some(errno) => return Err(part_failed(errno, done)),
+                None => return Err(error),
+            },
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,313 @@
+//! Execution of the commands that touch the medium or that change reservations.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use crate::command::{Command, Comparison, Extent};
+use crate::device::{CompareOutcome, DeviceError, DeviceIdentity};
+use crate::reservation::{Refusal, Request, ReservationType, wire};
+use crate::sense::Sense;
+use crate::unit::{Completion, Failure, Link, Status, check_extent};
+use crate::{limits, mode, provisioning};
+
+pub(crate) async fn execute(link: Rc<Link>, command: Command, data: Bytes) -> Completion {
+    let outcome = run(&link, command, data).await;
+    link.complete(outcome)
+}
+
+async fn run(link: &Link, command: Command, data: Bytes) -> Result<Bytes, Failure> {
+    let identity = link.device.identity();
+    link.check(&command, &identity)?;
+    let medium = Medium {
+        link,
+        block_bytes: u64::from(identity.logical_block_bytes),
+    };
+    match command {
+        Command::Read(extent) => return medium.read(extent).await,
+        Command::Write(extent) => medium.write(extent, data).await?,
+        Command::WriteVerify { extent, comparison } => {
+            medium.write(extent, data.clone()).await?;
+            let written = Extent {
+                blocks: (data.len() as u64 / medium.block_bytes) as u32,
+                ..extent
+            };
+            medium.verify(written, comparison, &data).await?;
+        }
+        Command::Verify { extent, comparison } => medium.verify(extent, comparison, &data).await?,
+        Command::SynchronizeCache(_) => {
+            link.device
+                .flush()
+                .await
+                .map_err(|error| medium.write_failure(error))?;
+        }
+        Command::WriteSame { extent, .. } => medium.write_same(extent, &data).await?,
+        Command::Unmap { .. } => medium.unmap(&data, &identity).await?,
+        Command::CompareAndWrite(extent) => medium.compare_and_write(extent, data).await?,
+        Command::GetLbaStatus { block, allocation } => {
+            return medium.lba_status(block, allocation, &identity).await;
+        }
+        Command::ModeSelect { long, save, .. } => {
+            let unit = &link.unit;
+            let block_bytes = identity.logical_block_bytes;
+            let state = mode::select(long, save, &data, unit.mode(), block_bytes)?;
+            unit.set_mode(state, &link.nexus);
+        }
+        Command::PersistentOut { action, kind, .. } => {
+            persistent_out(link, action, kind, &data).await?;
+        }
+        Command::TestUnitReady
+        | Command::RequestSense { .. }
+        | Command::Inquiry { .. }
+        | Command::ModeSense { .. }
+        | Command::Reserve
+        | Command::Release
+        | Command::StartStop { .. }
+        | Command::PreventAllow { .. }
+        | Command::ReadCapacity10
+        | Command::ReadCapacity16 { .. }
+        | Command::Prefetch(_)
+        | Command::ReportLuns { .. }
+        | Command::PersistentIn { .. }
+        | Command::ReportTargetPortGroups { .. }
+        | Command::ReportOpcodes { .. }
+        | Command::ReportTaskManagement { .. } => {
+            unreachable!("admission answers {command:?} at once")
+        }
+    }
+    Ok(Bytes::new())
+}
+
+async fn persistent_out(
+    link: &Link,
+    action: wire::OutAction,
+    kind: Option<ReservationType>,
+    list: &[u8],
+) -> Result<(), Failure> {
+    let unit = &link.unit;
+    let reservations = unit.reservations();
+    let (key, action) = wire::parse_out(action, kind, reservations.survives_power_loss(), list)?;
+    let request = Request {
+        nexus: link.nexus.clone(),
+        key,
+        action,
+    };
+    let effects = reservations
+        .apply(request)
+        .await
+        .map_err(|refusal| match refusal {
+            Refusal::Conflict => Failure::Status(Status::ReservationConflict),
+            Refusal::InvalidParameter => Sense::INVALID_PARAMETER.into(),
+            Refusal::InvalidRelease => Sense::INVALID_RELEASE.into(),
+            Refusal::OutOfResources => Sense::REGISTRATION_RESOURCES.into(),
+            Refusal::Busy => Failure::Status(Status::Busy),
+        })?;
+    unit.establish_for(effects.attentions);
+    if !effects.aborts.is_empty()
+        && let Some(aborter) = unit.aborter()
+    {
+        aborter.abort(effects.aborts).await;
+    }
+    Ok(())
+}
+
+/// The medium behind a link, addressed in bytes.
+struct Medium<'a> {
+    link: &'a Link,
+    block_bytes: u64,
+}
+
+impl Medium<'_> {
+    fn offset(&self, extent: Extent) -> u64 {
+        extent.block * self.block_bytes
+    }
+
+    fn length(&self, extent: Extent) -> u64 {
+        u64::from(extent.blocks) * self.block_bytes
+    }
+
+    fn failure(&self, error: DeviceError, medium_error: Sense) -> Failure {
+        match error {
+            DeviceError::Busy => Failure::Status(Status::Busy),
+            DeviceError::Full => Sense::SPACE_ALLOCATION_FAILED.into(),
+            DeviceError::Medium { offset } => medium_error
+                .with_information(offset / self.block_bytes)
+                .into(),
+            DeviceError::Gone => Sense::UNIT_NOT_SUPPORTED.into(),
+            DeviceError::Internal => Sense::INTERNAL_FAILURE.into(),
+        }
+    }
+
+    fn read_failure(&self, error: DeviceError) -> Failure {
+        self.failure(error, Sense::UNRECOVERED_READ)
+    }
+
+    fn write_failure(&self, error: DeviceError) -> Failure {
+        self.failure(error, Sense::WRITE_ERROR)
+    }
+
+    async fn read_bytes(&self, offset_bytes: u64, length_bytes: u32) -> Result<Bytes, Failure> {
+        let read = self.link.device.read(offset_bytes, length_bytes).await;
+        let data = read.map_err(|error| self.read_failure(error))?;
+        assert_eq!(
+            data.len(),
+            length_bytes as usize,
+            "a device read returns what was asked for"
+        );
+        Ok(data)
+    }
+
+    async fn read(&self, extent: Extent) -> Result<Bytes, Failure> {
+        if extent.blocks == 0 {
+            return Ok(Bytes::new());
+        }
+        // The length was checked against TRANSFER_BYTES_MAX, which fits.
+        self.read_bytes(self.offset(extent), self.length(extent) as u32)
+            .await
+    }
+
+    async fn write(&self, extent: Extent, data: Bytes) -> Result<(), Failure> {
+        assert!(
+            data.len() as u64 <= self.length(extent),
+            "the transport cuts data to the command"
+        );
+        if data.is_empty() {
+            return Ok(());
+        }
+        let written = self.link.device.write(self.offset(extent), data).await;
+        written.map_err(|error| self.write_failure(error))
+    }
+
+    /// Reads a range piece by piece and compares it with `data`, repeated if it is one block.
+    async fn verify(
+        &self,
+        extent: Extent,
+        comparison: Comparison,
+        data: &Bytes,
+    ) -> Result<(), Failure> {
+        let (start, length) = (self.offset(extent), self.length(extent));
+        let mut done = 0;
+        while done < length {
+            let piece = (length - done).min(limits::PIECE_BYTES);
+            let read = self.read_bytes(start + done, piece as u32).await?;
+            let difference = match comparison {
+                Comparison::Medium => None,
+                Comparison::Data => difference(&read, &data[done as usize..]),
+                Comparison::OneBlock => read.chunks(self.block_bytes as usize).zip(0..).find_map(
+                    |(block, index): (_, u64)| {
+                        Some(index * self.block_bytes + difference(block, data)?)
+                    },
+                ),
+            };
+            if let Some(at) = difference {
+                return Err(Sense::MISCOMPARE.with_information(done + at).into());
+            }
+            done += piece;
+        }
+        Ok(())
+    }
+
+    async fn zero(&self, offset_bytes: u64, length_bytes: u64) -> Result<(), Failure> {
+        if length_bytes == 0 {
+            return Ok(());
+        }
+        let zeroed = self.link.device.zero(offset_bytes, length_bytes).await;
+        zeroed.map_err(|error| self.write_failure(error))
+    }
+
+    /// WRITE SAME: zeroes need no data on the medium, with or without the UNMAP bit; any other
+    /// pattern is written, also with the UNMAP bit (SBC-3 5.49).
+    async fn write_same(&self, extent: Extent, pattern: &Bytes) -> Result<(), Failure> {
+        let (start, length) = (self.offset(extent), self.length(extent));
+        if pattern.iter().all(|byte| *byte == 0) {
+            return self.zero(start, length).await;
+        }
+        let piece_bytes = length.min(limits::PIECE_BYTES);
+        let piece = Bytes::from(pattern.repeat((piece_bytes / self.block_bytes) as usize));
+        let mut done = 0;
+        while done < length {
+            let bytes = (length - done).min(piece_bytes);
+            let written = self
+                .link
+                .device
+                .write(start + done, piece.slice(..bytes as usize))
+                .await;
+            written.map_err(|error| self.write_failure(error))?;
+            done += bytes;
+        }
+        Ok(())
+    }
+
+    /// Nothing is unmapped unless every descriptor lies within the capacity.
+    async fn unmap(&self, list: &[u8], identity: &DeviceIdentity) -> Result<(), Failure> {
+        let extents = provisioning::parse_unmap(list, identity.logical_block_bytes)?;
+        for extent in &extents {
+            check_extent(*extent, identity)?;
+        }
+        for extent in extents {
+            self.zero(self.offset(extent), self.length(extent)).await?;
+        }
+        Ok(())
+    }
+
+    async fn compare_and_write(&self, extent: Extent, data: Bytes) -> Result<(), Failure> {
+        if extent.blocks == 0 {
+            return Ok(());
+        }
+        let half = self.length(extent) as usize;
+        let (compare, write) = (data.slice(..half), data.slice(half..));
+        let outcome = self
+            .link
+            .device
+            .compare_and_write(self.offset(extent), compare, write)
+            .await;
+        match outcome.map_err(|error| self.write_failure(error))? {
+            CompareOutcome::Written => Ok(()),
+            CompareOutcome::Miscompare { offset_bytes } => Err(Sense::MISCOMPARE
+                .with_information(u64::from(offset_bytes))
+                .into()),
+        }
+    }
+
+    async fn lba_status(
+        &self,
+        block: u64,
+        allocation: u32,
+        identity: &DeviceIdentity,
+    ) -> Result<Bytes, Failure> {
+        /// Descriptors in one answer; a host asks again from where the last one ended.
+        const RUNS_MAX: u32 = 64;
+        // A descriptor counts blocks in 32 bits.
+        let run_bytes_max = u64::from(u32::MAX) * self.block_bytes;
+        if allocation < 24 {
+            return Err(Sense::INVALID_FIELD_IN_CDB.at_cdb_byte(10).into());
+        }
+        let runs_max = ((allocation - 8) / 16).min(RUNS_MAX) as usize;
+        let mut offset = block * self.block_bytes;
+        let mut runs = Vec::new();
+        while offset < identity.capacity_bytes && runs.len() < runs_max {
+            let rest = (identity.capacity_bytes - offset).min(run_bytes_max);
+            let run = self.link.device.mapped_extent(offset, rest).await;
+            let run = run.map_err(|error| self.read_failure(error))?;
+            if run.length_bytes == 0 {
+                break;
+            }
+            offset += run.length_bytes;
+            runs.push(run);
+        }
+        let mut bytes = provisioning::lba_status(block, identity.logical_block_bytes, &runs);
+        bytes.truncate(allocation as usize);
+        Ok(bytes.into())
+    }
+}
+
+/// Offset of the first byte of `read` that differs from `expected`.
+fn difference(read: &[u8], expected: &[u8]) -> Option<u64> {
+    if read == &expected[..read.len()] {
+        return None;
+    }
+    read.iter()
+        .zip(expected)
+        .position(|(left, right)| left != right)
+        .map(|at| at as u64)
+}

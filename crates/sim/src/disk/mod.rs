@@ -1,0 +1,506 @@
+//! Simulated disks: [`Directory`] and [`Disk`] over images that survive their process.
+//!
+//! Operations take virtual time and may overtake one another. An operation belongs to the
+//! process that issued it: if the process dies first, the operation is settled by the crash
+//! (see [`image`]) and nobody hears of it. Damage at rest obeys a [`DamagePolicy`], so that a
+//! scenario which checks durability never loses its last good copy to the simulator.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use futures::future::LocalBoxFuture;
+use holdfast_runtime::{Buffer, Directory, Disk, DiskError, DiskOptions, NodeId, PAGE_BYTES};
+use tokio::sync::oneshot;
+
+use crate::executor::{Executor, ProcessId};
+use crate::faults::{FaultClass, FaultCounts};
+use crate::random::Random;
+use crate::trace::{Step, digest};
+
+pub mod image;
+
+pub use image::{CrashDamage, SECTOR_BYTES};
+use image::{Image, InFlight};
+
+/// How long disk operations take on a healthy device: means, in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct DiskTiming {
+    /// A read's fixed part.
+    pub read_ns: u64,
+    /// A write's fixed part.
+    pub write_ns: u64,
+    /// A sync.
+    pub sync_ns: u64,
+    /// The part that grows with the length.
+    pub ns_per_page: u64,
+}
+
+impl Default for DiskTiming {
+    /// A decent NVMe device.
+    fn default() -> Self {
+        Self {
+            read_ns: 80_000,
+            write_ns: 40_000,
+            sync_ns: 300_000,
+            ns_per_page: 2_000,
+        }
+    }
+}
+
+/// Where damage at rest may happen. The default is nowhere.
+#[derive(Clone, Debug, Default)]
+pub struct DamagePolicy {
+    /// Area names that may be damaged; empty protects all.
+    pub areas: Vec<String>,
+    /// How many firings this host may suffer in a run.
+    pub budget: u32,
+}
+
+/// What to do to a host's data at rest, or to one of its coming writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Damage {
+    /// Flip one to eight bits within a sector.
+    FlipBits,
+    /// Let a page fail to read until it is written again.
+    Unreadable,
+    /// Acknowledge the next write without doing it.
+    LoseNextWrite,
+    /// Put the next write somewhere else in its area.
+    MisdirectNextWrite,
+}
+
+/// The disks of one host.
+pub struct HostDisks {
+    node: NodeId,
+    executor: Rc<Executor>,
+    counts: Rc<FaultCounts>,
+    random: Random,
+    timing: DiskTiming,
+    areas: RefCell<BTreeMap<String, Rc<Area>>>,
+    policy: RefCell<DamagePolicy>,
+    slow_factor: Cell<u64>,
+    error_ppm: Cell<u32>,
+    full: Cell<bool>,
+    armed: Cell<Option<Damage>>,
+    operations: Cell<u64>,
+}
+
+struct Area {
+    name: String,
+    preallocated: Cell<bool>,
+    image: RefCell<Image>,
+}
+
+impl HostDisks {
+    pub(crate) fn new(
+        node: NodeId,
+        executor: Rc<Executor>,
+        counts: Rc<FaultCounts>,
+        random: Random,
+        timing: DiskTiming,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            node,
+            executor,
+            counts,
+            random,
+            timing,
+            areas: RefCell::default(),
+            policy: RefCell::default(),
+            slow_factor: Cell::new(1),
+            error_ppm: Cell::new(0),
+            full: Cell::new(false),
+            armed: Cell::new(None),
+            operations: Cell::new(0),
+        })
+    }
+
+    /// The directory as one process sees it.
+    pub(crate) fn directory(self: &Rc<Self>, process: ProcessId) -> Rc<dyn Directory> {
+        Rc::new(SimulatedDirectory {
+            disks: self.clone(),
+            process,
+        })
+    }
+
+    /// Says where damage at rest may happen.
+    pub fn set_policy(&self, policy: DamagePolicy) {
+        *self.policy.borrow_mut() = policy;
+    }
+
+    /// Whether the policy leaves room for more damage.
+    pub fn may_be_damaged(&self) -> bool {
+        let policy = self.policy.borrow();
+        policy.budget > 0 && !policy.areas.is_empty()
+    }
+
+    /// Lets every operation take `factor` times as long; 1 is healthy.
+    pub fn set_slow_factor(&self, factor: u64) {
+        self.slow_factor.set(factor.max(1));
+    }
+
+    /// Lets operations report errors with this probability.
+    pub fn set_error_ppm(&self, parts_per_million: u32) {
+        self.error_ppm.set(parts_per_million);
+    }
+
+    /// Lets every new allocation fail.
+    pub fn set_full(&self, full: bool) {
+        self.full.set(full);
+    }
+
+    /// Damages data at rest, or arms a fault of the next write, if the policy allows it and
+    /// there is something to damage.
+    pub fn damage(&self, damage: Damage) -> bool {
+        let allowed: Vec<Rc<Area>> = {
+            let policy = self.policy.borrow();
+            if policy.budget == 0 {
+                return false;
+            }
+            let areas = self.areas.borrow();
+            policy
+                .areas
+                .iter()
+                .filter_map(|name| areas.get(name).cloned())
+                .collect()
+        };
+        let Some(area) = self.random.pick(&allowed) else {
+            return false;
+        };
+        match damage {
+            Damage::FlipBits | Damage::Unreadable => {
+                let written = area.image.borrow().written_pages();
+                let Some(page) = self.random.pick(&written) else {
+                    return false;
+                };
+                self.damage_page(area, *page, damage);
+                self.policy.borrow_mut().budget -= 1;
+            }
+            Damage::LoseNextWrite | Damage::MisdirectNextWrite => self.armed.set(Some(damage)),
+        }
+        true
+    }
+
+    /// The process of this host was killed.
+    pub(crate) fn crash_process(&self) {
+        for area in self.areas.borrow().values() {
+            let damage = area.image.borrow_mut().crash_process(&self.random);
+            self.count(damage);
+        }
+    }
+
+    /// The power of this host was cut.
+    pub(crate) fn crash_power(&self) {
+        for area in self.areas.borrow().values() {
+            let damage = area.image.borrow_mut().crash_power(&self.random);
+            self.count(damage);
+        }
+    }
+
+    /// Undoes slowness, errors, fullness and armed faults. Damage at rest stays.
+    pub fn heal(&self) {
+        self.slow_factor.set(1);
+        self.error_ppm.set(0);
+        self.full.set(false);
+        self.armed.set(None);
+    }
+
+    fn count(&self, damage: CrashDamage) {
+        self.counts.add(FaultClass::TornWrite, damage.torn_writes);
+        self.counts
+            .add(FaultClass::LostUnsyncedWrite, damage.lost_pages);
+    }
+
+    fn damage_page(&self, area: &Area, page: u64, damage: Damage) {
+        let class = match damage {
+            Damage::FlipBits => {
+                let sector = self.random.below((PAGE_BYTES / SECTOR_BYTES) as u64) as usize;
+                let bits: Vec<usize> = (0..self.random.between(1, 8))
+                    .map(|_| self.random.below(SECTOR_BYTES as u64 * 8) as usize)
+                    .collect();
+                area.image.borrow_mut().alter(page, |bytes| {
+                    for bit in &bits {
+                        bytes[sector * SECTOR_BYTES + bit / 8] ^= 1 << (bit % 8);
+                    }
+                });
+                FaultClass::Corruption
+            }
+            Damage::Unreadable => {
+                area.image.borrow_mut().make_unreadable(page);
+                FaultClass::UnreadablePage
+            }
+            Damage::LoseNextWrite | Damage::MisdirectNextWrite => return,
+        };
+        self.counts.fired(class);
+        self.say(Step::Fault, page, || {
+            format!("{class} of {} page {page}", area.name)
+        });
+    }
+
+    fn delay(&self, fixed_ns: u64, pages: u64) -> u64 {
+        let factor = self.slow_factor.get();
+        if factor > 1 {
+            self.counts.fired(FaultClass::SlowDisk);
+        }
+        self.random
+            .tailed(fixed_ns + pages * self.timing.ns_per_page)
+            * factor
+    }
+
+    fn fails(&self) -> bool {
+        let fails = self.random.chance(self.error_ppm.get());
+        if fails {
+            self.counts.fired(FaultClass::DiskError);
+        }
+        fails
+    }
+
+    fn say(&self, step: Step, detail: u64, words: impl FnOnce() -> String) {
+        let (now_ns, node) = (self.executor.now_ns(), self.node);
+        self.executor
+            .trace()
+            .event(now_ns, step, node.0, detail, || {
+                format!("node {node}: {}", words())
+            });
+    }
+
+    /// Runs `act` after `delay_ns` unless the process has died, and hands out its result.
+    fn operate<T: 'static>(
+        self: &Rc<Self>,
+        process: ProcessId,
+        delay_ns: u64,
+        act: impl FnOnce(&Rc<Self>) -> T + 'static,
+    ) -> LocalBoxFuture<'static, T> {
+        let (sender, receiver) = oneshot::channel();
+        let disks = self.clone();
+        self.executor.call_after(delay_ns, move || {
+            if disks.executor.is_alive(process) {
+                disks.operations.set(disks.operations.get() + 1);
+                // The caller may have lost interest; the operation has happened all the same.
+                let _ = sender.send(act(&disks));
+            }
+        });
+        Box::pin(async move {
+            match receiver.await {
+                Ok(result) => result,
+                // Only a dead process' operation goes unanswered, and it is polled no more.
+                Err(_) => std::future::pending().await,
+            }
+        })
+    }
+}
+
+struct SimulatedDirectory {
+    disks: Rc<HostDisks>,
+    process: ProcessId,
+}
+
+impl Directory for SimulatedDirectory {
+    fn open(
+        &self,
+        name: &str,
+        options: DiskOptions,
+    ) -> LocalBoxFuture<'static, Result<Rc<dyn Disk>, DiskError>> {
+        assert!(
+            options.size_bytes.is_multiple_of(PAGE_BYTES as u64),
+            "an area of {} bytes is not whole pages",
+            options.size_bytes
+        );
+        let (name, process) = (name.to_owned(), self.process);
+        let delay_ns = self.disks.delay(self.disks.timing.sync_ns, 0);
+        self.disks.operate(process, delay_ns, move |disks| {
+            disks.open(name, options, process)
+        })
+    }
+
+    fn exists(&self, name: &str) -> bool {
+        self.disks.areas.borrow().contains_key(name)
+    }
+
+    fn remove(&self, name: &str) -> LocalBoxFuture<'static, Result<(), DiskError>> {
+        let name = name.to_owned();
+        let delay_ns = self.disks.delay(self.disks.timing.sync_ns, 0);
+        self.disks.operate(self.process, delay_ns, move |disks| {
+            disks.areas.borrow_mut().remove(&name);
+            Ok(())
+        })
+    }
+}
+
+impl HostDisks {
+    fn open(
+        self: &Rc<Self>,
+        name: String,
+        options: DiskOptions,
+        process: ProcessId,
+    ) -> Result<Rc<dyn Disk>, DiskError> {
+        let existing = self.areas.borrow().get(&name).cloned();
+        let size_now = existing
+            .as_ref()
+            .map_or(0, |area| area.image.borrow().size_bytes());
+        if self.full.get() && options.preallocate && options.size_bytes > size_now {
+            self.counts.fired(FaultClass::FullDisk);
+            return Err(DiskError::Full {
+                name,
+                wanted_bytes: options.size_bytes,
+            });
+        }
+        let area = existing.unwrap_or_else(|| {
+            Rc::new(Area {
+                name: name.clone(),
+                preallocated: Cell::new(false),
+                image: RefCell::new(Image::new(0)),
+            })
+        });
+        area.image.borrow_mut().grow(options.size_bytes);
+        area.preallocated
+            .set(area.preallocated.get() || options.preallocate);
+        self.areas.borrow_mut().insert(name, area.clone());
+        Ok(Rc::new(SimulatedDisk {
+            disks: self.clone(),
+            area,
+            process,
+            durable_writes: options.durable_writes,
+        }))
+    }
+}
+
+struct SimulatedDisk {
+    disks: Rc<HostDisks>,
+    area: Rc<Area>,
+    process: ProcessId,
+    durable_writes: bool,
+}
+
+impl SimulatedDisk {
+    fn pages(&self, offset: u64, len: usize) -> (u64, u64) {
+        let page_bytes = PAGE_BYTES as u64;
+        let aligned = offset.is_multiple_of(page_bytes) && len.is_multiple_of(PAGE_BYTES);
+        let size_bytes = self.area.image.borrow().size_bytes();
+        assert!(
+            aligned && offset + len as u64 <= size_bytes,
+            "{len} bytes at {offset} of {} ({size_bytes} bytes) are no disk transfer",
+            self.area.name
+        );
+        (offset / page_bytes, len as u64 / page_bytes)
+    }
+}
+
+impl Area {
+    fn error(&self, operation: &'static str, offset: u64) -> DiskError {
+        let reason = "simulated device error".to_owned();
+        DiskError::Io {
+            name: self.name.clone(),
+            operation,
+            offset,
+            reason,
+        }
+    }
+}
+
+impl Disk for SimulatedDisk {
+    fn size_bytes(&self) -> u64 {
+        self.area.image.borrow().size_bytes()
+    }
+
+    fn read(&self, offset: u64, len: usize) -> LocalBoxFuture<'static, Result<Buffer, DiskError>> {
+        let (page, count) = self.pages(offset, len);
+        let delay_ns = self.disks.delay(self.disks.timing.read_ns, count);
+        let area = self.area.clone();
+        self.disks.operate(self.process, delay_ns, move |disks| {
+            let data = match disks.fails() {
+                true => None,
+                false => area.image.borrow().read(page, count, &disks.random),
+            };
+            disks.say(Step::Disk, page, || {
+                format!("read {} {page}+{count}", area.name)
+            });
+            data.ok_or_else(|| area.error("read", offset))
+        })
+    }
+
+    fn write(&self, offset: u64, data: Buffer) -> LocalBoxFuture<'static, Result<(), DiskError>> {
+        let (page, count) = self.pages(offset, data.len());
+        let delay_ns = self.disks.delay(self.disks.timing.write_ns, count);
+        let area = self.area.clone();
+        if self.disks.full.get()
+            && !area.preallocated.get()
+            && area.image.borrow().unwritten(page, count) > 0
+        {
+            self.disks.counts.fired(FaultClass::FullDisk);
+            let full = DiskError::Full {
+                name: area.name.clone(),
+                wanted_bytes: data.len() as u64,
+            };
+            return self
+                .disks
+                .operate(self.process, delay_ns, move |_| Err(full));
+        }
+        if !self.disks.executor.is_alive(self.process) {
+            // What a dead process left behind must not write.
+            return Box::pin(std::future::pending());
+        }
+        let contents = digest(&data);
+        let write = InFlight {
+            page,
+            data,
+            durable: self.durable_writes,
+        };
+        let number = area.image.borrow_mut().begin(write);
+        self.disks.operate(self.process, delay_ns, move |disks| {
+            disks.say(Step::Disk, contents, || {
+                format!("wrote {} {page}+{count}", area.name)
+            });
+            disks.finish_write(&area, number, page)
+        })
+    }
+
+    fn sync(&self) -> LocalBoxFuture<'static, Result<(), DiskError>> {
+        let delay_ns = self.disks.delay(self.disks.timing.sync_ns, 0);
+        let area = self.area.clone();
+        let mark = area.image.borrow().sync_mark();
+        self.disks.operate(self.process, delay_ns, move |disks| {
+            disks.say(Step::Disk, mark, || format!("synced {}", area.name));
+            if disks.fails() {
+                area.image.borrow_mut().sync_failed(mark);
+                return Err(area.error("sync", 0));
+            }
+            area.image.borrow_mut().synced(mark);
+            Ok(())
+        })
+    }
+}
+
+impl HostDisks {
+    fn finish_write(&self, area: &Area, number: u64, page: u64) -> Result<(), DiskError> {
+        let mut image = area.image.borrow_mut();
+        if self.fails() {
+            // An error says nothing about the medium.
+            if self.random.chance(500_000) {
+                image.complete(number);
+            } else {
+                image.drop_write(number);
+            }
+            return Err(area.error("write", page * PAGE_BYTES as u64));
+        }
+        let mut policy = self.policy.borrow_mut();
+        if self.armed.get().is_some() && policy.budget > 0 && policy.areas.contains(&area.name) {
+            policy.budget -= 1;
+            self.counts.fired(FaultClass::MisplacedWrite);
+            let misdirected = self.armed.take() == Some(Damage::MisdirectNextWrite);
+            let size_pages = image.size_bytes() / PAGE_BYTES as u64;
+            if let Some(write) = image.drop_write(number)
+                && misdirected
+            {
+                let pages = (write.data.len() / PAGE_BYTES) as u64;
+                let page = self.random.below(size_pages - pages + 1);
+                let elsewhere = image.begin(InFlight { page, ..write });
+                image.complete(elsewhere);
+            }
+            return Ok(());
+        }
+        image.complete(number);
+        Ok(())
+    }
+}

@@ -1,0 +1,533 @@
+//! What the journal holds of one slice, in memory: its stream and the versions of its blocks.
+//!
+//! Invariants:
+//! * a version is *effective* when it was copied from another copy's stable state (`copied`) or
+//!   its sequence number is at most the stable point; only effective versions are read or
+//!   destaged;
+//! * every version and every record above the last destage pins its batch in the ring; what
+//!   this module drops it reports, so that the pin is taken off only after the stable point
+//!   that justified it is durable;
+//! * a record appended later with a sequence number not above earlier unstable ones replaces
+//!   them (they were truncated).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use crate::extent::EXTENT_BLOCKS;
+use crate::record::{BLOCK_BYTES, Body, OperationId, Record, Seq, SliceKey, TailEntry, View};
+
+/// How many operations of a slice are remembered for retries.
+pub(crate) const RECENT_OPERATIONS: usize = 1024;
+
+/// What an item in the journal is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Stream record with data.
+    Write,
+    /// Stream record that zeroes.
+    Zero,
+    /// Stream record without effect.
+    Nothing,
+    /// One copied block with data.
+    CopyWrite,
+    /// One copied block that reads zero.
+    CopyZero,
+    /// The slice's stable point and nothing else.
+    Stable,
+}
+
+impl Kind {
+    /// Whether the item is an entry of the slice's stream.
+    pub(crate) fn is_stream(self) -> bool {
+        match self {
+            Self::Write | Self::Zero | Self::Nothing => true,
+            Self::CopyWrite | Self::CopyZero | Self::Stable => false,
+        }
+    }
+
+    /// Whether the item is followed by block data.
+    pub(crate) fn has_data(self) -> bool {
+        match self {
+            Self::Write | Self::CopyWrite => true,
+            Self::Zero | Self::Nothing | Self::CopyZero | Self::Stable => false,
+        }
+    }
+}
+
+/// One item of a journal batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Item {
+    pub(crate) kind: Kind,
+    pub(crate) slice: SliceKey,
+    pub(crate) view: View,
+    pub(crate) seq: Seq,
+    pub(crate) stable: Seq,
+    pub(crate) operation: OperationId,
+    pub(crate) first_block: u32,
+    pub(crate) blocks: u32,
+    /// Journaled a second time, so that its first place in the ring can be reused.
+    pub(crate) relocated: bool,
+    /// One checksum for each block of data.
+    pub(crate) checksums: Rc<[u64]>,
+    /// Block data, for kinds that have it.
+    pub(crate) data: Bytes,
+    /// Which blocks did not survive; empty when all did.
+    pub(crate) lost: Vec<bool>,
+}
+
+impl Item {
+    fn content(&self, index: u32) -> Content {
+        if !self.kind.has_data() {
+            return Content::Zero;
+        }
+        let index = index as usize;
+        if self.lost.get(index).copied().unwrap_or(false) {
+            return Content::Unknown;
+        }
+        let data = self.data.slice(index * BLOCK_BYTES..(index + 1) * BLOCK_BYTES);
+        Content::Data(data, self.checksums[index])
+    }
+
+    fn is_damaged(&self) -> bool {
+        self.lost.iter().any(|lost| *lost)
+    }
+}
+
+/// What a version makes of its block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    Data(Bytes, u64),
+    Zero,
+    Unknown,
+}
+
+/// One version of one block.
+#[derive(Clone, Debug)]
+pub(crate) struct Version {
+    pub(crate) seq: Seq,
+    pub(crate) view: View,
+    pub(crate) content: Content,
+    copied: bool,
+    lsn: u64,
+}
+
+/// A zeroed range within one extent; blocks counted within the slice, the end excluded.
+#[derive(Clone, Copy, Debug)]
+struct ZeroSpan {
+    seq: Seq,
+    view: View,
+    first: u32,
+    end: u32,
+    lsn: u64,
+}
+
+/// A stream record whose batch is still in the ring.
+struct Resident {
+    item: Item,
+    lsn: u64,
+    pinned: bool,
+}
+
+/// The journal's part of one slice.
+#[derive(Default)]
+pub(crate) struct SliceIndex {
+    /// Highest sequence number known to be on all in-sync copies.
+    pub(crate) stable: Seq,
+    /// Highest sequence number accepted by `append`, durable or not.
+    pub(crate) reserved: Seq,
+    /// Highest sequence number durably journaled here.
+    pub(crate) durable: Seq,
+    /// Truncations that have begun and not ended.
+    pub(crate) truncations: u32,
+    stream: BTreeMap<Seq, Resident>,
+    blocks: BTreeMap<u32, Vec<Version>>,
+    zeroes: BTreeMap<u32, Vec<ZeroSpan>>,
+    recent: VecDeque<(OperationId, View, Seq)>,
+}
+
+/// A version ready to be destaged.
+pub(crate) type Effective = (u32, Version);
+
+impl SliceIndex {
+    /// Takes in a durable item of batch `lsn`. Returns how many pins it adds to its batch;
+    /// `unpinned` gets the batches of what it displaced.
+    pub(crate) fn insert(&mut self, item: &Item, lsn: u64, unpinned: &mut Vec<u64>) -> u32 {
+        if item.relocated {
+            return self.relocate(item, lsn, unpinned);
+        }
+        self.stable = self.stable.max(item.stable);
+        let mut pins = 0;
+        if item.kind.is_stream() {
+            self.drop_from(item.seq, u64::MAX, unpinned);
+            self.remember(item);
+            self.stream.insert(item.seq, Resident { item: item.clone(), lsn, pinned: true });
+            pins += 1;
+        }
+        pins + self.insert_versions(item, lsn, unpinned)
+    }
+
+    fn remember(&mut self, item: &Item) {
+        self.durable = self.durable.max(item.seq);
+        self.reserved = self.reserved.max(item.seq);
+        if self.recent.len() == RECENT_OPERATIONS {
+            self.recent.pop_front();
+        }
+        self.recent.push_back((item.operation, item.view, item.seq));
+    }
+
+    fn insert_versions(&mut self, item: &Item, lsn: u64, unpinned: &mut Vec<u64>) -> u32 {
+        let mut pins = 0;
+        match item.kind {
+            Kind::Write | Kind::CopyWrite | Kind::CopyZero => {
+                for index in 0..item.blocks {
+                    let version = Version {
+                        seq: item.seq,
+                        view: item.view,
+                        content: item.content(index),
+                        copied: !item.kind.is_stream(),
+                        lsn,
+                    };
+                    let versions = self.blocks.entry(item.first_block + index).or_default();
+                    let place = versions.partition_point(|other| other.seq <= version.seq);
+                    versions.insert(place, version);
+                    pins += 1;
+                    prune(versions, self.stable, unpinned);
+                }
+            }
+            Kind::Zero => {
+                let end = item.first_block + item.blocks;
+                let mut first = item.first_block;
+                while first < end {
+                    let extent = first / EXTENT_BLOCKS;
+                    let last = end.min((extent + 1) * EXTENT_BLOCKS);
+                    let (seq, view) = (item.seq, item.view);
+                    let span = ZeroSpan { seq, view, first, end: last, lsn };
+                    self.zeroes.entry(extent).or_default().push(span);
+                    pins += 1;
+                    first = last;
+                }
+            }
+            Kind::Nothing | Kind::Stable => {}
+        }
+        pins
+    }
+
+    /// A record that was journaled again: what there is of it moves to the new batch.
+    fn relocate(&mut self, item: &Item, lsn: u64, unpinned: &mut Vec<u64>) -> u32 {
+        let Some(resident) = self.stream.get_mut(&item.seq) else { return 0 };
+        if resident.item.view != item.view {
+            return 0;
+        }
+        let old = std::mem::replace(&mut resident.lsn, lsn);
+        let mut pins = 0;
+        if resident.pinned {
+            unpinned.push(old);
+            pins += 1;
+        }
+        for block in item.first_block..item.first_block + item.blocks {
+            for version in self.blocks.get_mut(&block).into_iter().flatten() {
+                if version.seq == item.seq && !version.copied {
+                    unpinned.push(std::mem::replace(&mut version.lsn, lsn));
+                    pins += 1;
+                }
+            }
+            if block % EXTENT_BLOCKS != 0 && block != item.first_block {
+                continue;
+            }
+            for span in self.zeroes.get_mut(&(block / EXTENT_BLOCKS)).into_iter().flatten() {
+                if span.seq == item.seq {
+                    unpinned.push(std::mem::replace(&mut span.lsn, lsn));
+                    pins += 1;
+                }
+            }
+        }
+        pins
+    }
+
+    /// Whether a relocated record found in the journal has its first place there too.
+    pub(crate) fn holds(&self, seq: Seq, view: View) -> bool {
+        self.stream.get(&seq).is_some_and(|resident| resident.item.view == view)
+    }
+
+    /// Takes in a relocated record whose first place is gone, during recovery.
+    pub(crate) fn insert_relocated(
+        &mut self,
+        item: &Item,
+        lsn: u64,
+        unpinned: &mut Vec<u64>,
+    ) -> u32 {
+        let mut original = item.clone();
+        original.relocated = false;
+        self.stable = self.stable.max(item.stable);
+        self.remember(item);
+        let pins = 1 + self.insert_versions(&original, lsn, unpinned);
+        self.stream.insert(item.seq, Resident { item: original, lsn, pinned: true });
+        pins
+    }
+
+    /// Voids unstable stream records from `from` on that were journaled before `before_lsn`.
+    /// Returns the extents they touched. Nothing at or below the stable point is touched.
+    pub(crate) fn drop_from(
+        &mut self,
+        from: Seq,
+        before_lsn: u64,
+        unpinned: &mut Vec<u64>,
+    ) -> Vec<u32> {
+        let from = from.max(self.stable.next());
+        let mut extents = Vec::new();
+        let above: Vec<Seq> = self
+            .stream
+            .range(from..)
+            .filter(|(_, resident)| resident.lsn < before_lsn)
+            .map(|(seq, _)| *seq)
+            .collect();
+        for seq in &above {
+            let Some(resident) = self.stream.remove(seq) else { continue };
+            if resident.pinned {
+                unpinned.push(resident.lsn);
+            }
+            let first = resident.item.first_block;
+            for block in first..first + resident.item.blocks {
+                if resident.item.kind == Kind::Write {
+                    if let Some(versions) = self.blocks.get_mut(&block) {
+                        take(versions, unpinned, |version| {
+                            version.seq == *seq && !version.copied
+                        });
+                        if versions.is_empty() {
+                            self.blocks.remove(&block);
+                        }
+                    }
+                }
+                let extent = block / EXTENT_BLOCKS;
+                if extents.last() == Some(&extent) {
+                    continue;
+                }
+                extents.push(extent);
+                if let Some(spans) = self.zeroes.get_mut(&extent) {
+                    spans.retain(|span| {
+                        let voided = span.seq == *seq;
+                        if voided {
+                            unpinned.push(span.lsn);
+                        }
+                        !voided
+                    });
+                    if spans.is_empty() {
+                        self.zeroes.remove(&extent);
+                    }
+                }
+            }
+        }
+        if !above.is_empty() {
+            self.recent.retain(|(_, _, seq)| !above.contains(seq));
+            let last = self.stream.last_key_value().map_or(Seq(0), |(seq, _)| *seq);
+            self.durable = last.max(self.durable.min(from_below(from)));
+        }
+        extents
+    }
+
+    /// Drops everything, reporting the pins.
+    pub(crate) fn drop_all(self, unpinned: &mut Vec<u64>) {
+        for resident in self.stream.values().filter(|resident| resident.pinned) {
+            unpinned.push(resident.lsn);
+        }
+        unpinned.extend(self.blocks.values().flatten().map(|version| version.lsn));
+        unpinned.extend(self.zeroes.values().flatten().map(|span| span.lsn));
+    }
+
+    /// The newest effective version of a block in the journal.
+    pub(crate) fn newest_effective(&self, block: u32) -> Option<Version> {
+        let versions = self.blocks.get(&block).map(Vec::as_slice).unwrap_or_default();
+        let written = versions.iter().rev().find(|version| effective(version, self.stable));
+        let spans = self.zeroes.get(&(block / EXTENT_BLOCKS)).map(Vec::as_slice);
+        let zeroed = spans
+            .unwrap_or_default()
+            .iter()
+            .filter(|span| span.seq <= self.stable && (span.first..span.end).contains(&block))
+            .max_by_key(|span| span.seq);
+        match (written, zeroed) {
+            (Some(written), Some(zeroed)) if zeroed.seq > written.seq => Some(zeroed.version()),
+            (Some(written), _) => Some(written.clone()),
+            (None, Some(zeroed)) => Some(zeroed.version()),
+            (None, None) => None,
+        }
+    }
+
+    /// Whether the journal holds any version of a block of this extent.
+    pub(crate) fn touches_extent(&self, extent: u32) -> bool {
+        let blocks = extent * EXTENT_BLOCKS..(extent + 1) * EXTENT_BLOCKS;
+        self.zeroes.contains_key(&extent) || self.blocks.range(blocks).next().is_some()
+    }
+
+    /// Extents from `from` on of which the journal holds a version, ascending.
+    pub(crate) fn extents_from(&self, from: u32) -> Vec<u32> {
+        let mut extents: Vec<u32> = self.zeroes.range(from..).map(|(extent, _)| *extent).collect();
+        let mut next = from.checked_mul(EXTENT_BLOCKS);
+        while let Some((block, _)) = next.and_then(|next| self.blocks.range(next..).next()) {
+            let extent = block / EXTENT_BLOCKS;
+            extents.push(extent);
+            next = (extent + 1).checked_mul(EXTENT_BLOCKS);
+        }
+        extents.sort_unstable();
+        extents.dedup();
+        extents
+    }
+
+    /// Whether the journal holds nothing of this slice that a destage round could move.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.blocks.is_empty()
+            && self.zeroes.is_empty()
+            && self.stream.values().all(|resident| !resident.pinned)
+    }
+
+    /// The newest effective version of every block of an extent that the journal has one of,
+    /// ascending.
+    pub(crate) fn effective_in(&self, extent: u32) -> Vec<Effective> {
+        let blocks = extent * EXTENT_BLOCKS..(extent + 1) * EXTENT_BLOCKS;
+        let mut newest: BTreeMap<u32, Version> = BTreeMap::new();
+        for (block, versions) in self.blocks.range(blocks) {
+            if let Some(version) = versions.iter().rev().find(|v| effective(v, self.stable)) {
+                newest.insert(*block, version.clone());
+            }
+        }
+        let spans = self.zeroes.get(&extent).map(Vec::as_slice).unwrap_or_default();
+        for span in spans.iter().filter(|span| span.seq <= self.stable) {
+            for block in span.first..span.end {
+                let older = newest.get(&block).is_none_or(|version| version.seq < span.seq);
+                if older {
+                    newest.insert(block, span.version());
+                }
+            }
+        }
+        newest.into_iter().collect()
+    }
+
+    /// Forgets what a destage round made durable: records and zeroed ranges up to the stable
+    /// point `through` of that round in batches up to `through_lsn`, and versions not newer than
+    /// the one of their block in `destaged`.
+    pub(crate) fn settle(
+        &mut self,
+        through: Seq,
+        through_lsn: u64,
+        destaged: &BTreeMap<u32, Seq>,
+        unpinned: &mut Vec<u64>,
+    ) {
+        for resident in self.stream.range_mut(..=through).map(|(_, resident)| resident) {
+            if resident.lsn <= through_lsn && std::mem::replace(&mut resident.pinned, false) {
+                unpinned.push(resident.lsn);
+            }
+        }
+        self.blocks.retain(|block, versions| {
+            let Some(newest) = destaged.get(block) else { return true };
+            take(versions, unpinned, |version| version.seq <= *newest);
+            !versions.is_empty()
+        });
+        self.zeroes.retain(|_, spans| {
+            spans.retain(|span| {
+                let settled = span.seq <= through && span.lsn <= through_lsn;
+                if settled {
+                    unpinned.push(span.lsn);
+                }
+                !settled
+            });
+            !spans.is_empty()
+        });
+    }
+
+    /// The batch holding record `seq` has left the ring.
+    pub(crate) fn evict(&mut self, seq: Seq, lsn: u64) {
+        if self.stream.get(&seq).is_some_and(|resident| resident.lsn == lsn) {
+            self.stream.remove(&seq);
+        }
+    }
+
+    /// Unstable records of batches up to `through_lsn`, to be journaled again.
+    pub(crate) fn pinned_tail(&self, through_lsn: u64) -> Vec<Item> {
+        self.stream
+            .range(self.stable.next()..)
+            .filter(|(_, resident)| resident.lsn <= through_lsn && !resident.item.is_damaged())
+            .map(|(_, resident)| Item { relocated: true, ..resident.item.clone() })
+            .collect()
+    }
+
+    /// Durable records above the stable point, in order.
+    pub(crate) fn tail(&self) -> Vec<TailEntry> {
+        self.stream
+            .range(self.stable.next()..)
+            .map(|(seq, resident)| TailEntry {
+                view: resident.item.view,
+                seq: *seq,
+                operation: resident.item.operation,
+                first_block: resident.item.first_block,
+                blocks: resident.item.blocks,
+                zero: resident.item.kind == Kind::Zero,
+                damaged: resident.item.is_damaged(),
+            })
+            .collect()
+    }
+
+    /// A record still in the ring: `Err` with a block of it if its data is lost.
+    pub(crate) fn record(&self, view: View, seq: Seq) -> Result<Option<Record>, u32> {
+        let Some(resident) = self.stream.get(&seq) else { return Ok(None) };
+        let item = &resident.item;
+        if item.view != view {
+            return Ok(None);
+        }
+        if let Some(index) = item.lost.iter().position(|lost| *lost) {
+            return Err(item.first_block + index as u32);
+        }
+        let first_block = item.first_block;
+        let body = match item.kind {
+            Kind::Write | Kind::CopyWrite => Body::Write { first_block, data: item.data.clone() },
+            Kind::Zero | Kind::CopyZero => Body::Zero { first_block, blocks: item.blocks },
+            Kind::Nothing | Kind::Stable => Body::Nothing,
+        };
+        let (slice, stable, operation) = (item.slice, item.stable, item.operation);
+        Ok(Some(Record { slice, view, seq, stable, operation, body }))
+    }
+
+    /// The last operations, oldest first.
+    pub(crate) fn recent(&self) -> Vec<(OperationId, View, Seq)> {
+        self.recent.iter().copied().collect()
+    }
+}
+
+impl ZeroSpan {
+    fn version(&self) -> Version {
+        let (seq, view, lsn) = (self.seq, self.view, self.lsn);
+        Version { seq, view, content: Content::Zero, copied: false, lsn }
+    }
+}
+
+fn from_below(from: Seq) -> Seq {
+    Seq(from.0.saturating_sub(1))
+}
+
+fn effective(version: &Version, stable: Seq) -> bool {
+    version.copied || version.seq <= stable
+}
+
+/// Drops effective versions that a newer effective one hides.
+fn prune(versions: &mut Vec<Version>, stable: Seq, unpinned: &mut Vec<u64>) {
+    let Some(newest) = versions.iter().rposition(|version| effective(version, stable)) else {
+        return;
+    };
+    let newest_seq = versions[newest].seq;
+    take(versions, unpinned, |version| effective(version, stable) && version.seq < newest_seq);
+}
+
+/// Removes what `is_gone` accepts, reporting the pins.
+fn take(
+    versions: &mut Vec<Version>,
+    unpinned: &mut Vec<u64>,
+    is_gone: impl Fn(&Version) -> bool,
+) {
+    versions.retain(|version| {
+        let gone = is_gone(version);
+        if gone {
+            unpinned.push(version.lsn);
+        }
+        !gone
+    });
+}

@@ -1,0 +1,355 @@
+//! The ring: geometry, header pages, what is in flight and what is still needed.
+//!
+//! ```text
+//! journal = header page | header page | ring
+//! ring:   ... free | tail → batch | batch | batch ← head | free ...
+//! ```
+//!
+//! Invariants:
+//! * `tail <= head <= tail + ring size`, positions count bytes since the journal was made;
+//! * the space before the tail is reused only after both header pages name that tail;
+//! * one batch is written at a time, so a crash tears at most the last one;
+//! * [`RESERVE_BYTES`] stay free for seals, so that a full ring can still be opened.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use holdfast_runtime::{Buffer, Disk, DiskError, PAGE_BYTES};
+use tokio::sync::{Notify, oneshot};
+
+use crate::batch::{DATA_BLOCKS_MAX, Place, Size, encode};
+use crate::encoding::{FieldReader, FieldWriter, plain_checksum};
+use crate::error::StoreError;
+use crate::index::Item;
+use crate::record::{BLOCK_BYTES, Seq, SliceKey};
+
+/// Name of the area.
+pub(crate) const AREA: &str = "journal";
+/// Where the ring begins.
+pub(crate) const RING_AT: u64 = 2 * PAGE_BYTES as u64;
+/// Smallest journal that can work, in bytes.
+pub(crate) const JOURNAL_BYTES_MIN: u64 = 512 * 1024;
+/// Room that only seals may use.
+const RESERVE_BYTES: u64 = 16 * PAGE_BYTES as u64;
+
+const MAGIC: u64 = u64::from_le_bytes(*b"HFJOURNL");
+const VERSION: u32 = 1;
+const HEADER_BYTES: usize = 8 + 4 + 4 + 16 + 6 * 8;
+
+/// What a header page says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) ring_bytes: u64,
+    pub(crate) sequence: u64,
+    /// Position of the oldest batch needed.
+    pub(crate) tail: u64,
+    /// Its lsn.
+    pub(crate) tail_lsn: u64,
+    /// Checksum of the header of the batch before it.
+    pub(crate) previous: u64,
+}
+
+/// Items that were submitted together; they are answered when the last one is durable.
+pub(crate) struct Submission {
+    pub(crate) items: VecDeque<Item>,
+    pub(crate) reply: Option<oneshot::Sender<Result<(), StoreError>>>,
+}
+
+/// A batch in the ring.
+struct Held {
+    lsn: u64,
+    position: u64,
+    previous: u64,
+    pins: u64,
+    records: Vec<(SliceKey, Seq)>,
+}
+
+/// The ring and the queue in front of it.
+pub(crate) struct Journal {
+    disk: Rc<dyn Disk>,
+    identity: [u8; 16],
+    ring_bytes: u64,
+    pub(crate) queue: RefCell<VecDeque<Submission>>,
+    /// Wakes the writer: something was queued, there is room, or the store is poisoned.
+    pub(crate) wake: Rc<Notify>,
+    held: RefCell<VecDeque<Held>>,
+    header_sequence: Cell<u64>,
+    head: Cell<u64>,
+    tail: Cell<u64>,
+    next_lsn: Cell<u64>,
+    written_lsn: Cell<u64>,
+    previous: Cell<u64>,
+    /// Signalled to all whenever a batch became durable.
+    pub(crate) progress: Notify,
+}
+
+impl Journal {
+    /// A journal whose ring continues after what recovery found.
+    pub(crate) fn new(
+        disk: Rc<dyn Disk>,
+        identity: [u8; 16],
+        header: Header,
+        head: u64,
+        next_lsn: u64,
+        previous: u64,
+    ) -> Self {
+        Self {
+            disk,
+            identity,
+            ring_bytes: header.ring_bytes,
+            queue: RefCell::default(),
+            wake: Rc::new(Notify::new()),
+            held: RefCell::default(),
+            header_sequence: Cell::new(header.sequence),
+            head: Cell::new(head),
+            tail: Cell::new(header.tail),
+            next_lsn: Cell::new(next_lsn),
+            written_lsn: Cell::new(next_lsn - 1),
+            previous: Cell::new(previous),
+            progress: Notify::new(),
+        }
+    }
+
+    /// Size of the ring and bytes of it in use.
+    pub(crate) fn usage(&self) -> (u64, u64) {
+        (self.ring_bytes, self.head.get() - self.tail.get())
+    }
+
+    /// Most blocks of data in one record.
+    pub(crate) fn record_blocks_max(&self) -> u32 {
+        record_blocks_max(self.ring_bytes)
+    }
+
+    /// The number of the next batch that is put together.
+    pub(crate) fn next_lsn(&self) -> u64 {
+        self.next_lsn.get()
+    }
+
+    /// The last batch known to be durable.
+    pub(crate) fn written_lsn(&self) -> u64 {
+        self.written_lsn.get()
+    }
+
+    /// Whether a batch of this size may be written now.
+    pub(crate) fn has_room(&self, size: Size, is_seal: bool) -> bool {
+        let reserve = if is_seal { 0 } else { RESERVE_BYTES };
+        self.head.get() + size.bytes() + reserve <= self.tail.get() + self.ring_bytes
+    }
+
+    /// Writes one batch and holds it in the ring with one pin, which the caller takes off once
+    /// the items' own pins are on. Returns its lsn.
+    pub(crate) async fn write(&self, items: &[Item]) -> Result<u64, DiskError> {
+        let position = self.head.get();
+        let lsn = self.next_lsn.get();
+        let previous = self.previous.get();
+        let place = Place { position, lap: position / self.ring_bytes, lsn, previous };
+        let (batch, checksum) = encode(self.identity, place, items);
+        self.next_lsn.set(lsn + 1);
+        let len = batch.len() as u64;
+        let start = position % self.ring_bytes;
+        let before_wrap = self.ring_bytes - start;
+        if len <= before_wrap {
+            self.disk.write(RING_AT + start, batch).await?;
+        } else {
+            let (first, second) = batch.split_at(before_wrap as usize);
+            let first = self.disk.write(RING_AT + start, Buffer::padded_from(first));
+            let second = self.disk.write(RING_AT, Buffer::padded_from(second));
+            let (first, second) = futures::join!(first, second);
+            first?;
+            second?;
+        }
+        self.head.set(position + len);
+        self.previous.set(checksum);
+        self.hold(lsn, position, previous, items);
+        self.pin(lsn, 1);
+        self.written_lsn.set(lsn);
+        Ok(lsn)
+    }
+
+    /// Registers a batch that is in the ring, without pins.
+    pub(crate) fn hold(&self, lsn: u64, position: u64, previous: u64, items: &[Item]) {
+        let records = items
+            .iter()
+            .filter(|item| item.kind.is_stream())
+            .map(|item| (item.slice, item.seq))
+            .collect();
+        self.held.borrow_mut().push_back(Held { lsn, position, previous, pins: 0, records });
+    }
+
+    /// Puts pins on a batch.
+    pub(crate) fn pin(&self, lsn: u64, pins: u64) {
+        let mut held = self.held.borrow_mut();
+        if let Some(place) = place_of(&held, lsn) {
+            held[place].pins += pins;
+        }
+    }
+
+    /// Takes a pin off each batch named.
+    pub(crate) fn unpin(&self, lsns: &[u64]) {
+        let mut held = self.held.borrow_mut();
+        for lsn in lsns {
+            let Some(place) = place_of(&held, *lsn) else { unreachable!("an unheld batch") };
+            let pins = &mut held[place].pins;
+            assert!(*pins > 0, "batch {lsn} lost a pin it never had");
+            *pins -= 1;
+        }
+    }
+
+    /// The last lsn whose batch begins in the older half of the used ring, if more than half of
+    /// the ring is used.
+    pub(crate) fn crowded_through(&self) -> Option<u64> {
+        let used = self.head.get() - self.tail.get();
+        if used <= self.ring_bytes / 2 {
+            return None;
+        }
+        let middle = self.tail.get() + used / 4;
+        let held = self.held.borrow();
+        held.iter().take_while(|batch| batch.position <= middle).last().map(|batch| batch.lsn)
+    }
+
+    /// Frees unpinned batches at the tail, durably. Returns the records that left the ring.
+    pub(crate) async fn advance(&self) -> Result<Vec<(SliceKey, Seq, u64)>, DiskError> {
+        let (count, tail, tail_lsn, previous) = {
+            let held = self.held.borrow();
+            let count = held.iter().take_while(|batch| batch.pins == 0).count();
+            match held.get(count) {
+                Some(first) => (count, first.position, first.lsn, first.previous),
+                // Whatever is being written right now follows the last batch held.
+                None => (count, self.head.get(), self.written_lsn.get() + 1, self.previous.get()),
+            }
+        };
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let sequence = self.header_sequence.get() + 1;
+        let ring_bytes = self.ring_bytes;
+        let header = Header { ring_bytes, sequence, tail, tail_lsn, previous };
+        write_header(&self.disk, self.identity, header).await?;
+        self.header_sequence.set(sequence);
+        self.tail.set(tail);
+        let mut gone = Vec::new();
+        for batch in self.held.borrow_mut().drain(..count) {
+            gone.extend(batch.records.iter().map(|(slice, seq)| (*slice, *seq, batch.lsn)));
+        }
+        self.wake.notify_one();
+        Ok(gone)
+    }
+
+    /// The oldest lsn that recovery would read.
+    pub(crate) fn tail_lsn(&self) -> u64 {
+        self.held.borrow().front().map_or(self.written_lsn.get() + 1, |batch| batch.lsn)
+    }
+}
+
+/// Most blocks of data in one record for a ring of this size.
+pub(crate) fn record_blocks_max(ring_bytes: u64) -> u32 {
+    let quarter = ring_bytes / 4 / BLOCK_BYTES as u64;
+    DATA_BLOCKS_MAX.min(u32::try_from(quarter).unwrap_or(u32::MAX))
+}
+
+/// Writes both header pages, one after the other: a crash damages at most one of them.
+pub(crate) async fn write_header(
+    disk: &Rc<dyn Disk>,
+    identity: [u8; 16],
+    header: Header,
+) -> Result<(), DiskError> {
+    let mut writer = FieldWriter::default();
+    writer.u64(MAGIC);
+    writer.u32(VERSION);
+    writer.u32(0);
+    writer.raw(&identity);
+    writer.u64(header.ring_bytes);
+    writer.u64(header.sequence);
+    writer.u64(header.tail);
+    writer.u64(header.tail_lsn);
+    writer.u64(header.previous);
+    let checksum = plain_checksum(&writer.bytes);
+    writer.u64(checksum);
+    debug_assert_eq!(writer.bytes.len(), HEADER_BYTES);
+    let page = Buffer::padded_from(&writer.bytes);
+    disk.write(0, page.clone()).await?;
+    disk.write(PAGE_BYTES as u64, page).await
+}
+
+/// What the header pages hold.
+pub(crate) enum HeaderFound {
+    /// Both are zero.
+    Nothing,
+    /// The newest readable one, and whether the other was unreadable.
+    Header { header: Header, page_lost: bool },
+    /// Neither is usable.
+    Lost,
+}
+
+/// Reads both header pages. An intact page of another store or version is an error.
+pub(crate) async fn read_header(
+    disk: &Rc<dyn Disk>,
+    identity: [u8; 16],
+) -> Result<HeaderFound, StoreError> {
+    let mut best: Option<Header> = None;
+    let mut zero = 0;
+    let mut bad = 0;
+    for page in 0..2u64 {
+        let Ok(bytes) = disk.read(page * PAGE_BYTES as u64, PAGE_BYTES).await else {
+            bad += 1;
+            continue;
+        };
+        if bytes.iter().all(|byte| *byte == 0) {
+            zero += 1;
+            continue;
+        }
+        match decode_header(&bytes, identity)? {
+            Some(header) => {
+                if best.is_none_or(|best| header.sequence > best.sequence) {
+                    best = Some(header);
+                }
+            }
+            None => bad += 1,
+        }
+    }
+    Ok(match best {
+        Some(header) => HeaderFound::Header { header, page_lost: bad + zero > 0 },
+        None if bad == 0 => HeaderFound::Nothing,
+        None => HeaderFound::Lost,
+    })
+}
+
+fn decode_header(bytes: &[u8], identity: [u8; 16]) -> Result<Option<Header>, StoreError> {
+    let mut reader = FieldReader::new(&bytes[..HEADER_BYTES]);
+    let fields = (|| {
+        let magic = reader.u64()?;
+        let version = reader.u32()?;
+        let _reserved = reader.u32()?;
+        let owner = reader.array::<16>()?;
+        let header = Header {
+            ring_bytes: reader.u64()?,
+            sequence: reader.u64()?,
+            tail: reader.u64()?,
+            tail_lsn: reader.u64()?,
+            previous: reader.u64()?,
+        };
+        Some((magic, version, owner, header, reader.u64()?))
+    })();
+    let Some((magic, version, owner, header, checksum)) = fields else { return Ok(None) };
+    if magic != MAGIC || checksum != plain_checksum(&bytes[..HEADER_BYTES - 8]) {
+        return Ok(None);
+    }
+    if version > VERSION {
+        return Err(StoreError::Version { area: AREA, found: version, supported: VERSION });
+    }
+    if owner != identity {
+        return Err(StoreError::Foreign { area: AREA, what: "identity" });
+    }
+    Ok(Some(header))
+}
+
+fn place_of(held: &VecDeque<Held>, lsn: u64) -> Option<usize> {
+    let first = held.front()?.lsn;
+    // Holes found by recovery leave gaps in the numbering; then the place has to be searched.
+    let guess = usize::try_from(lsn.checked_sub(first)?).ok()?;
+    if held.get(guess).is_some_and(|batch| batch.lsn == lsn) {
+        return Some(guess);
+    }
+    held.binary_search_by_key(&lsn, |batch| batch.lsn).ok()
+}

@@ -1,0 +1,713 @@
+//! The store of one node: what the layers above call.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use bytes::Bytes;
+use holdfast_runtime::task::TaskGroup;
+use holdfast_runtime::{Directory, Runtime};
+use tokio::sync::{Mutex, Notify, oneshot};
+
+use crate::destage;
+use crate::encoding::block_checksum;
+use crate::error::StoreError;
+use crate::extent::EXTENT_BLOCKS;
+use crate::facts::{Facts, Removal, Void};
+use crate::home::{Home, data_bytes};
+use crate::index::{Item, Kind, SliceIndex};
+use crate::journal::{Journal, Submission};
+use crate::poison::Poison;
+use crate::record::{
+    BLOCK_BYTES, Body, CopiedBlock, CopyState, OperationId, Record, RecoveryReport, Seq, SliceKey,
+    TailEntry, Usage, View,
+};
+use crate::recovery;
+use crate::writer;
+
+/// How a store is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreOptions {
+    /// Names this store on its disks; areas of another store are refused. Must never change.
+    pub identity: [u8; 16],
+    /// Size of the journal area in bytes, at least 512 KiB; fixed when the store is made.
+    pub journal_bytes: u64,
+    /// Size of the home area in bytes; may grow later. 1/128 of it describes the rest.
+    pub home_bytes: u64,
+    /// Blocks of 4 KiB in a slice. Must never change.
+    pub slice_blocks: u32,
+}
+
+/// Journal, home and durable facts of one node.
+pub struct Store {
+    inner: Rc<Inner>,
+    _tasks: TaskGroup,
+}
+
+/// What the store's tasks share.
+pub(crate) struct Inner {
+    pub(crate) runtime: Runtime,
+    pub(crate) options: StoreOptions,
+    pub(crate) poison: Rc<Poison>,
+    pub(crate) journal: Journal,
+    pub(crate) home: Home,
+    pub(crate) facts: Rc<Facts>,
+    pub(crate) slices: RefCell<BTreeMap<SliceKey, SliceIndex>>,
+    /// Slices of which the journal may hold something to destage.
+    pub(crate) dirty: RefCell<BTreeSet<SliceKey>>,
+    /// Slices whose stable point rose since it was last journaled.
+    pub(crate) unsealed: RefCell<BTreeSet<SliceKey>>,
+    /// Pins to take off once the stable points of this moment are durable.
+    pub(crate) released: RefCell<Vec<u64>>,
+    /// Held by whoever writes the home.
+    pub(crate) home_writers: Mutex<()>,
+    /// Asks for a destage round.
+    pub(crate) pressure: Rc<Notify>,
+    /// Something became destageable since the last round began.
+    pub(crate) destageable: Cell<bool>,
+    pub(crate) urgent: Cell<bool>,
+    pub(crate) rounds_begun: Cell<u64>,
+    pub(crate) rounds_ended: Cell<u64>,
+    /// Signalled to all at the end of a round and when the store is poisoned.
+    pub(crate) round_ended: Notify,
+    pub(crate) damaged: Cell<bool>,
+}
+
+impl Store {
+    /// Opens the store, creating it if the directory holds none, and recovers it.
+    ///
+    /// # Errors
+    ///
+    /// Refuses foreign, newer, and irrecoverably damaged areas; nothing was changed then.
+    /// Damage that leaves something to serve is no error: see [`RecoveryReport`].
+    pub async fn open(
+        runtime: Runtime,
+        directory: Rc<dyn Directory>,
+        options: StoreOptions,
+    ) -> Result<(Rc<Self>, RecoveryReport), StoreError> {
+        let (inner, report) = recovery::open(runtime.clone(), directory, options).await?;
+        let mut tasks = TaskGroup::default();
+        tasks.add(runtime.spawn("store facts", inner.facts.clone().run()));
+        tasks.add(runtime.spawn("store journal", writer::run(inner.clone())));
+        tasks.add(runtime.spawn("store destage", destage::run(inner.clone())));
+        Ok((Rc::new(Self { inner, _tasks: tasks }), report))
+    }
+
+    /// Journals records. They take their place in the journal at the time of the call; the
+    /// future resolves when they are durable. Calls in flight together share journal writes and
+    /// become durable in call order. Dropping the future does not take the records back.
+    ///
+    /// Sequence numbers of a slice must rise; only [`Store::truncate`] turns them back. A gap is
+    /// the caller's affair (the stream of a joining copy begins anywhere). Waits while the
+    /// journal has no room.
+    ///
+    /// # Errors
+    ///
+    /// `Full`, `OutOfOrder`, `OutOfRange`, `TooLarge`: nothing was changed, no record was
+    /// accepted. `Withdrawn`: a truncation overtook a record. `Poisoned`: durable or not.
+    pub fn append(
+        self: &Rc<Self>,
+        records: Vec<Record>,
+    ) -> impl Future<Output = Result<(), StoreError>> + 'static {
+        let submitted = self.inner.submit_records(records);
+        async move { submitted?.outcome().await }
+    }
+
+    /// Raises the slice's stable point; lower values are ignored. Not durable by itself.
+    pub fn set_stable(&self, slice: SliceKey, seq: Seq) {
+        let mut slices = self.inner.slices.borrow_mut();
+        let index = slices.entry(slice).or_default();
+        if seq > index.stable {
+            index.stable = seq;
+            drop(slices);
+            self.inner.stable_rose(slice);
+        }
+    }
+
+    /// The highest sequence number known to be journaled on all in-sync copies.
+    pub fn stable(&self, slice: SliceKey) -> Seq {
+        self.inner.slices.borrow().get(&slice).map_or(Seq(0), |index| index.stable)
+    }
+
+    /// The highest sequence number durably journaled in this copy's stream, or the stable point
+    /// if that is higher.
+    pub fn last_seq(&self, slice: SliceKey) -> Seq {
+        let slices = self.inner.slices.borrow();
+        slices.get(&slice).map_or(Seq(0), |index| index.durable.max(index.stable))
+    }
+
+    /// The newest stable bytes of `blocks` blocks; zeroes where nothing was written.
+    ///
+    /// # Errors
+    ///
+    /// `Damaged` when a block's newest stable version is lost or cannot be told.
+    pub async fn read(
+        &self,
+        slice: SliceKey,
+        first_block: u32,
+        blocks: u32,
+    ) -> Result<Bytes, StoreError> {
+        self.inner.read(slice, first_block, blocks).await
+    }
+
+    /// Durable records above the stable point, in order.
+    pub fn tail(&self, slice: SliceKey) -> Vec<TailEntry> {
+        self.inner.slices.borrow().get(&slice).map(SliceIndex::tail).unwrap_or_default()
+    }
+
+    /// A durable record that is still in the journal; `None` if it is not, or not of `view`.
+    ///
+    /// # Errors
+    ///
+    /// `Damaged` when the record exists and its data is lost.
+    pub async fn read_record(
+        &self,
+        slice: SliceKey,
+        view: View,
+        seq: Seq,
+    ) -> Result<Option<Record>, StoreError> {
+        let slices = self.inner.slices.borrow();
+        let Some(index) = slices.get(&slice) else { return Ok(None) };
+        index.record(view, seq).map_err(|block| StoreError::Damaged { slice, block })
+    }
+
+    /// Durably voids all stream records above `keep_through` that were submitted before this
+    /// call; records submitted after it are kept. The cut takes its place at the time of the
+    /// call, and dropping the future does not take it back. Records still waiting to be written
+    /// are answered `Withdrawn`.
+    ///
+    /// # Errors
+    ///
+    /// `BelowStable`: nothing was changed.
+    pub fn truncate(
+        &self,
+        slice: SliceKey,
+        keep_through: Seq,
+    ) -> impl Future<Output = Result<(), StoreError>> + 'static {
+        let begun = self.inner.begin_truncate(slice, keep_through);
+        async move { flattened(begun?.await) }
+    }
+
+    /// The last 1024 stream records of the slice that were seen since start or found in the
+    /// journal, oldest first.
+    pub fn recent_operations(&self, slice: SliceKey) -> Vec<(OperationId, View, Seq)> {
+        self.inner.slices.borrow().get(&slice).map(SliceIndex::recent).unwrap_or_default()
+    }
+
+    /// Durably takes in blocks copied from another copy's stable state. A block takes effect
+    /// only where it is newer than this copy's newest stable version, and stays below records
+    /// with a higher sequence number.
+    ///
+    /// # Errors
+    ///
+    /// `Full`, `OutOfRange`: nothing was changed.
+    pub async fn install(
+        &self,
+        slice: SliceKey,
+        blocks: Vec<CopiedBlock>,
+    ) -> Result<(), StoreError> {
+        self.inner.submit_copies(slice, blocks)?.outcome().await
+    }
+
+    /// The newest stable version of every block changed after `after`, from `from_block` on,
+    /// ascending, at most `limit`; zeroed blocks included.
+    pub fn changed_since(
+        &self,
+        slice: SliceKey,
+        after: Seq,
+        from_block: u32,
+        limit: usize,
+    ) -> Vec<(u32, View, Seq)> {
+        self.inner.changed_since(slice, after, from_block, limit)
+    }
+
+    /// The newest stable version of each of `blocks`; sequence number zero where none exists.
+    ///
+    /// # Errors
+    ///
+    /// `Damaged` when one of them is lost or cannot be told.
+    pub async fn read_versions(
+        &self,
+        slice: SliceKey,
+        blocks: &[u32],
+    ) -> Result<Vec<CopiedBlock>, StoreError> {
+        self.inner.read_versions(slice, blocks).await
+    }
+
+    /// The newest view promised for a volume.
+    pub fn promised(&self, volume: u64) -> View {
+        self.inner.facts.with(|facts| facts.promises.get(&volume).copied().unwrap_or_default())
+    }
+
+    /// Durably promises a view; a lower one changes nothing.
+    pub async fn promise(&self, volume: u64, view: View) -> Result<(), StoreError> {
+        let raised = self.inner.facts.update(move |facts| {
+            let promised = facts.promises.entry(volume).or_default();
+            *promised = view.max(*promised);
+        });
+        raised.await
+    }
+
+    /// What this node's copy of the slice is good for.
+    pub fn copy_state(&self, slice: SliceKey) -> CopyState {
+        self.inner.facts.with(|facts| {
+            facts.slices.get(&slice).map_or(CopyState::Absent, |found| found.copy)
+        })
+    }
+
+    /// Durably sets the copy's state. `InSync` also ends the suspicion that damage left behind:
+    /// whoever sets it vouches that all blocks were copied again.
+    pub async fn set_copy_state(
+        &self,
+        slice: SliceKey,
+        state: CopyState,
+    ) -> Result<(), StoreError> {
+        let stable = self.stable(slice);
+        let changed = self.inner.facts.update(move |facts| {
+            let found = facts.slices.entry(slice).or_default();
+            found.copy = state;
+            found.stable = found.stable.max(stable);
+            match state {
+                CopyState::InSync => found.suspect = None,
+                CopyState::Joining { base } => found.destaged = found.destaged.min(base),
+                CopyState::Absent => found.destaged = Seq(0),
+            }
+        });
+        changed.await?;
+        self.inner.slices.borrow_mut().entry(slice).or_default();
+        Ok(())
+    }
+
+    /// The point up to which this copy certainly holds the whole history: the stable point in
+    /// sync, the base while joining, zero when absent; less after damage.
+    pub fn base(&self, slice: SliceKey) -> Seq {
+        let stable = self.stable(slice);
+        self.inner.facts.with(|facts| {
+            let Some(found) = facts.slices.get(&slice) else { return Seq(0) };
+            let base = match found.copy {
+                CopyState::Absent => Seq(0),
+                CopyState::InSync => stable,
+                CopyState::Joining { base } => base,
+            };
+            found.suspect.map_or(base, |suspect| suspect.min(base))
+        })
+    }
+
+    /// Durably forgets all slices of a volume and frees their space. Its promise is kept. The
+    /// caller has stopped all other use of the volume.
+    pub async fn remove_volume(&self, volume: u64) -> Result<(), StoreError> {
+        let removed = self.inner.begin_remove(volume)?;
+        flattened(removed.await)
+    }
+
+    /// Slices this store knows anything about, ascending.
+    pub fn slices(&self) -> Vec<SliceKey> {
+        let mut keys: BTreeSet<SliceKey> = self.inner.slices.borrow().keys().copied().collect();
+        keys.extend(self.inner.home.slices());
+        self.inner.facts.with(|facts| keys.extend(facts.slices.keys().copied()));
+        keys.into_iter().collect()
+    }
+
+    /// How full the store is.
+    pub fn usage(&self) -> Usage {
+        let (capacity, used) = self.inner.home.extents();
+        let (journal_bytes, journal_used_bytes) = self.inner.journal.usage();
+        let (home_bytes, home_used_bytes) = (data_bytes(capacity), data_bytes(used));
+        Usage { home_bytes, home_used_bytes, journal_bytes, journal_used_bytes }
+    }
+
+    /// Whether recovery met records or blocks it could not tell, now or earlier, that are not
+    /// healed yet as far as this store knows.
+    pub fn damaged(&self) -> bool {
+        self.inner.damaged.get()
+            || self.inner.facts.with(|facts| {
+                facts.hole || facts.slices.values().any(|found| found.suspect.is_some())
+            })
+    }
+
+    /// Slices of which nothing is read because records of theirs may have been lost.
+    pub fn suspect_slices(&self) -> Vec<SliceKey> {
+        self.inner.facts.with(|facts| {
+            let suspect = facts.slices.iter().filter(|(_, found)| found.suspect.is_some());
+            suspect.map(|(key, _)| *key).collect()
+        })
+    }
+
+    /// Moves everything stable into the home.
+    pub async fn flush(&self) -> Result<(), StoreError> {
+        destage::flush(&self.inner).await
+    }
+}
+
+/// A call whose items are queued.
+pub(crate) struct Submitted(Option<oneshot::Receiver<Result<(), StoreError>>>);
+
+impl Submitted {
+    async fn outcome(self) -> Result<(), StoreError> {
+        match self.0 {
+            Some(receiver) => flattened(receiver.await),
+            None => Ok(()),
+        }
+    }
+}
+
+type Reply = oneshot::Receiver<Result<(), StoreError>>;
+
+fn flattened(
+    outcome: Result<Result<(), StoreError>, oneshot::error::RecvError>,
+) -> Result<(), StoreError> {
+    outcome.unwrap_or(Err(StoreError::Closed))
+}
+
+impl Inner {
+    /// Refuses ranges that leave the slice.
+    pub(crate) fn check_range(
+        &self,
+        slice: SliceKey,
+        first_block: u32,
+        blocks: u32,
+    ) -> Result<(), StoreError> {
+        let limit = self.options.slice_blocks;
+        let end = first_block.checked_add(blocks);
+        if blocks == 0 || end.is_none_or(|end| end > limit) {
+            return Err(StoreError::OutOfRange { slice, first_block, blocks, limit });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn copy_state(&self, slice: SliceKey) -> CopyState {
+        self.facts.with(|facts| {
+            facts.slices.get(&slice).map_or(CopyState::Absent, |found| found.copy)
+        })
+    }
+
+    /// Whether zeroing a block that has no extent must be remembered: a joining copy may still
+    /// be sent an older version of it.
+    pub(crate) fn remembers_zeroes(&self, slice: SliceKey) -> bool {
+        match self.copy_state(slice) {
+            CopyState::Joining { .. } => true,
+            CopyState::InSync | CopyState::Absent => false,
+        }
+    }
+
+    pub(crate) fn stable_rose(&self, slice: SliceKey) {
+        self.unsealed.borrow_mut().insert(slice);
+        self.something_destageable(slice);
+    }
+
+    pub(crate) fn something_destageable(&self, slice: SliceKey) {
+        self.dirty.borrow_mut().insert(slice);
+        if !self.destageable.replace(true) {
+            self.pressure.notify_one();
+        }
+    }
+
+    /// Wants a destage round now.
+    pub(crate) fn press(&self) {
+        self.urgent.set(true);
+        self.pressure.notify_one();
+    }
+
+    fn submit_records(&self, records: Vec<Record>) -> Result<Submitted, StoreError> {
+        self.poison.check()?;
+        let mut last: BTreeMap<SliceKey, Seq> = BTreeMap::new();
+        let mut extents = BTreeSet::new();
+        let blocks_max = self.journal.record_blocks_max();
+        for record in &records {
+            let (slice, seq) = (record.slice, record.seq);
+            let reserved = match last.get(&slice) {
+                Some(last) => *last,
+                None => self.slices.borrow().get(&slice).map_or(Seq(0), |index| index.reserved),
+            };
+            if seq <= reserved {
+                return Err(StoreError::OutOfOrder { slice, seq, last: reserved });
+            }
+            last.insert(slice, seq);
+            let (first, blocks) = record.body.range();
+            let allocates = match &record.body {
+                Body::Write { data, .. } => {
+                    if data.len() % BLOCK_BYTES != 0 {
+                        let limit = self.options.slice_blocks;
+                        let first_block = first;
+                        return Err(StoreError::OutOfRange { slice, first_block, blocks, limit });
+                    }
+                    if blocks > blocks_max {
+                        return Err(StoreError::TooLarge { blocks, limit: blocks_max });
+                    }
+                    true
+                }
+                Body::Zero { .. } => self.remembers_zeroes(slice),
+                Body::Nothing => continue,
+            };
+            self.check_range(slice, first, blocks)?;
+            if allocates {
+                let touched = first / EXTENT_BLOCKS..=(first + blocks - 1) / EXTENT_BLOCKS;
+                extents.extend(touched.map(|extent| (slice, extent)));
+            }
+        }
+        self.home.reserve(&extents)?;
+        let mut slices = self.slices.borrow_mut();
+        for (slice, seq) in last {
+            slices.entry(slice).or_default().reserved = seq;
+        }
+        Ok(self.submit(records.into_iter().map(item_of).collect()))
+    }
+
+    fn submit_copies(
+        &self,
+        slice: SliceKey,
+        blocks: Vec<CopiedBlock>,
+    ) -> Result<Submitted, StoreError> {
+        self.poison.check()?;
+        let mut extents = BTreeSet::new();
+        let mut items = Vec::new();
+        for copied in blocks {
+            self.check_range(slice, copied.block, 1)?;
+            if copied.data.as_ref().is_some_and(|data| data.len() != BLOCK_BYTES) {
+                let (first_block, limit) = (copied.block, self.options.slice_blocks);
+                return Err(StoreError::OutOfRange { slice, first_block, blocks: 0, limit });
+            }
+            if !self.wants_copy(slice, &copied) {
+                continue;
+            }
+            extents.insert((slice, copied.block / EXTENT_BLOCKS));
+            items.push(copied_item(slice, copied));
+        }
+        self.home.reserve(&extents)?;
+        Ok(self.submit(items))
+    }
+
+    /// Whether a copied block is newer than what is here. A copy in sync has the whole stable
+    /// history, so nothing up to its stable point can be news, unless it is lost here.
+    fn wants_copy(&self, slice: SliceKey, copied: &CopiedBlock) -> bool {
+        match self.newest_stable(slice, copied.block) {
+            Some(found) if found.is_unknown() => copied.seq >= found.seq,
+            Some(found) => copied.seq > found.seq,
+            None if copied.seq == Seq(0) => false,
+            None => match self.copy_state(slice) {
+                CopyState::InSync => {
+                    copied.seq > self.slices.borrow().get(&slice).map_or(Seq(0), |i| i.stable)
+                        || self.home.has_unattributed()
+                }
+                CopyState::Joining { .. } | CopyState::Absent => true,
+            },
+        }
+    }
+
+    /// Queues items; nothing to do is done.
+    pub(crate) fn submit(&self, items: Vec<Item>) -> Submitted {
+        if items.is_empty() {
+            return Submitted(None);
+        }
+        let (reply, receiver) = oneshot::channel();
+        let submission = Submission { items: items.into(), reply: Some(reply) };
+        self.journal.queue.borrow_mut().push_back(submission);
+        self.journal.wake.notify_one();
+        Submitted(Some(receiver))
+    }
+
+    /// Takes queued stream records that `is_gone` accepts off the queue.
+    fn withdraw(&self, is_gone: impl Fn(&Item) -> bool) {
+        let mut queue = self.journal.queue.borrow_mut();
+        for submission in queue.iter_mut() {
+            let before = submission.items.len();
+            submission.items.retain(|item| !is_gone(item));
+            if submission.items.len() < before
+                && let Some(reply) = submission.reply.take()
+            {
+                let _ = reply.send(Err(StoreError::Withdrawn));
+            }
+        }
+        queue.retain(|submission| !submission.items.is_empty());
+    }
+
+    fn begin_truncate(
+        self: &Rc<Self>,
+        slice: SliceKey,
+        keep_through: Seq,
+    ) -> Result<Reply, StoreError> {
+        self.poison.check()?;
+        {
+            let mut slices = self.slices.borrow_mut();
+            let index = slices.entry(slice).or_default();
+            let stable = index.stable;
+            if keep_through < stable {
+                return Err(StoreError::BelowStable { slice, stable, keep_through });
+            }
+            index.reserved = index.reserved.min(keep_through);
+            index.truncations += 1;
+        }
+        self.withdraw(|item| {
+            item.slice == slice && item.kind.is_stream() && item.seq > keep_through
+        });
+        // Whatever is submitted from here on goes into this batch or a later one.
+        let before_lsn = self.journal.next_lsn();
+        let (reply, receiver) = oneshot::channel();
+        let inner = self.clone();
+        self.runtime.spawn("store truncate", async move {
+            let outcome = inner.truncate(slice, keep_through, before_lsn).await;
+            if let Some(index) = inner.slices.borrow_mut().get_mut(&slice) {
+                index.truncations -= 1;
+            }
+            let _ = reply.send(outcome);
+        });
+        Ok(receiver)
+    }
+
+    async fn truncate(
+        &self,
+        slice: SliceKey,
+        keep_through: Seq,
+        before_lsn: u64,
+    ) -> Result<(), StoreError> {
+        self.wait_written(before_lsn - 1).await?;
+        let mut unpinned = Vec::new();
+        let mut extents = Vec::new();
+        {
+            let mut slices = self.slices.borrow_mut();
+            let Some(index) = slices.get_mut(&slice) else { return Ok(()) };
+            let stable = index.stable;
+            if keep_through < stable {
+                return Err(StoreError::BelowStable { slice, stable, keep_through });
+            }
+            extents.extend(index.drop_from(keep_through.next(), before_lsn, &mut unpinned));
+        }
+        let tail_lsn = self.journal.tail_lsn();
+        let voided = self.facts.update(move |facts| {
+            facts.voids.retain(|void| void.before_lsn > tail_lsn);
+            facts.voids.push(Void { slice, keep_through, before_lsn });
+        });
+        voided.await?;
+        self.released.borrow_mut().extend(unpinned);
+        self.release_unused(slice, &extents);
+        Ok(())
+    }
+
+    /// Gives back reservations of extents that voided records were the only users of.
+    fn release_unused(&self, slice: SliceKey, extents: &[u32]) {
+        let queue = self.journal.queue.borrow();
+        let queued = queue.iter().flat_map(|submission| &submission.items);
+        let in_flight = self.journal.next_lsn() > self.journal.written_lsn() + 1;
+        if in_flight || queued.into_iter().any(|item| item.slice == slice) {
+            return;
+        }
+        let slices = self.slices.borrow();
+        for extent in extents {
+            if slices.get(&slice).is_none_or(|index| !index.touches_extent(*extent)) {
+                self.home.release(slice, *extent);
+            }
+        }
+    }
+
+    fn begin_remove(self: &Rc<Self>, volume: u64) -> Result<Reply, StoreError> {
+        self.poison.check()?;
+        self.withdraw(|item| item.slice.volume == volume);
+        let before_lsn = self.journal.next_lsn();
+        let (reply, receiver) = oneshot::channel();
+        let inner = self.clone();
+        self.runtime.spawn("store remove volume", async move {
+            let _ = reply.send(inner.remove(volume, before_lsn).await);
+        });
+        Ok(receiver)
+    }
+
+    async fn remove(&self, volume: u64, before_lsn: u64) -> Result<(), StoreError> {
+        self.wait_written(before_lsn - 1).await?;
+        let _writers = self.home_writers.lock().await;
+        let tail_lsn = self.journal.tail_lsn();
+        let forgotten = self.facts.update(move |facts| {
+            facts.slices.retain(|key, _| key.volume != volume);
+            facts.voids.retain(|void| void.slice.volume != volume);
+            facts.removals.retain(|removal| !removal.cleared || removal.before_lsn > tail_lsn);
+            facts.removals.push(Removal { volume, before_lsn, cleared: false });
+        });
+        forgotten.await?;
+        let mut unpinned = Vec::new();
+        {
+            let mut slices = self.slices.borrow_mut();
+            let keys: Vec<SliceKey> =
+                slices.keys().filter(|key| key.volume == volume).copied().collect();
+            for key in keys {
+                if let Some(index) = slices.remove(&key) {
+                    index.drop_all(&mut unpinned);
+                }
+            }
+        }
+        self.dirty.borrow_mut().retain(|key| key.volume != volume);
+        self.unsealed.borrow_mut().retain(|key| key.volume != volume);
+        self.released.borrow_mut().extend(unpinned);
+        self.home.clear_volume(volume).await.map_err(|error| self.poison.set(error))?;
+        let cleared = self.facts.update(move |facts| {
+            for removal in facts.removals.iter_mut().filter(|found| found.volume == volume) {
+                removal.cleared = true;
+            }
+        });
+        cleared.await
+    }
+
+    /// Waits until batch `lsn` is durable and in the index.
+    async fn wait_written(&self, lsn: u64) -> Result<(), StoreError> {
+        loop {
+            let progress = self.journal.progress.notified();
+            let mut progress = std::pin::pin!(progress);
+            progress.as_mut().enable();
+            self.poison.check()?;
+            if self.journal.written_lsn() >= lsn {
+                return Ok(());
+            }
+            progress.await;
+        }
+    }
+}
+
+fn item_of(record: Record) -> Item {
+    let (first_block, blocks) = record.body.range();
+    let slice = record.slice;
+    let (kind, data) = match record.body {
+        Body::Write { data, .. } => (Kind::Write, data),
+        Body::Zero { .. } => (Kind::Zero, Bytes::new()),
+        Body::Nothing => (Kind::Nothing, Bytes::new()),
+    };
+    let checksums = data
+        .chunks(BLOCK_BYTES)
+        .zip(first_block..)
+        .map(|(bytes, block)| block_checksum(slice, block, bytes))
+        .collect();
+    Item {
+        kind,
+        slice,
+        view: record.view,
+        seq: record.seq,
+        stable: record.stable,
+        operation: record.operation,
+        first_block,
+        blocks,
+        relocated: false,
+        checksums,
+        data,
+        lost: Vec::new(),
+    }
+}
+
+fn copied_item(slice: SliceKey, copied: CopiedBlock) -> Item {
+    let (kind, data) = match copied.data {
+        Some(data) => (Kind::CopyWrite, data),
+        None => (Kind::CopyZero, Bytes::new()),
+    };
+    let checksums =
+        data.chunks(BLOCK_BYTES).map(|b| block_checksum(slice, copied.block, b)).collect();
+    Item {
+        kind,
+        slice,
+        view: copied.view,
+        seq: copied.seq,
+        stable: Seq(0),
+        operation: OperationId::default(),
+        first_block: copied.block,
+        blocks: 1,
+        relocated: false,
+        checksums,
+        data,
+        lost: Vec::new(),
+    }
+}

@@ -1,0 +1,71 @@
+//! The owner's leases on the copies: asked for regularly, given back at a handover.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::join_all;
+use holdfast_replica::{LEASE, messages};
+use holdfast_runtime::{NodeId, Service};
+use holdfast_wire::replica::{Lease, ReplicaReply, VolumeView, replica_request};
+use prost::Message;
+
+use crate::owner::{Owner, Phase};
+
+/// A lease outlives two lost renewals.
+const RENEW_EVERY: Duration = Duration::from_millis(450);
+
+const _: () = assert!(RENEW_EVERY.as_millis() * 3 <= LEASE.as_millis());
+
+impl Owner {
+    /// Renews the leases until the owner closes.
+    pub(crate) async fn keep_leases(self: Rc<Self>) {
+        while self.phase.get() == Phase::Open {
+            for node in self.lease_givers() {
+                let owner = self.clone();
+                self.spawn("owner-lease", async move { owner.renew_lease(node).await });
+            }
+            self.context.runtime.sleep(RENEW_EVERY).await;
+        }
+    }
+
+    /// Asks one copy's node for a lease now.
+    pub(crate) async fn renew_lease(&self, node: NodeId) {
+        let sent = self.context.runtime.now();
+        let lease = self.lease(false);
+        let frame = messages::request(replica_request::Body::Lease(lease), Bytes::new());
+        let answer = self.context.rpc.call(node, Service::Replica, frame, LEASE).await;
+        let Ok(answer) = answer else { return };
+        let Ok(reply) = ReplicaReply::decode(answer.header) else { return };
+        let granted = |granted: &VolumeView| {
+            granted.volume == self.volume.0 && granted.view == self.view.0
+        };
+        if reply.granted.iter().any(granted) {
+            self.note_lease(node, sent);
+        }
+    }
+
+    /// Gives all leases back; the owner must not serve reads any more.
+    pub(crate) async fn release_leases(&self) {
+        self.leases.borrow_mut().clear();
+        let release = |node| {
+            let lease = self.lease(true);
+            let frame = messages::request(replica_request::Body::Lease(lease), Bytes::new());
+            self.context.rpc.call(node, Service::Replica, frame, Duration::from_millis(200))
+        };
+        // A node that does not hear of it waits for the lease to end; nothing else depends on it.
+        let _ = join_all(self.lease_givers().into_iter().map(release)).await;
+    }
+
+    fn lease(&self, release: bool) -> Lease {
+        Lease { volumes: vec![VolumeView { volume: self.volume.0, view: self.view.0 }], release }
+    }
+
+    fn lease_givers(&self) -> BTreeSet<NodeId> {
+        let local = self.context.node();
+        let slices = self.slices.borrow();
+        let required = slices.iter().flat_map(|slice| slice.stream.required());
+        required.filter(|node| *node != local).collect()
+    }
+}

@@ -1,0 +1,179 @@
+//! An open owner: follows the config group's decisions, repeats what was lost, removes copies
+//! that fail.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use holdfast_config::state::{Change, CopyStatus};
+use holdfast_replica::stream::Role;
+use holdfast_runtime::{Incarnation, NodeId};
+use holdfast_wire::Seq;
+
+use crate::owner::{Owner, Phase};
+use crate::slice::Slice;
+use crate::takeover::Settled;
+
+/// While some copy owes an acknowledgement, or a stable position, it is looked after this often.
+const TICK: Duration = Duration::from_millis(100);
+/// A required copy that has not moved for this long is taken out of the in-sync set, although
+/// its node counts as running: the initiator's timeouts are near.
+const REMOVE_AFTER: Duration = Duration::from_millis(3000);
+/// Records kept for a joining copy that does not keep up; beyond, it has to begin again.
+const JOINING_WINDOW_BYTES: usize = 64 << 20;
+const PROPOSAL_LIMIT: Duration = Duration::from_millis(3000);
+
+impl Owner {
+    /// Begins to serve: every copy in `settled` is identical and counts.
+    pub(crate) fn open(
+        self: &Rc<Self>,
+        settled: Vec<Settled>,
+        incarnations: &BTreeMap<NodeId, Incarnation>,
+    ) {
+        let now = self.context.runtime.now();
+        let slices = settled.into_iter().enumerate().map(|(index, settled)| {
+            let mut slice = Slice::new(self.key(index as u32), settled.last);
+            for (node, session) in settled.sessions {
+                let incarnation = incarnations[&node];
+                slice.stream.add(now, node, incarnation, session, Role::Required);
+            }
+            for (operation, seq) in settled.operations {
+                slice.remember(operation, seq);
+            }
+            slice
+        });
+        *self.slices.borrow_mut() = slices.collect();
+        self.phase.set(Phase::Open);
+        self.takeover_took.set(Some(now.saturating_since(self.since)));
+        self.waits_for.borrow_mut().clear();
+        tracing::info!(volume = %self.volume, view = %self.view, "owner opened");
+        self.follow_config();
+        self.busy.notify_one();
+        self.spawn("owner-leases", self.clone().keep_leases());
+        self.spawn("owner-ticks", self.clone().keep_ticking());
+        self.spawn("owner-config", self.clone().keep_following());
+        self.spawn("owner-resync", self.clone().keep_resyncing());
+    }
+
+    async fn keep_following(self: Rc<Self>) {
+        let mut watch = self.context.config.watch();
+        while watch.changed().await.is_ok() {
+            self.follow_config();
+        }
+    }
+
+    /// Drops copies that the config group took out of the in-sync set.
+    pub(crate) fn follow_config(&self) {
+        let Some(record) = self.record_in_office() else { return self.close() };
+        let state = self.context.config.state();
+        for (index, placed) in record.slices.iter().enumerate() {
+            self.with_slice(index as u32, |slice| {
+                let members: Vec<(NodeId, Role, Incarnation)> = slice
+                    .stream
+                    .members()
+                    .iter()
+                    .map(|(node, member)| (*node, member.role, member.incarnation))
+                    .collect();
+                for (node, role, incarnation) in members {
+                    let status = placed.copies.iter().find(|copy| copy.node == node);
+                    let in_sync = status.is_some_and(|copy| copy.status == CopyStatus::InSync);
+                    let keep = match role {
+                        Role::Required => in_sync || slice.promoting.contains(&node),
+                        Role::Joining => state.running(node, incarnation),
+                    };
+                    if !keep {
+                        let commands = slice.stream.remove(node);
+                        slice.absorb(commands);
+                    }
+                }
+            });
+        }
+    }
+
+    /// Repeats records that went missing and tells idle copies the stable position; sleeps
+    /// while there is nothing to do.
+    async fn keep_ticking(self: Rc<Self>) {
+        loop {
+            if !self.tick() {
+                self.busy.notified().await;
+            }
+            self.context.runtime.sleep(TICK).await;
+        }
+    }
+
+    /// One round; false if no copy is owed or owes anything.
+    fn tick(self: &Rc<Self>) -> bool {
+        let now = self.context.runtime.now();
+        let count = self.slices.borrow().len() as u32;
+        let mut busy = false;
+        for index in 0..count {
+            let mut laggards = Vec::new();
+            let outcome = self.with_slice(index, |slice| {
+                let idle = !slice.stream.is_busy();
+                let stable = slice.stream.stable();
+                let mut told = Vec::new();
+                if idle && slice.told_stable < stable {
+                    slice.told_stable = stable;
+                    let members = slice.stream.members();
+                    told = members.iter().map(|(node, m)| (*node, m.session)).collect();
+                }
+                let mut repeated_at = std::mem::take(&mut slice.repeated_at);
+                let commands = slice.stream.on_tick(now, &mut repeated_at);
+                slice.repeated_at = repeated_at;
+                let outgoing = slice.absorb(commands);
+                let window = slice.stream.window_bytes();
+                for (node, member) in slice.stream.members() {
+                    let owes = member.durable.next() < slice.stream.next();
+                    let silent = owes && member.silent_for(now) >= REMOVE_AFTER;
+                    match member.role {
+                        Role::Required if silent || member.failed => laggards.push(*node),
+                        Role::Joining if member.failed || window > JOINING_WINDOW_BYTES => {
+                            laggards.push(*node);
+                        }
+                        Role::Required | Role::Joining => {}
+                    }
+                }
+                (slice.key, stable, outgoing, told, !idle)
+            });
+            let Some((key, stable, outgoing, told, slice_busy)) = outcome else { return false };
+            busy |= slice_busy;
+            self.send(key, stable, outgoing);
+            for (node, session) in told {
+                self.send_stable(key, stable, node, session);
+            }
+            for node in laggards {
+                self.drop_copy(index, node);
+            }
+        }
+        busy
+    }
+
+    /// A copy fails: a joining one is forgotten, a required one has to be removed by agreement.
+    pub(crate) fn drop_copy(self: &Rc<Self>, index: u32, node: NodeId) {
+        let required = self.with_slice(index, |slice| {
+            let member = slice.stream.members().get(&node);
+            if member.is_some_and(|member| member.role == Role::Joining) {
+                slice.stream.remove(node);
+                return false;
+            }
+            // A promotion under way decides first; the tick comes back here.
+            !slice.promoting.contains(&node)
+        });
+        if required != Some(true) {
+            return;
+        }
+        tracing::warn!(volume = %self.volume, slice = index, %node, "removing a copy that fails");
+        let change =
+            Change::RemoveCopy { volume: self.volume, view: self.view, slice: index, node };
+        let proposed = self.context.config.propose(change, PROPOSAL_LIMIT);
+        // What was decided is seen in the config state, whatever the answer.
+        self.spawn("owner-remove-copy", async move {
+            proposed.await;
+        });
+    }
+
+    /// Nobody knows what a write above this was; used by status and tests.
+    pub fn stable(&self, slice: u32) -> Option<Seq> {
+        self.with_slice(slice, |slice| slice.stream.stable())
+    }
+}

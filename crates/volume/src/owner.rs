@@ -1,0 +1,323 @@
+//! One volume's owner in one view: life cycle and shared state.
+//!
+//! ```text
+//!             reconciled, Opened agreed
+//!  TakingOver ─────────────────────────► Open
+//!      │                                  │   view over, node fenced, handed over
+//!      └──────────────► Closed ◄──────────┘   (waiting I/O is answered "interrupted")
+//! ```
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::select;
+use holdfast_config::state::{Owner as OwnerRecord, VolumeRecord};
+use holdfast_replica::{LEASE, messages};
+use holdfast_runtime::{Instant, NodeId, PAGE_BYTES, Service};
+use holdfast_store::OperationId;
+use holdfast_wire::replica::{Ack, Append, replica_notice};
+use holdfast_wire::volume::IoStatus;
+use holdfast_wire::{Seq, SliceKey, View, VolumeId};
+use tokio::sync::{Notify, Semaphore, oneshot};
+
+use crate::context::Context;
+use crate::slice::{Outgoing, Slice};
+
+/// Data of writes under way in one volume, in KiB: bounds memory, and what a takeover has to
+/// reconcile.
+pub(crate) const IN_FLIGHT_KIB: u32 = 16 << 10;
+
+/// Writes are refused when a copy has less than this left, so that what is in flight always
+/// finds room: a copy that runs full under way would have to leave the in-sync set.
+pub(crate) const FULL_MARGIN_BYTES: u64 = 2 * (IN_FLIGHT_KIB as u64) * 1024;
+
+/// Where the owner is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    TakingOver,
+    Open,
+    Closed,
+}
+
+/// What an owner is doing, for status displays.
+#[derive(Clone, Debug)]
+pub struct OwnerStatus {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The owner's view.
+    pub view: View,
+    /// Whether it serves.
+    pub open: bool,
+    /// What it waits for, empty if nothing.
+    pub waits_for: String,
+    /// Time since it took office.
+    pub age: Duration,
+    /// Time from taking office to serving.
+    pub takeover: Option<Duration>,
+    /// Resyncs, current and past of this view.
+    pub resyncs: Vec<ResyncStatus>,
+}
+
+/// One copy's resync.
+#[derive(Clone, Debug)]
+pub struct ResyncStatus {
+    /// Slice.
+    pub slice: u32,
+    /// Where the copy is.
+    pub node: NodeId,
+    /// The copy was complete up to here before.
+    pub base: Seq,
+    /// Blocks copied so far.
+    pub blocks: u64,
+    /// Whether the copy is in sync again.
+    pub finished: bool,
+}
+
+/// See the module's header.
+pub struct Owner {
+    pub(crate) context: Context,
+    pub(crate) volume: VolumeId,
+    pub(crate) view: View,
+    pub(crate) size_bytes: u64,
+    pub(crate) slice_bytes: u64,
+    pub(crate) phase: Cell<Phase>,
+    /// Filled when the owner opens.
+    pub(crate) slices: RefCell<Vec<Slice>>,
+    /// When each node's lease ends, by this node's clock.
+    pub(crate) leases: RefCell<BTreeMap<NodeId, Instant>>,
+    pub(crate) lease_granted: Notify,
+    /// Lowest operation under way, by portal.
+    pub(crate) floors: RefCell<BTreeMap<u64, u64>>,
+    /// Operations under way, with those who asked for the same one again.
+    pub(crate) running: RefCell<BTreeMap<OperationId, Vec<oneshot::Sender<IoStatus>>>>,
+    pub(crate) in_flight: Semaphore,
+    /// Wakes the ticker: some copy owes an acknowledgement, or has to be told `stable`.
+    pub(crate) busy: Notify,
+    pub(crate) closing: Notify,
+    pub(crate) draining: Cell<bool>,
+    pub(crate) waits_for: RefCell<String>,
+    pub(crate) since: Instant,
+    pub(crate) takeover_took: Cell<Option<Duration>>,
+    pub(crate) resyncs: RefCell<BTreeMap<(u32, NodeId), ResyncStatus>>,
+}
+
+impl Owner {
+    /// Takes office: starts the takeover of `volume` in the view of its record.
+    pub fn start(context: Context, volume: VolumeId, record: &VolumeRecord) -> Rc<Self> {
+        let owner = Rc::new(Self {
+            since: context.runtime.now(),
+            volume,
+            view: record.view,
+            size_bytes: record.size_bytes,
+            slice_bytes: record.slice_bytes,
+            phase: Cell::new(Phase::TakingOver),
+            slices: RefCell::default(),
+            leases: RefCell::default(),
+            lease_granted: Notify::new(),
+            floors: RefCell::default(),
+            running: RefCell::default(),
+            in_flight: Semaphore::new(IN_FLIGHT_KIB as usize),
+            busy: Notify::new(),
+            closing: Notify::new(),
+            draining: Cell::new(false),
+            waits_for: RefCell::default(),
+            takeover_took: Cell::new(None),
+            resyncs: RefCell::default(),
+            context,
+        });
+        let taking_over = owner.clone();
+        owner.spawn("owner-takeover", async move { taking_over.take_over().await });
+        owner
+    }
+
+    /// The volume.
+    pub fn volume(&self) -> VolumeId {
+        self.volume
+    }
+
+    /// The view in which this owner is in office.
+    pub fn view(&self) -> View {
+        self.view
+    }
+
+    /// Whether it serves I/O.
+    pub fn is_open(&self) -> bool {
+        self.phase.get() == Phase::Open
+    }
+
+    /// Ends the office: everything under way is answered "interrupted". Nothing durable changes.
+    pub fn close(&self) {
+        if self.phase.replace(Phase::Closed) == Phase::Closed {
+            return;
+        }
+        tracing::info!(volume = %self.volume, view = %self.view, "owner closed");
+        for slice in self.slices.borrow_mut().iter_mut() {
+            slice.interrupt();
+        }
+        self.running.borrow_mut().clear();
+        self.in_flight.close();
+        self.closing.notify_waiters();
+        self.lease_granted.notify_waiters();
+    }
+
+    /// This node promises `view`: an owner of an earlier one stops at once.
+    pub fn on_promise(&self, view: View) {
+        if view > self.view {
+            self.close();
+        }
+    }
+
+    /// Admits nothing more, waits until what is under way has ended, and gives the leases back,
+    /// so that a planned handover costs no lease time.
+    pub async fn drain(&self) {
+        self.draining.set(true);
+        loop {
+            let closing = self.closing.notified();
+            if self.phase.get() != Phase::Open || self.running.borrow().is_empty() {
+                break;
+            }
+            self.context.runtime.timeout(Duration::from_millis(2), closing).await;
+        }
+        if self.phase.get() == Phase::Open {
+            self.release_leases().await;
+        }
+        self.close();
+    }
+
+    /// A snapshot for status displays.
+    pub fn status(&self) -> OwnerStatus {
+        OwnerStatus {
+            volume: self.volume,
+            view: self.view,
+            open: self.is_open(),
+            waits_for: self.waits_for.borrow().clone(),
+            age: self.context.runtime.now().saturating_since(self.since),
+            takeover: self.takeover_took.get(),
+            resyncs: self.resyncs.borrow().values().cloned().collect(),
+        }
+    }
+
+    /// Runs a task that ends with the owner.
+    pub(crate) fn spawn(
+        self: &Rc<Self>,
+        name: &'static str,
+        future: impl Future<Output = ()> + 'static,
+    ) {
+        let owner = self.clone();
+        self.context.runtime.spawn(name, async move {
+            let closed = pin!(owner.closed());
+            select(pin!(future), closed).await;
+        });
+    }
+
+    /// Resolves when the owner is closed.
+    pub(crate) async fn closed(&self) {
+        loop {
+            let closing = self.closing.notified();
+            if self.phase.get() == Phase::Closed {
+                return;
+            }
+            closing.await;
+        }
+    }
+
+    /// The volume's record, while it still names this owner in this view.
+    pub(crate) fn record_in_office(&self) -> Option<VolumeRecord> {
+        let office =
+            OwnerRecord { node: self.context.node(), incarnation: self.context.incarnation() };
+        let state = self.context.config.state();
+        let record = state.volumes.get(&self.volume)?;
+        (record.view == self.view && record.owner == Some(office)).then(|| record.clone())
+    }
+
+    pub(crate) fn key(&self, slice: u32) -> SliceKey {
+        SliceKey { volume: self.volume.0, slice }
+    }
+
+    /// Runs `act` on a slice; `None` once the owner is closed.
+    pub(crate) fn with_slice<R>(&self, slice: u32, act: impl FnOnce(&mut Slice) -> R) -> Option<R> {
+        if self.phase.get() == Phase::Closed {
+            return None;
+        }
+        self.slices.borrow_mut().get_mut(slice as usize).map(act)
+    }
+
+    /// Sends records to copies.
+    pub(crate) fn send(&self, key: SliceKey, stable: Seq, outgoing: Vec<Outgoing>) {
+        for Outgoing { to, session, record } in outgoing {
+            let append = Append {
+                volume: key.volume,
+                slice: key.slice,
+                view: self.view.0,
+                session,
+                stable: stable.0,
+                record: Some(messages::header(&record)),
+            };
+            let body = replica_notice::Body::Append(append);
+            let frame = messages::notice(body, messages::data(&record));
+            self.context.rpc.notify(to, Service::Replica, frame);
+        }
+    }
+
+    /// Tells copies the stable position without a record.
+    pub(crate) fn send_stable(&self, key: SliceKey, stable: Seq, to: NodeId, session: u64) {
+        let append = Append {
+            volume: key.volume,
+            slice: key.slice,
+            view: self.view.0,
+            session,
+            stable: stable.0,
+            record: None,
+        };
+        let frame = messages::notice(replica_notice::Body::Append(append), Bytes::new());
+        self.context.rpc.notify(to, Service::Replica, frame);
+    }
+
+    /// An acknowledgement came in.
+    pub fn on_ack(&self, from: NodeId, ack: &Ack) {
+        if View(ack.view) != self.view {
+            return;
+        }
+        let now = self.context.runtime.now();
+        self.with_slice(ack.slice, |slice| {
+            let commands = slice.stream.on_ack(
+                now,
+                from,
+                ack.session,
+                Seq(ack.durable),
+                ack.free_bytes,
+                ack.failed,
+            );
+            let outgoing = slice.absorb(commands);
+            assert!(outgoing.is_empty(), "an acknowledgement sends nothing");
+        });
+    }
+
+    /// Blocks per slice.
+    pub(crate) fn slice_blocks(&self) -> u32 {
+        (self.slice_bytes / PAGE_BYTES as u64) as u32
+    }
+
+    /// Whether reads of the slice are covered by leases at this moment.
+    pub(crate) fn leased(&self, slice: &Slice) -> bool {
+        let now = self.context.runtime.now();
+        let leases = self.leases.borrow();
+        let local = self.context.node();
+        self.context.store.promised(self.volume.0) <= self.view
+            && slice
+                .stream
+                .required()
+                .filter(|node| *node != local)
+                .all(|node| leases.get(&node).is_some_and(|ends| *ends > now))
+    }
+
+    /// A lease was granted to a request sent at `sent`.
+    pub(crate) fn note_lease(&self, node: NodeId, sent: Instant) {
+        self.leases.borrow_mut().insert(node, sent + LEASE);
+        self.lease_granted.notify_waiters();
+    }
+}

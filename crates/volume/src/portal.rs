@@ -1,0 +1,211 @@
+//! A portal: takes an initiator's operation at any node and sees it through at the owner.
+//!
+//! An operation keeps its number through every repetition, so the owner (and, by the journals,
+//! its successors) runs it at most once. The portal repeats it until it has a definite answer
+//! or its patience ends; only then is the outcome of a write open.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use holdfast_runtime::rpc::Incoming;
+use holdfast_runtime::{Frame, Service};
+use holdfast_wire::VolumeId;
+use holdfast_wire::volume::{Io, IoKind, IoReply, IoStatus};
+use prost::Message;
+use thiserror::Error;
+
+use crate::context::Context;
+use crate::owner::Owner;
+
+/// One request to an owner; a slow one is asked again and joins itself there.
+const CALL_LIMIT: Duration = Duration::from_millis(4000);
+/// How long a portal tries before it tells the initiator to come again. Initiators of every
+/// kind wait at least 30 s for a command.
+const PATIENCE: Duration = Duration::from_secs(20);
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub enum Operation {
+    /// Read bytes.
+    Read,
+    /// Write these bytes; there are as many as the length.
+    Write(Bytes),
+    /// Make them zero.
+    Zero,
+    /// Compare with the first half; if equal, write the second half.
+    CompareAndWrite(Bytes),
+}
+
+/// Why an operation did not end well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum IoError {
+    /// No owner answered in time. A write may have taken effect, or not, but will not later
+    /// than this portal's next operation on the volume.
+    #[error("the volume is not available at the moment")]
+    Busy,
+    /// Some copy has no space; nothing was written.
+    #[error("no space is left for the volume's data")]
+    Full,
+    /// No copy has the data intact; nothing was changed.
+    #[error("the data is damaged in every copy")]
+    Damaged,
+    /// The range or the operation makes no sense; nothing was changed.
+    #[error("the operation is outside the volume")]
+    Invalid,
+    /// The comparison failed at this byte; nothing was written.
+    #[error("the comparison failed at byte {0}")]
+    Miscompare(u64),
+    /// The volume does not exist.
+    #[error("the volume does not exist")]
+    Gone,
+}
+
+/// See the module's header. One per node.
+pub struct Portal {
+    context: Context,
+    owners: Rc<RefCell<BTreeMap<VolumeId, Rc<Owner>>>>,
+    origin: u64,
+    next: Cell<u64>,
+    under_way: RefCell<BTreeSet<u64>>,
+}
+
+impl Portal {
+    /// Starts the portal of this node, and answers portals of other nodes for the owners here.
+    pub fn start(context: Context, owners: Rc<RefCell<BTreeMap<VolumeId, Rc<Owner>>>>) -> Rc<Self> {
+        let serving = owners.clone();
+        context.rpc.serve(Service::Volume, move |incoming: Incoming| {
+            let owners = serving.clone();
+            Box::pin(async move { answer(&owners, incoming.frame).await })
+        });
+        // A node starts far fewer than 2^32 times, and so are there far fewer nodes.
+        let origin = (context.node().0 << 32) | (context.incarnation().0 & 0xffff_ffff);
+        Rc::new(Self {
+            context,
+            owners,
+            origin,
+            next: Cell::new(1),
+            under_way: RefCell::default(),
+        })
+    }
+
+    /// Runs one operation on `length` bytes at `offset`; answers read data.
+    pub async fn run(
+        &self,
+        volume: VolumeId,
+        offset: u64,
+        length: u64,
+        operation: Operation,
+    ) -> Result<Bytes, IoError> {
+        let number = self.next.get();
+        self.next.set(number + 1);
+        self.under_way.borrow_mut().insert(number);
+        let ended = UnderWay { portal: self, number };
+        let (kind, payload) = match operation {
+            Operation::Read => (IoKind::Read, Bytes::new()),
+            Operation::Write(data) => (IoKind::Write, data),
+            Operation::Zero => (IoKind::Zero, Bytes::new()),
+            Operation::CompareAndWrite(data) => (IoKind::CompareAndWrite, data),
+        };
+        let io = Io {
+            volume: volume.0,
+            origin: self.origin,
+            operation: number,
+            floor: 0,
+            kind: kind as i32,
+            offset,
+            length,
+        };
+        let result = self.see_through(volume, io, payload).await;
+        drop(ended);
+        result
+    }
+
+    async fn see_through(
+        &self,
+        volume: VolumeId,
+        mut io: Io,
+        payload: Bytes,
+    ) -> Result<Bytes, IoError> {
+        let give_up = self.context.runtime.now() + PATIENCE;
+        let mut watch = self.context.config.watch();
+        loop {
+            watch.mark_unchanged();
+            io.floor = self.under_way.borrow().first().copied().unwrap_or(io.operation);
+            let (reply, data) = self.ask_owner(volume, &io, payload.clone()).await?;
+            match reply.status() {
+                IoStatus::Done => return Ok(data),
+                IoStatus::Full => return Err(IoError::Full),
+                IoStatus::Damaged => return Err(IoError::Damaged),
+                IoStatus::Invalid => return Err(IoError::Invalid),
+                IoStatus::Miscompare => return Err(IoError::Miscompare(reply.offset)),
+                IoStatus::Gone => return Err(IoError::Gone),
+                IoStatus::Unknown
+                | IoStatus::NotOwner
+                | IoStatus::Interrupted
+                | IoStatus::Over => {}
+            }
+            if self.context.runtime.now() >= give_up {
+                return Err(IoError::Busy);
+            }
+            let news = watch.changed();
+            let _ = self.context.runtime.timeout(RETRY_PAUSE, news).await;
+        }
+    }
+
+    /// Asks whoever owns the volume now; "not owner" if nobody does or can be reached.
+    async fn ask_owner(
+        &self,
+        volume: VolumeId,
+        io: &Io,
+        payload: Bytes,
+    ) -> Result<(IoReply, Bytes), IoError> {
+        let nobody = IoReply { status: IoStatus::NotOwner as i32, offset: 0 };
+        let state = self.context.config.state();
+        let record = state.volumes.get(&volume).ok_or(IoError::Gone)?;
+        let Some(office) = record.owner else { return Ok((nobody, Bytes::new())) };
+        if office.node == self.context.node() {
+            let owner = self.owners.borrow().get(&volume).cloned();
+            let Some(owner) = owner else { return Ok((nobody, Bytes::new())) };
+            let (status, offset, data) = owner.io(io, payload).await;
+            return Ok((IoReply { status: status as i32, offset }, data));
+        }
+        let frame = Frame::with_payload(io.encode_to_vec(), payload);
+        let rpc = &self.context.rpc;
+        let Ok(answer) = rpc.call(office.node, Service::Volume, frame, CALL_LIMIT).await else {
+            return Ok((nobody, Bytes::new()));
+        };
+        let reply = IoReply::decode(answer.header).unwrap_or(nobody);
+        let short = io.kind() == IoKind::Read
+            && reply.status() == IoStatus::Done
+            && answer.payload.len() as u64 != io.length;
+        Ok(if short { (nobody, Bytes::new()) } else { (reply, answer.payload) })
+    }
+}
+
+/// Answers a portal of another node.
+async fn answer(owners: &RefCell<BTreeMap<VolumeId, Rc<Owner>>>, frame: Frame) -> Option<Frame> {
+    let io = Io::decode(frame.header).ok()?;
+    let owner = owners.borrow().get(&VolumeId(io.volume)).cloned();
+    let (status, offset, data) = match owner {
+        Some(owner) => owner.io(&io, frame.payload).await,
+        None => (IoStatus::NotOwner, 0, Bytes::new()),
+    };
+    let reply = IoReply { status: status as i32, offset };
+    Some(Frame::with_payload(reply.encode_to_vec(), data))
+}
+
+/// Takes the operation's number out of those under way when dropped.
+struct UnderWay<'a> {
+    portal: &'a Portal,
+    number: u64,
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.portal.under_way.borrow_mut().remove(&self.number);
+    }
+}

@@ -1,0 +1,140 @@
+//! Reads: from stable data, under leases.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use holdfast_replica::stream::Role;
+use holdfast_runtime::{NodeId, PAGE_BYTES};
+use holdfast_wire::replica::{ReadBlocks, ReplicaRefusal, replica_request};
+use holdfast_wire::volume::IoStatus;
+use holdfast_wire::Seq;
+
+use crate::owner::Owner;
+
+const READ_LIMIT: Duration = Duration::from_millis(2000);
+/// How long a read waits for a lease before its portal is told to come again.
+const LEASE_PATIENCE: Duration = Duration::from_millis(2500);
+
+impl Owner {
+    /// Reads a byte range of the volume. Every byte was stable, and this owner was in office,
+    /// at one moment between the call and its return.
+    pub(crate) async fn read(&self, offset: u64, length: u64) -> Result<Bytes, IoStatus> {
+        let mut data = BytesMut::new();
+        let mut single = None;
+        for (index, start, bytes) in self.segments(offset, length) {
+            let part = self.read_segment(index, start, bytes).await?;
+            if bytes == length {
+                single = Some(part);
+            } else {
+                data.extend_from_slice(&part);
+            }
+        }
+        self.confirm_leases(offset, length).await?;
+        Ok(single.unwrap_or_else(|| data.freeze()))
+    }
+
+    /// Waits until the leases of all slices in the range are alive at one moment.
+    ///
+    /// The moment lies within the read, after its data was fetched: no other owner had opened
+    /// the volume then, so what was fetched was the newest stable data when it was fetched.
+    async fn confirm_leases(&self, offset: u64, length: u64) -> Result<(), IoStatus> {
+        let give_up = self.context.runtime.now() + LEASE_PATIENCE;
+        loop {
+            let granted = self.lease_granted.notified();
+            let mut alive = true;
+            for (index, _, _) in self.segments(offset, length) {
+                let leased = self.with_slice(index, |slice| self.leased(slice));
+                alive &= leased.ok_or(IoStatus::Interrupted)?;
+            }
+            if alive {
+                return Ok(());
+            }
+            let left = give_up.saturating_since(self.context.runtime.now());
+            if left.is_zero() || self.context.runtime.timeout(left, granted).await.is_none() {
+                return Err(IoStatus::Interrupted);
+            }
+        }
+    }
+
+    /// Reads bytes of one slice from the nearest copy that has them intact.
+    pub(crate) async fn read_segment(
+        &self,
+        index: u32,
+        start: u64,
+        bytes: u64,
+    ) -> Result<Bytes, IoStatus> {
+        let page = PAGE_BYTES as u64;
+        let first_block = (start / page) as u32;
+        let end_block = (start + bytes).div_ceil(page) as u32;
+        let data = self.read_blocks(index, first_block, end_block - first_block).await?;
+        let skip = (start % page) as usize;
+        Ok(data.slice(skip..skip + bytes as usize))
+    }
+
+    /// Reads whole blocks of one slice, as of its stable position at this moment or later.
+    pub(crate) async fn read_blocks(
+        &self,
+        index: u32,
+        first_block: u32,
+        blocks: u32,
+    ) -> Result<Bytes, IoStatus> {
+        let (stable, sources) = self
+            .with_slice(index, |slice| {
+                let stable = slice.stream.stable();
+                // A copy being promoted counts for acknowledgements and not yet for reads.
+                let promoting = &slice.promoting;
+                let members = slice.stream.members().iter();
+                let sources: Vec<NodeId> = members
+                    .filter(|(node, m)| m.role == Role::Required && !promoting.contains(node))
+                    .map(|(node, _)| *node)
+                    .collect();
+                (stable, sources)
+            })
+            .ok_or(IoStatus::Interrupted)?;
+        let mut damaged = false;
+        for node in self.nearest_first(sources) {
+            match self.read_copy(index, node, stable, first_block, blocks).await {
+                Ok(data) if data.len() == blocks as usize * PAGE_BYTES => return Ok(data),
+                Ok(_) => {}
+                Err(ReplicaRefusal::Damaged) => {
+                    tracing::warn!(volume = %self.volume, slice = index, first_block, %node,
+                        "a copy is damaged here; reading another one");
+                    damaged = true;
+                }
+                Err(_) => {}
+            }
+        }
+        // A copy that did not answer may have it intact: only if all said so it is lost.
+        Err(if damaged { IoStatus::Damaged } else { IoStatus::Interrupted })
+    }
+
+    pub(crate) fn nearest_first(&self, mut nodes: Vec<NodeId>) -> Vec<NodeId> {
+        let local = self.context.node();
+        nodes.sort_by_key(|node| *node != local);
+        nodes
+    }
+
+    async fn read_copy(
+        &self,
+        index: u32,
+        node: NodeId,
+        stable: Seq,
+        first_block: u32,
+        blocks: u32,
+    ) -> Result<Bytes, ReplicaRefusal> {
+        if node == self.context.node() {
+            let holder = &self.context.holder;
+            return holder.read(self.key(index), self.view, stable, first_block, blocks).await;
+        }
+        let read = ReadBlocks {
+            volume: self.volume.0,
+            slice: index,
+            view: self.view.0,
+            stable: stable.0,
+            first_block,
+            blocks,
+        };
+        let body = replica_request::Body::ReadBlocks(read);
+        Ok(self.ask(node, body, Bytes::new(), READ_LIMIT).await?.1)
+    }
+}

@@ -1,0 +1,114 @@
+//! The owner's state of one slice.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+
+use holdfast_replica::stream::{Command, Stream};
+use holdfast_runtime::{Instant, NodeId};
+use holdfast_store::{OperationId, Record};
+use holdfast_wire::{Seq, SliceKey};
+use tokio::sync::oneshot;
+
+use crate::locks::RangeLocks;
+
+/// Operations remembered per slice, so that a repeated one is answered and not run again.
+const OPERATIONS_MAX: usize = 4096;
+
+/// See the module's header.
+pub(crate) struct Slice {
+    pub(crate) key: SliceKey,
+    pub(crate) stream: Stream<Rc<Record>>,
+    pub(crate) locks: RangeLocks,
+    /// When each copy was last sent its window again.
+    pub(crate) repeated_at: BTreeMap<NodeId, Instant>,
+    /// The stable position that idle copies have been told.
+    pub(crate) told_stable: Seq,
+    /// Copies whose promotion is proposed and not decided: required until it is.
+    pub(crate) promoting: Vec<NodeId>,
+    operations: BTreeMap<OperationId, Seq>,
+    operation_order: VecDeque<OperationId>,
+    waiters: BTreeMap<Seq, Vec<oneshot::Sender<()>>>,
+}
+
+impl Slice {
+    /// A slice whose copies are identical up to `last`.
+    pub(crate) fn new(key: SliceKey, last: Seq) -> Self {
+        Self {
+            key,
+            stream: Stream::new(last),
+            locks: RangeLocks::default(),
+            repeated_at: BTreeMap::new(),
+            told_stable: Seq(0),
+            promoting: Vec::new(),
+            operations: BTreeMap::new(),
+            operation_order: VecDeque::new(),
+            waiters: BTreeMap::new(),
+        }
+    }
+
+    /// Remembers where an operation is in the stream.
+    pub(crate) fn remember(&mut self, operation: OperationId, seq: Seq) {
+        if self.operations.insert(operation, seq).is_none() {
+            self.operation_order.push_back(operation);
+        }
+        if self.operation_order.len() > OPERATIONS_MAX
+            && let Some(oldest) = self.operation_order.pop_front()
+        {
+            self.operations.remove(&oldest);
+        }
+    }
+
+    /// Where the operation is in the stream, if it is.
+    pub(crate) fn recorded(&self, operation: OperationId) -> Option<Seq> {
+        self.operations.get(&operation).copied()
+    }
+
+    /// Resolves when `seq` is stable; an error says that the owner closed first.
+    pub(crate) fn when_stable(&mut self, seq: Seq) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
+        if seq <= self.stream.stable() {
+            let _ = sender.send(());
+        } else {
+            self.waiters.entry(seq).or_default().push(sender);
+        }
+        receiver
+    }
+
+    /// Wakes whoever waits for a position up to `stable`.
+    pub(crate) fn wake_through(&mut self, stable: Seq) {
+        while let Some(entry) = self.waiters.first_entry() {
+            if *entry.key() > stable {
+                break;
+            }
+            for waiter in entry.remove() {
+                let _ = waiter.send(());
+            }
+        }
+    }
+
+    /// Wakes everybody with an error.
+    pub(crate) fn interrupt(&mut self) {
+        self.waiters.clear();
+    }
+
+    /// Splits off the sends, after acting on the rest.
+    pub(crate) fn absorb(&mut self, commands: Vec<Command<Rc<Record>>>) -> Vec<Outgoing> {
+        let mut outgoing = Vec::with_capacity(commands.len());
+        for command in commands {
+            match command {
+                Command::Send { to, session, seq: _, item } => {
+                    outgoing.push(Outgoing { to, session, record: item });
+                }
+                Command::Stable(stable) => self.wake_through(stable),
+            }
+        }
+        outgoing
+    }
+}
+
+/// A record on its way to a copy.
+pub(crate) struct Outgoing {
+    pub(crate) to: NodeId,
+    pub(crate) session: u64,
+    pub(crate) record: Rc<Record>,
+}

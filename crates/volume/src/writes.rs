@@ -1,0 +1,181 @@
+//! Writes: one record per slice, answered when every required copy has journaled it.
+
+use std::rc::Rc;
+
+use bytes::{Bytes, BytesMut};
+use holdfast_runtime::PAGE_BYTES;
+use holdfast_store::{Body, OperationId, Record};
+use holdfast_wire::volume::IoStatus;
+use holdfast_wire::Seq;
+use tokio::sync::oneshot;
+
+use crate::owner::{FULL_MARGIN_BYTES, Owner};
+
+/// What a write does to its range.
+#[derive(Clone)]
+pub(crate) enum Effect {
+    /// These bytes.
+    Data(Bytes),
+    /// Zeroes.
+    Zero,
+}
+
+impl Effect {
+    fn slice(&self, from: u64, bytes: u64) -> Self {
+        match self {
+            Self::Data(data) => Self::Data(data.slice(from as usize..(from + bytes) as usize)),
+            Self::Zero => Self::Zero,
+        }
+    }
+}
+
+type Stability = oneshot::Receiver<()>;
+
+impl Owner {
+    /// Writes a byte range of the volume; on `Ok` it is durable on every required copy.
+    pub(crate) async fn write(
+        &self,
+        operation: OperationId,
+        offset: u64,
+        length: u64,
+        effect: Effect,
+    ) -> Result<(), IoStatus> {
+        // All segments are handed to their streams before the first is waited for.
+        let mut pending = Vec::new();
+        let mut done = 0;
+        for (index, start, bytes) in self.segments(offset, length) {
+            let part = effect.slice(done, bytes);
+            pending.push(self.write_segment(operation, index, start, bytes, part));
+            done += bytes;
+        }
+        for result in futures::future::join_all(pending).await {
+            result?;
+        }
+        Ok(())
+    }
+
+    async fn write_segment(
+        &self,
+        operation: OperationId,
+        index: u32,
+        start: u64,
+        bytes: u64,
+        effect: Effect,
+    ) -> Result<(), IoStatus> {
+        if let Some(stable) = self.repeated(operation, index)? {
+            return stable.await.map_err(|_| IoStatus::Interrupted);
+        }
+        let page = PAGE_BYTES as u64;
+        let aligned = start.is_multiple_of(page) && bytes.is_multiple_of(page);
+        let (first, end) = ((start / page) as u32, (start + bytes).div_ceil(page) as u32);
+        let locks = self.with_slice(index, |slice| slice.locks.clone());
+        let locks = locks.ok_or(IoStatus::Interrupted)?;
+        if aligned {
+            locks.wait_free((first, end)).await;
+            let body = match effect {
+                Effect::Data(data) => Body::Write { first_block: first, data },
+                Effect::Zero => Body::Zero { first_block: first, blocks: end - first },
+            };
+            let stable = self.submit(operation, index, body)?;
+            return stable.await.map_err(|_| IoStatus::Interrupted);
+        }
+        // Parts of blocks: read, merge, write, with the blocks held meanwhile.
+        let _guard = locks.lock((first, end)).await;
+        let mut merged = self.read_settled(index, first, end).await?;
+        let from = (start - u64::from(first) * page) as usize;
+        let target = &mut merged[from..from + bytes as usize];
+        match &effect {
+            Effect::Data(data) => target.copy_from_slice(data),
+            Effect::Zero => target.fill(0),
+        }
+        let body = Body::Write { first_block: first, data: merged.freeze() };
+        let stable = self.submit(operation, index, body)?;
+        stable.await.map_err(|_| IoStatus::Interrupted)
+    }
+
+    /// Compares and, if equal, writes: atomically with regard to every other operation on the
+    /// range. `Err(Ok(offset))` says where the comparison failed.
+    pub(crate) async fn compare_and_write(
+        &self,
+        operation: OperationId,
+        offset: u64,
+        payload: Bytes,
+    ) -> Result<(), Result<u64, IoStatus>> {
+        let half = payload.len() as u64 / 2;
+        let (compare, data) = (payload.slice(..half as usize), payload.slice(half as usize..));
+        let [(index, start, bytes)] = self.segments(offset, half)[..] else {
+            // Atomic over two slices it could not be; 32 KiB at 4 KiB alignment never spans two.
+            return Err(Err(IoStatus::Invalid));
+        };
+        if let Some(stable) = self.repeated(operation, index).map_err(Err)? {
+            return stable.await.map_err(|_| Err(IoStatus::Interrupted));
+        }
+        let page = PAGE_BYTES as u64;
+        let (first, end) = ((start / page) as u32, (start + bytes).div_ceil(page) as u32);
+        let locks = self.with_slice(index, |slice| slice.locks.clone());
+        let locks = locks.ok_or(Err(IoStatus::Interrupted))?;
+        let _guard = locks.lock((first, end)).await;
+        let mut merged = self.read_settled(index, first, end).await.map_err(Err)?;
+        let from = (start - u64::from(first) * page) as usize;
+        let target = &mut merged[from..from + bytes as usize];
+        if let Some(at) = target.iter().zip(&compare).position(|(now, wanted)| now != wanted) {
+            return Err(Ok(at as u64));
+        }
+        target.copy_from_slice(&data);
+        let body = Body::Write { first_block: first, data: merged.freeze() };
+        let stable = self.submit(operation, index, body).map_err(Err)?;
+        stable.await.map_err(|_| Err(IoStatus::Interrupted))
+    }
+
+    /// The newest bytes of blocks that the caller holds, with every earlier write stable.
+    async fn read_settled(&self, index: u32, first: u32, end: u32) -> Result<BytesMut, IoStatus> {
+        let settled = self.with_slice(index, |slice| {
+            let last = Seq(slice.stream.next().0 - 1);
+            slice.when_stable(last)
+        });
+        settled.ok_or(IoStatus::Interrupted)?.await.map_err(|_| IoStatus::Interrupted)?;
+        let data = self.read_blocks(index, first, end - first).await?;
+        Ok(BytesMut::from(data.as_ref()))
+    }
+
+    /// If the operation is in the slice's stream already: when it is stable.
+    fn repeated(&self, operation: OperationId, index: u32) -> Result<Option<Stability>, IoStatus> {
+        self.with_slice(index, |slice| {
+            let seq = slice.recorded(operation)?;
+            Some(slice.when_stable(seq))
+        })
+        .ok_or(IoStatus::Interrupted)
+    }
+
+    /// Gives the record its place in the stream and sends it out.
+    fn submit(
+        &self,
+        operation: OperationId,
+        index: u32,
+        body: Body,
+    ) -> Result<Stability, IoStatus> {
+        let now = self.context.runtime.now();
+        let view = self.view;
+        let submitted = self.with_slice(index, |slice| {
+            let short = slice.stream.members().values().any(|m| m.free_bytes < FULL_MARGIN_BYTES);
+            if short && matches!(body, Body::Write { .. }) {
+                return Err(IoStatus::Full);
+            }
+            let bytes = match &body {
+                Body::Write { data, .. } => data.len(),
+                Body::Zero { .. } | Body::Nothing => 0,
+            };
+            let (seq, stable) = (slice.stream.next(), slice.stream.stable());
+            let record = Record { slice: slice.key, view, seq, stable, operation, body };
+            let (numbered, commands) = slice.stream.submit(now, Rc::new(record), bytes);
+            assert_eq!(numbered, seq, "the stream numbers what it was asked for");
+            slice.remember(operation, seq);
+            let outgoing = slice.absorb(commands);
+            Ok((slice.key, stable, outgoing, slice.when_stable(seq)))
+        });
+        let (key, stable, outgoing, when_stable) = submitted.ok_or(IoStatus::Interrupted)??;
+        self.send(key, stable, outgoing);
+        self.busy.notify_one();
+        Ok(when_stable)
+    }
+}
