@@ -41,12 +41,20 @@ pub struct Chap {
 impl Chap {
     /// One-way CHAP with MD5.
     pub fn new(user: impl Into<String>, secret: Secret) -> Self {
-        Self { user: user.into(), secret, mutual: None, algorithms: vec![ChapAlgorithm::Md5] }
+        Self {
+            user: user.into(),
+            secret,
+            mutual: None,
+            algorithms: vec![ChapAlgorithm::Md5],
+        }
     }
 
     /// Demands that the target proves itself too. Its secret must differ from ours.
     pub fn with_mutual(self, user: Option<String>, secret: Secret) -> Self {
-        Self { mutual: Some(MutualChap { user, secret }), ..self }
+        Self {
+            mutual: Some(MutualChap { user, secret }),
+            ..self
+        }
     }
 }
 
@@ -107,7 +115,10 @@ impl Challenge {
         let mut random = [0; 17];
         rand::fill(&mut random).ok()?;
         let (identifier, rest) = random.split_first()?;
-        Some(Self { identifier: *identifier, bytes: rest.try_into().ok()? })
+        Some(Self {
+            identifier: *identifier,
+            bytes: rest.try_into().ok()?,
+        })
     }
 
     pub(crate) fn is_answered_by(

@@ -102,8 +102,15 @@ enum Kind {
 #[derive(Debug)]
 enum Flow {
     None,
-    Read { buffer: Vec<u8>, received: u32, next_data_sn: u32 },
-    Write { data: Bytes, next_r2t_sn: u32 },
+    Read {
+        buffer: Vec<u8>,
+        received: u32,
+        next_data_sn: u32,
+    },
+    Write {
+        data: Bytes,
+        next_r2t_sn: u32,
+    },
 }
 
 impl<T: Token> Engine<T> {
@@ -145,30 +152,61 @@ impl<T: Token> Engine<T> {
         let opcode = pdu.bhs.opcode();
         let max_burst = self.agreed.max_burst;
         match answer {
-            Answer::NopIn { task: NO_TAG, transfer: NO_TAG, .. } => {}
-            Answer::NopIn { task: NO_TAG, transfer, lun } => {
+            Answer::NopIn {
+                task: NO_TAG,
+                transfer: NO_TAG,
+                ..
+            } => {}
+            Answer::NopIn {
+                task: NO_TAG,
+                transfer,
+                lun,
+            } => {
                 self.outgoing.push_back(self.pong(transfer, lun, pdu.data));
             }
             Answer::NopIn { task, .. } => {
-                let Kind::Ping = self.kind(task)? else { return Err(wrong(opcode, task)) };
+                let Kind::Ping = self.kind(task)? else {
+                    return Err(wrong(opcode, task));
+                };
                 self.complete(task, Ok(Reply::Pong))?;
             }
-            Answer::Scsi { task, response, status, residual } => {
-                let Kind::Scsi { .. } = self.kind(task)? else { return Err(wrong(opcode, task)) };
+            Answer::Scsi {
+                task,
+                response,
+                status,
+                residual,
+            } => {
+                let Kind::Scsi { .. } = self.kind(task)? else {
+                    return Err(wrong(opcode, task));
+                };
                 self.end_command(task, response, status, residual, &pdu.data)?;
             }
             Answer::DataIn(header) => self.data_in(&header, &pdu.data)?,
-            Answer::ReadyToTransfer { task, transfer, lun, sn, offset, length } => {
-                let Kind::Scsi { lun: own, flow: Flow::Write { data, next_r2t_sn } } =
-                    self.kind(task)?
+            Answer::ReadyToTransfer {
+                task,
+                transfer,
+                lun,
+                sn,
+                offset,
+                length,
+            } => {
+                let Kind::Scsi {
+                    lun: own,
+                    flow: Flow::Write { data, next_r2t_sn },
+                } = self.kind(task)?
                 else {
                     return Err(wrong(opcode, task));
                 };
                 if sn != *next_r2t_sn {
-                    return Err(ProtocolError::DataSn { expected: *next_r2t_sn, found: sn });
+                    return Err(ProtocolError::DataSn {
+                        expected: *next_r2t_sn,
+                        found: sn,
+                    });
                 }
                 *next_r2t_sn = sn.wrapping_add(1);
-                let end = offset.checked_add(length).filter(|end| *end as usize <= data.len());
+                let end = offset
+                    .checked_add(length)
+                    .filter(|end| *end as usize <= data.len());
                 let is_allowed = lun == *own && (1..=max_burst).contains(&length);
                 let (Some(end), true) = (end, is_allowed) else {
                     return Err(ProtocolError::DataRange { offset, length });
@@ -176,17 +214,34 @@ impl<T: Token> Engine<T> {
                 let data = data.slice(offset as usize..end as usize);
                 self.send_data(task, transfer, lun, offset, &data);
             }
-            Answer::Text { task, transfer, lun, is_final } => {
-                let Kind::Text = self.kind(task)? else { return Err(wrong(opcode, task)) };
+            Answer::Text {
+                task,
+                transfer,
+                lun,
+                is_final,
+            } => {
+                let Kind::Text = self.kind(task)? else {
+                    return Err(wrong(opcode, task));
+                };
                 let resume = (!is_final).then_some(Resume { transfer, lun });
-                self.complete(task, Ok(Reply::Text { data: pdu.data, resume }))?;
+                self.complete(
+                    task,
+                    Ok(Reply::Text {
+                        data: pdu.data,
+                        resume,
+                    }),
+                )?;
             }
             Answer::Logout { task, response } => {
-                let Kind::Logout = self.kind(task)? else { return Err(wrong(opcode, task)) };
+                let Kind::Logout = self.kind(task)? else {
+                    return Err(wrong(opcode, task));
+                };
                 self.complete(task, Ok(Reply::LoggedOut { response }))?;
             }
             Answer::Async { event, parameter3 } => match event {
-                1 => self.notices.push(Notice::LogoutRequested { seconds: parameter3 }),
+                1 => self.notices.push(Notice::LogoutRequested {
+                    seconds: parameter3,
+                }),
                 2 | 3 => self.notices.push(Notice::Dropping),
                 // SCSI events, negotiation requests and vendor events change nothing here.
                 _ => {}
@@ -201,7 +256,11 @@ impl<T: Token> Engine<T> {
     pub(crate) fn fail(&mut self, error: &Error) {
         let running = self.tasks.drain(..).flatten().map(|task| task.token);
         let waiting = self.waiting.drain(..).map(|(token, ..)| token);
-        self.completed.extend(running.chain(waiting).map(|token| (token, Err(error.clone()))));
+        self.completed.extend(
+            running
+                .chain(waiting)
+                .map(|token| (token, Err(error.clone()))),
+        );
         self.free.clear();
         self.in_flight = 0;
         self.outgoing.clear();
@@ -224,7 +283,9 @@ impl<T: Token> Engine<T> {
     /// When the oldest request that has no answer yet was submitted.
     pub(crate) fn oldest(&self) -> Option<Instant> {
         let running = self.tasks.iter().flatten().map(|task| task.since);
-        running.chain(self.waiting.front().map(|(_, _, since)| *since)).min()
+        running
+            .chain(self.waiting.front().map(|(_, _, since)| *since))
+            .min()
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -237,7 +298,9 @@ impl<T: Token> Engine<T> {
 
     fn pump(&mut self) {
         while self.in_flight < self.queue_depth && self.window_is_open() {
-            let Some((token, request, since)) = self.waiting.pop_front() else { return };
+            let Some((token, request, since)) = self.waiting.pop_front() else {
+                return;
+            };
             if !token.is_abandoned() {
                 self.issue(token, request, since);
             }
@@ -274,7 +337,12 @@ impl<T: Token> Engine<T> {
                 Kind::Logout
             }
         };
-        self.tasks[usize::from(slot)] = Some(Task { tag, token, since, kind });
+        self.tasks[usize::from(slot)] = Some(Task {
+            tag,
+            token,
+            since,
+            kind,
+        });
     }
 
     fn send_command(&mut self, tag: u32, command: Command) -> Kind {
@@ -304,19 +372,27 @@ impl<T: Token> Engine<T> {
             .with_u32(20, length)
             .with_u32(24, self.next_cmd_sn())
             .with(32, &command.cdb);
-        self.outgoing.push_back(Pdu { bhs, data: immediate });
+        self.outgoing.push_back(Pdu {
+            bhs,
+            data: immediate,
+        });
         self.in_flight += 1;
         let flow = match command.transfer {
             Transfer::None => Flow::None,
-            Transfer::Read(length) => {
-                Flow::Read { buffer: vec![0; length as usize], received: 0, next_data_sn: 0 }
-            }
+            Transfer::Read(length) => Flow::Read {
+                buffer: vec![0; length as usize],
+                received: 0,
+                next_data_sn: 0,
+            },
             Transfer::Write(data) => {
                 if !unsolicited.is_empty() {
                     let offset = unsolicited.start as u32;
                     self.send_data(tag, NO_TAG, lun, offset, &data.slice(unsolicited));
                 }
-                Flow::Write { data, next_r2t_sn: 0 }
+                Flow::Write {
+                    data,
+                    next_r2t_sn: 0,
+                }
             }
         };
         Kind::Scsi { lun, flow }
@@ -341,10 +417,19 @@ impl<T: Token> Engine<T> {
     }
 
     fn send_immediate(&mut self, opcode: u8, tag: u32) {
-        let bhs = self.header(opcode | request::IMMEDIATE, FINAL, tag).with_u32(24, self.cmd_sn);
+        let bhs = self
+            .header(opcode | request::IMMEDIATE, FINAL, tag)
+            .with_u32(24, self.cmd_sn);
         // For a logout, bytes 20 to 21 are the connection id (0) and not a transfer tag.
-        let bhs = if opcode == request::LOGOUT { bhs.with_u32(20, 0) } else { bhs };
-        self.outgoing.push_back(Pdu { bhs, data: Bytes::new() });
+        let bhs = if opcode == request::LOGOUT {
+            bhs.with_u32(20, 0)
+        } else {
+            bhs
+        };
+        self.outgoing.push_back(Pdu {
+            bhs,
+            data: Bytes::new(),
+        });
     }
 
     fn pong(&self, transfer: u32, lun: [u8; 8], data: Bytes) -> Pdu {
@@ -354,7 +439,10 @@ impl<T: Token> Engine<T> {
             .with_u32(20, transfer)
             .with_u32(24, self.cmd_sn);
         let echoed = data.len().min(self.agreed.max_send_segment as usize);
-        Pdu { bhs, data: data.slice(..echoed) }
+        Pdu {
+            bhs,
+            data: data.slice(..echoed),
+        }
     }
 
     fn header(&self, opcode: u8, flags: u8, tag: u32) -> Bhs {
@@ -399,13 +487,23 @@ impl<T: Token> Engine<T> {
 
     fn data_in(&mut self, header: &DataIn, data: &[u8]) -> Result<(), ProtocolError> {
         let task = header.task;
-        let Kind::Scsi { flow: Flow::Read { buffer, received, next_data_sn }, .. } =
-            self.kind(task)?
+        let Kind::Scsi {
+            flow:
+                Flow::Read {
+                    buffer,
+                    received,
+                    next_data_sn,
+                },
+            ..
+        } = self.kind(task)?
         else {
             return Err(wrong(pdu::answer::DATA_IN, task));
         };
         if header.sn != *next_data_sn {
-            return Err(ProtocolError::DataSn { expected: *next_data_sn, found: header.sn });
+            return Err(ProtocolError::DataSn {
+                expected: *next_data_sn,
+                found: header.sn,
+            });
         }
         *next_data_sn = header.sn.wrapping_add(1);
         let (offset, length) = (header.offset, data.len() as u32);
@@ -435,8 +533,12 @@ impl<T: Token> Engine<T> {
             (0, 0x00) => Ok(()),
             (0, 0x02) => {
                 let sense = segment.get(2..).unwrap_or(&[]);
-                let length = segment.first_chunk().map_or(0, |head| u16::from_be_bytes(*head));
-                Err(scsi::sense_error(sense.get(..usize::from(length)).unwrap_or(sense)))
+                let length = segment
+                    .first_chunk()
+                    .map_or(0, |head| u16::from_be_bytes(*head));
+                Err(scsi::sense_error(
+                    sense.get(..usize::from(length)).unwrap_or(sense),
+                ))
             }
             (0, 0x08 | 0x28) => Err(Error::Busy { status }),
             (0, 0x18) => Err(Error::ReservationConflict),
@@ -445,8 +547,15 @@ impl<T: Token> Engine<T> {
             (response, _) => Err(Error::TargetFailure { response }),
         };
         let mut reply = Bytes::new();
-        if let (Ok(()), Kind::Scsi { flow: Flow::Read { buffer, received, .. }, .. }) =
-            (&result, self.kind(task)?)
+        if let (
+            Ok(()),
+            Kind::Scsi {
+                flow: Flow::Read {
+                    buffer, received, ..
+                },
+                ..
+            },
+        ) = (&result, self.kind(task)?)
         {
             let missing = match residual {
                 Residual::None | Residual::Overflow(_) => 0,
@@ -454,18 +563,30 @@ impl<T: Token> Engine<T> {
             };
             let (expected, received) = (buffer.len() as u32, *received);
             if received.checked_add(missing) != Some(expected) {
-                return Err(ProtocolError::Residual { expected, received, residual: missing });
+                return Err(ProtocolError::Residual {
+                    expected,
+                    received,
+                    residual: missing,
+                });
             }
             let mut data = std::mem::take(buffer);
             data.truncate(received as usize);
             reply = data.into();
         }
-        self.complete(task, result.map(|()| Reply::Scsi { data: reply, residual }))
+        self.complete(
+            task,
+            result.map(|()| Reply::Scsi {
+                data: reply,
+                residual,
+            }),
+        )
     }
 
     /// A rejected PDU's header is in the data segment; its task, if we have it, ends here.
     fn reject(&mut self, reason: u8, header: &[u8]) -> Result<(), ProtocolError> {
-        let Some(tag) = header.get(16..20) else { return Ok(()) };
+        let Some(tag) = header.get(16..20) else {
+            return Ok(());
+        };
         let tag = u32::from_be_bytes([tag[0], tag[1], tag[2], tag[3]]);
         match self.kind(tag) {
             Ok(_) => self.complete(tag, Err(Error::Rejected { reason })),

@@ -15,7 +15,14 @@ const FIRST_STAT_SN: u32 = 10;
 
 fn engine(window: u32, agreed: Negotiated) -> Engine<u32> {
     let max_cmd_sn = FIRST_CMD_SN.wrapping_add(window).wrapping_sub(1);
-    Engine::new(Outcome { negotiated: agreed, exp_stat_sn: FIRST_STAT_SN, max_cmd_sn }, 128)
+    Engine::new(
+        Outcome {
+            negotiated: agreed,
+            exp_stat_sn: FIRST_STAT_SN,
+            max_cmd_sn,
+        },
+        128,
+    )
 }
 
 fn submit(engine: &mut Engine<u32>, token: u32, request: Request) {
@@ -24,12 +31,19 @@ fn submit(engine: &mut Engine<u32>, token: u32, request: Request) {
 
 fn read(length: u32) -> Request {
     let cdb = [0x88; 16];
-    Request::Scsi(Command { lun: 1, cdb, transfer: Transfer::Read(length) })
+    Request::Scsi(Command {
+        lun: 1,
+        cdb,
+        transfer: Transfer::Read(length),
+    })
 }
 
 fn write(length: usize) -> Request {
     let data: Vec<u8> = (0..length).map(|at| (at / 512) as u8).collect();
-    let range = BlockRange { first: 0, blocks: (length / 512) as u32 };
+    let range = BlockRange {
+        first: 0,
+        blocks: (length / 512) as u32,
+    };
     Request::Scsi(Command::write(1, range, data.into()))
 }
 
@@ -55,12 +69,20 @@ fn answer(opcode: u8, flags: u8, task: u32, stat_sn: u32) -> Bhs {
 }
 
 fn bare(bhs: Bhs) -> Pdu {
-    Pdu { bhs, data: Bytes::new() }
+    Pdu {
+        bhs,
+        data: Bytes::new(),
+    }
 }
 
 fn data_in(task: u32, sn: u32, offset: u32, data: &'static [u8]) -> Pdu {
-    let bhs = answer(answer::DATA_IN, 0, task, 0).with_u32(36, sn).with_u32(40, offset);
-    Pdu { bhs, data: Bytes::from_static(data) }
+    let bhs = answer(answer::DATA_IN, 0, task, 0)
+        .with_u32(36, sn)
+        .with_u32(40, offset);
+    Pdu {
+        bhs,
+        data: Bytes::from_static(data),
+    }
 }
 
 fn response(task: u32, stat_sn: u32, status: u8) -> Pdu {
@@ -83,11 +105,17 @@ fn commands_wait_for_the_window_and_go_in_order_when_it_opens() {
         submit(&mut engine, token, read(512));
     }
     let first = sent(&mut engine);
-    assert_eq!(first.iter().map(|pdu| pdu.bhs.u32(24)).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(
+        first.iter().map(|pdu| pdu.bhs.u32(24)).collect::<Vec<_>>(),
+        [1, 2]
+    );
     let nop = answer(answer::NOP_IN, FINAL, NO_TAG, FIRST_STAT_SN).with_u32(32, 3);
     engine.handle(bare(nop)).unwrap();
     let second = sent(&mut engine);
-    assert_eq!(second.iter().map(|pdu| pdu.bhs.u32(24)).collect::<Vec<_>>(), [3]);
+    assert_eq!(
+        second.iter().map(|pdu| pdu.bhs.u32(24)).collect::<Vec<_>>(),
+        [3]
+    );
     // A window that goes back is ignored.
     let stale = answer(answer::NOP_IN, FINAL, NO_TAG, FIRST_STAT_SN).with_u32(32, 1);
     engine.handle(bare(stale)).unwrap();
@@ -107,7 +135,11 @@ fn a_command_whose_caller_left_is_never_sent() {
     engine.handle(bare(open)).unwrap();
     let next = sent(&mut engine);
     assert_eq!(next.len(), 1);
-    assert_eq!(next[0].bhs.bytes::<1>(32), [0x88], "the read, not the abandoned write");
+    assert_eq!(
+        next[0].bhs.bytes::<1>(32),
+        [0x88],
+        "the read, not the abandoned write"
+    );
     assert_eq!(next[0].bhs.u32(24), 2, "and no CmdSN was spent");
 }
 
@@ -124,7 +156,10 @@ fn queue_depth_bounds_commands_in_flight() {
     }
     let tag = sent(&mut engine)[0].bhs.task();
     engine.handle(response(tag, FIRST_STAT_SN, 0x08)).unwrap();
-    assert_eq!(completed(&mut engine), [(0, Err(Error::Busy { status: 8 }))]);
+    assert_eq!(
+        completed(&mut engine),
+        [(0, Err(Error::Busy { status: 8 }))]
+    );
     assert_eq!(sent(&mut engine).len(), 1);
 }
 
@@ -138,7 +173,10 @@ fn read_data_is_assembled_and_status_may_ride_on_the_last_data_in() {
     last.bhs = last.bhs.with(1, &[FINAL | 1]).with_u32(24, FIRST_STAT_SN);
     engine.handle(last).unwrap();
     let data = Bytes::from_static(b"abcdefgh");
-    let expected = Reply::Scsi { data, residual: Residual::None };
+    let expected = Reply::Scsi {
+        data,
+        residual: Residual::None,
+    };
     assert_eq!(completed(&mut engine), [(5, Ok(expected))]);
     assert!(engine.is_idle());
 }
@@ -153,10 +191,17 @@ fn an_underflow_must_account_for_every_missing_byte() {
         let mut end = response(tag, FIRST_STAT_SN, 0);
         end.bhs = end.bhs.with(1, &[FINAL | 0x02]).with_u32(44, count);
         let handled = engine.handle(end);
-        assert_eq!(handled.is_ok(), is_honest, "residual {count} gave {handled:?}");
+        assert_eq!(
+            handled.is_ok(),
+            is_honest,
+            "residual {count} gave {handled:?}"
+        );
         if is_honest {
             let data = Bytes::from_static(b"abc");
-            let expected = Reply::Scsi { data, residual: Residual::Underflow(5) };
+            let expected = Reply::Scsi {
+                data,
+                residual: Residual::Underflow(5),
+            };
             assert_eq!(completed(&mut engine), [(5, Ok(expected))]);
         }
     }
@@ -172,7 +217,11 @@ fn sense_data_becomes_a_typed_check_condition() {
     sense.resize(20, 0);
     end.data = sense.into();
     engine.handle(end).unwrap();
-    let expected = Error::CheckCondition { key: 5, asc: 0x21, ascq: 0 };
+    let expected = Error::CheckCondition {
+        key: 5,
+        asc: 0x21,
+        ascq: 0,
+    };
     assert_eq!(completed(&mut engine), [(5, Err(expected))]);
 }
 
@@ -192,21 +241,38 @@ fn write_data_goes_immediate_then_unsolicited_then_as_asked() {
         let fields = |pdu: &Pdu| {
             let bhs = &pdu.bhs;
             let flags = bhs.byte(1) & FINAL;
-            (bhs.opcode(), flags, bhs.u32(20), bhs.u32(36), bhs.u32(40), pdu.data.len())
+            (
+                bhs.opcode(),
+                flags,
+                bhs.u32(20),
+                bhs.u32(36),
+                bhs.u32(40),
+                pdu.data.len(),
+            )
         };
         pdus.iter().map(fields).collect()
     };
     // The command's bytes 36 and 40 are part of its CDB.
-    assert_eq!(first[0].bhs.byte(1), 0x20 | 1, "not final: unsolicited data follows");
+    assert_eq!(
+        first[0].bhs.byte(1),
+        0x20 | 1,
+        "not final: unsolicited data follows"
+    );
     assert_eq!((first[0].bhs.u32(20), first[0].data.len()), (8192, 1024));
     assert_eq!(
         shape(&first[1..]),
-        [(5, 0, NO_TAG, 0, 1024, 1024), (5, FINAL, NO_TAG, 1, 2048, 1024)]
+        [
+            (5, 0, NO_TAG, 0, 1024, 1024),
+            (5, FINAL, NO_TAG, 1, 2048, 1024)
+        ]
     );
     let tag = first[0].bhs.task();
     engine.handle(r2t(tag, 0, 3072, 1536)).unwrap();
     let solicited = sent(&mut engine);
-    assert_eq!(shape(&solicited), [(5, 0, 0x77, 0, 3072, 1024), (5, FINAL, 0x77, 1, 4096, 512)]);
+    assert_eq!(
+        shape(&solicited),
+        [(5, 0, 0x77, 0, 3072, 1024), (5, FINAL, 0x77, 1, 4096, 512)]
+    );
     assert_eq!(solicited[1].data[0], 8, "the bytes at offset 4096");
     engine.handle(response(tag, FIRST_STAT_SN, 0)).unwrap();
     assert_eq!(completed(&mut engine).len(), 1);
@@ -214,7 +280,10 @@ fn write_data_goes_immediate_then_unsolicited_then_as_asked() {
 
 #[test]
 fn without_immediate_data_and_with_initial_r2t_nothing_is_sent_unasked() {
-    let agreed = Negotiated { immediate_data: false, ..Negotiated::default() };
+    let agreed = Negotiated {
+        immediate_data: false,
+        ..Negotiated::default()
+    };
     let mut engine = engine(8, agreed);
     submit(&mut engine, 5, write(8192));
     let first = sent(&mut engine);
@@ -224,10 +293,18 @@ fn without_immediate_data_and_with_initial_r2t_nothing_is_sent_unasked() {
 
 #[test]
 fn an_r2t_outside_the_command_or_above_the_burst_breaks_the_protocol() {
-    for (sn, offset, length) in
-        [(0, 8192, 512), (0, 4096, 8192), (0, 0, 0), (0, u32::MAX, 2), (1, 0, 512), (0, 0, 4608)]
-    {
-        let agreed = Negotiated { max_burst: 4096, ..Negotiated::default() };
+    for (sn, offset, length) in [
+        (0, 8192, 512),
+        (0, 4096, 8192),
+        (0, 0, 0),
+        (0, u32::MAX, 2),
+        (1, 0, 512),
+        (0, 0, 4608),
+    ] {
+        let agreed = Negotiated {
+            max_burst: 4096,
+            ..Negotiated::default()
+        };
         let mut engine = engine(8, agreed);
         submit(&mut engine, 5, write(8192));
         let tag = sent(&mut engine)[0].bhs.task();
@@ -243,7 +320,10 @@ fn data_out_of_order_or_out_of_range_breaks_the_protocol() {
         let mut engine = engine(8, Negotiated::default());
         submit(&mut engine, 5, read(8));
         let tag = sent(&mut engine)[0].bhs.task();
-        assert!(engine.handle(data_in(tag, sn, offset, b"abcd")).is_err(), "{sn} {offset}");
+        assert!(
+            engine.handle(data_in(tag, sn, offset, b"abcd")).is_err(),
+            "{sn} {offset}"
+        );
     }
 }
 
@@ -265,7 +345,10 @@ fn a_skipped_status_number_breaks_the_protocol() {
     submit(&mut engine, 5, read(8));
     let tag = sent(&mut engine)[0].bhs.task();
     let skipped = engine.handle(response(tag, FIRST_STAT_SN + 1, 8));
-    let expected = ProtocolError::StatSn { expected: FIRST_STAT_SN, found: FIRST_STAT_SN + 1 };
+    let expected = ProtocolError::StatSn {
+        expected: FIRST_STAT_SN,
+        found: FIRST_STAT_SN + 1,
+    };
     assert_eq!(skipped, Err(expected));
 }
 
@@ -273,14 +356,21 @@ fn a_skipped_status_number_breaks_the_protocol() {
 fn a_targets_ping_is_echoed_and_ours_completes() {
     let mut engine = engine(8, Negotiated::default());
     let ping = answer(answer::NOP_IN, FINAL, NO_TAG, FIRST_STAT_SN).with_u32(20, 0x1234);
-    engine.handle(Pdu { bhs: ping, data: Bytes::from_static(b"echo") }).unwrap();
+    engine
+        .handle(Pdu {
+            bhs: ping,
+            data: Bytes::from_static(b"echo"),
+        })
+        .unwrap();
     let pong = &sent(&mut engine)[0];
     assert_eq!(pong.bhs.byte(0), request::NOP_OUT | request::IMMEDIATE);
     assert_eq!((pong.bhs.task(), pong.bhs.u32(20)), (NO_TAG, 0x1234));
     assert_eq!(&pong.data[..], b"echo");
     submit(&mut engine, 7, Request::Ping);
     let tag = sent(&mut engine)[0].bhs.task();
-    engine.handle(bare(answer(answer::NOP_IN, FINAL, tag, FIRST_STAT_SN))).unwrap();
+    engine
+        .handle(bare(answer(answer::NOP_IN, FINAL, tag, FIRST_STAT_SN)))
+        .unwrap();
     assert_eq!(completed(&mut engine), [(7, Ok(Reply::Pong))]);
 }
 
@@ -305,8 +395,16 @@ fn a_rejected_request_ends_with_its_reason() {
     let mut wire = Vec::new();
     pdu::encode(&rejected, pdu::Digests::default(), &mut wire);
     let bhs = answer(answer::REJECT, FINAL, NO_TAG, FIRST_STAT_SN).with(2, &[0x09]);
-    engine.handle(Pdu { bhs, data: wire.into() }).unwrap();
-    assert_eq!(completed(&mut engine), [(5, Err(Error::Rejected { reason: 9 }))]);
+    engine
+        .handle(Pdu {
+            bhs,
+            data: wire.into(),
+        })
+        .unwrap();
+    assert_eq!(
+        completed(&mut engine),
+        [(5, Err(Error::Rejected { reason: 9 }))]
+    );
 }
 
 #[test]
@@ -317,6 +415,9 @@ fn a_lost_session_ends_sent_and_waiting_requests_alike() {
     assert!(engine.oldest().is_some());
     let error = lost(LostReason::ClosedByTarget);
     engine.fail(&error);
-    assert_eq!(completed(&mut engine), [(1, Err(error.clone())), (2, Err(error))]);
+    assert_eq!(
+        completed(&mut engine),
+        [(1, Err(error.clone())), (2, Err(error))]
+    );
     assert!(engine.is_idle() && engine.oldest().is_none());
 }

@@ -125,8 +125,10 @@ pub enum Error {
         command: &'static str,
     },
     /// An I/O that is not aligned to blocks or leaves the disk. Nothing was sent.
-    #[error("{length} bytes at offset {offset} do not fit a disk of {capacity} bytes \
-             with {block_length}-byte blocks")]
+    #[error(
+        "{length} bytes at offset {offset} do not fit a disk of {capacity} bytes \
+             with {block_length}-byte blocks"
+    )]
     OutOfRange {
         /// First byte.
         offset: u64,
@@ -322,16 +324,35 @@ mod tests {
             detail: 1,
             meaning: login_status_meaning(3, 1),
         };
-        assert_eq!(refused.to_string(), "login refused, status 0301: service unavailable");
-        let full = Error::CheckCondition { key: 7, asc: 0x27, ascq: 7 };
+        assert_eq!(
+            refused.to_string(),
+            "login refused, status 0301: service unavailable"
+        );
+        let full = Error::CheckCondition {
+            key: 7,
+            asc: 0x27,
+            ascq: 7,
+        };
         assert_eq!(full.to_string(), "check condition 07/27/07: no space left");
     }
 
     #[test]
     fn only_a_lost_session_or_a_broken_protocol_ends_the_session() {
-        assert!(Error::ConnectionLost { reason: LostReason::Announced }.is_session_lost());
+        assert!(
+            Error::ConnectionLost {
+                reason: LostReason::Announced
+            }
+            .is_session_lost()
+        );
         assert!(Error::Protocol(ProtocolError::HeaderDigest).is_session_lost());
         assert!(!Error::Busy { status: 8 }.is_session_lost());
-        assert!(!Error::CheckCondition { key: 6, asc: 0x29, ascq: 0 }.is_session_lost());
+        assert!(
+            !Error::CheckCondition {
+                key: 6,
+                asc: 0x29,
+                ascq: 0
+            }
+            .is_session_lost()
+        );
     }
 }

@@ -23,6 +23,7 @@ mod load;
 mod login;
 mod multipath;
 mod options;
+mod paths;
 mod pdu;
 mod scsi;
 mod session;

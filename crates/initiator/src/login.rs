@@ -57,7 +57,9 @@ pub(crate) struct Outcome {
 enum Stage {
     Method,
     Algorithm,
-    Proof { proof: Option<(ChapAlgorithm, Challenge)> },
+    Proof {
+        proof: Option<(ChapAlgorithm, Challenge)>,
+    },
     Operational,
 }
 
@@ -99,7 +101,11 @@ impl<'a> Login<'a> {
         let first = match &options.chap {
             Some(chap) => {
                 // Who must see a proof cannot offer to go without one.
-                let methods = if chap.mutual.is_some() { "CHAP" } else { "CHAP,None" };
+                let methods = if chap.mutual.is_some() {
+                    "CHAP"
+                } else {
+                    "CHAP,None"
+                };
                 keys.add("AuthMethod", methods);
                 login.request(SECURITY, None, keys.into_bytes())
             }
@@ -125,14 +131,22 @@ impl<'a> Login<'a> {
             (2, 1) => return Err(Error::AuthenticationFailed),
             (class, detail) => {
                 let meaning = login_status_meaning(class, detail);
-                return Err(Error::LoginRefused { class, detail, meaning });
+                return Err(Error::LoginRefused {
+                    class,
+                    detail,
+                    meaning,
+                });
             }
         }
         // Only a successful answer's StatSN means anything (section 11.13.4).
         let stat_sn = bhs.u32(24);
         match self.exp_stat_sn {
             Some(expected) if expected != stat_sn => {
-                return Err(ProtocolError::StatSn { expected, found: stat_sn }.into());
+                return Err(ProtocolError::StatSn {
+                    expected,
+                    found: stat_sn,
+                }
+                .into());
             }
             Some(_) | None => self.exp_stat_sn = Some(stat_sn.wrapping_add(1)),
         }
@@ -173,8 +187,11 @@ impl<'a> Login<'a> {
         let chap = self.chap()?;
         match text::find(pairs, "AuthMethod") {
             Some("CHAP") if next.is_none() => {
-                let numbers: Vec<String> =
-                    chap.algorithms.iter().map(|one| one.number().to_string()).collect();
+                let numbers: Vec<String> = chap
+                    .algorithms
+                    .iter()
+                    .map(|one| one.number().to_string())
+                    .collect();
                 let mut keys = Keys::default();
                 keys.add("CHAP_A", &numbers.join(","));
                 self.stage = Stage::Algorithm;
@@ -185,13 +202,19 @@ impl<'a> Login<'a> {
                 Some(_) => Err(broken("transition to a stage that was not asked for")),
                 None => {
                     self.stage = Stage::Proof { proof: None };
-                    Ok(Step::Send(self.request(SECURITY, Some(OPERATIONAL), Bytes::new())))
+                    Ok(Step::Send(self.request(
+                        SECURITY,
+                        Some(OPERATIONAL),
+                        Bytes::new(),
+                    )))
                 }
             },
             Some("Reject") => Err(Error::AuthenticationFailed),
             Some(_) | None => {
                 if chap.mutual.is_some() {
-                    return Err(Error::TargetNotProven { reason: "it did not choose CHAP" });
+                    return Err(Error::TargetNotProven {
+                        reason: "it did not choose CHAP",
+                    });
                 }
                 Err(broken("AuthMethod was not one of those offered"))
             }
@@ -217,7 +240,8 @@ impl<'a> Login<'a> {
         let challenge = text::decode_binary(challenge)?;
         let response = algorithm.response(identifier, &chap.secret, &challenge);
         let mut keys = Keys::default();
-        keys.add("CHAP_N", &chap.user).add("CHAP_R", &text::encode_binary(&response));
+        keys.add("CHAP_N", &chap.user)
+            .add("CHAP_R", &text::encode_binary(&response));
         let mut proof = None;
         if chap.mutual.is_some() {
             let reason = "the operating system gives no randomness for a challenge";
@@ -227,18 +251,29 @@ impl<'a> Login<'a> {
             proof = Some((algorithm, own));
         }
         self.stage = Stage::Proof { proof };
-        Ok(Step::Send(self.request(SECURITY, Some(OPERATIONAL), keys.into_bytes())))
+        Ok(Step::Send(self.request(
+            SECURITY,
+            Some(OPERATIONAL),
+            keys.into_bytes(),
+        )))
     }
 
     fn on_proof(&mut self, pairs: &Pairs<'_>, next: Option<u8>) -> Result<Step, Error> {
         let mutual = self.chap()?.mutual.as_ref();
-        if let Stage::Proof { proof: proof @ Some(_) } = &mut self.stage {
+        if let Stage::Proof {
+            proof: proof @ Some(_),
+        } = &mut self.stage
+        {
             check_proof(mutual, proof.take(), pairs)?;
         }
         match next {
             Some(OPERATIONAL) => Ok(self.enter_operational()),
             Some(_) => Err(broken("transition to a stage that was not asked for")),
-            None => Ok(Step::Send(self.request(SECURITY, Some(OPERATIONAL), Bytes::new()))),
+            None => Ok(Step::Send(self.request(
+                SECURITY,
+                Some(OPERATIONAL),
+                Bytes::new(),
+            ))),
         }
     }
 
@@ -264,7 +299,11 @@ impl<'a> Login<'a> {
             Some(_) => Err(broken("transition to a stage that was not asked for")),
             None => {
                 let text = reply.into_bytes();
-                Ok(Step::Send(self.request(OPERATIONAL, Some(FULL_FEATURE), text)))
+                Ok(Step::Send(self.request(
+                    OPERATIONAL,
+                    Some(FULL_FEATURE),
+                    text,
+                )))
             }
         }
     }
@@ -305,9 +344,15 @@ impl<'a> Login<'a> {
                 return Err(broken("out-of-order data although Yes was offered"));
             }
             // Declarations, and keys whose only possible outcome was just checked.
-            "ErrorRecoveryLevel" | "DataPDUInOrder" | "DataSequenceInOrder"
-            | "DefaultTime2Wait" | "DefaultTime2Retain" | "TargetPortalGroupTag"
-            | "TargetAlias" | "TargetAddress" | "TargetName" => {}
+            "ErrorRecoveryLevel"
+            | "DataPDUInOrder"
+            | "DataSequenceInOrder"
+            | "DefaultTime2Wait"
+            | "DefaultTime2Retain"
+            | "TargetPortalGroupTag"
+            | "TargetAlias"
+            | "TargetAddress"
+            | "TargetName" => {}
             // Answers to an answer would never end.
             _ if matches!(value, "NotUnderstood" | "Reject" | "Irrelevant") => {}
             _ => {
@@ -321,7 +366,7 @@ impl<'a> Login<'a> {
     fn conclude(&mut self, tsih: u16) -> Result<(), Error> {
         let options = self.options;
         let agreed = &mut self.negotiated;
-        let missing = |offer, selected| offer == DigestOffer::Require && !selected;
+        let missing = |offer, selected: bool| offer == DigestOffer::Require && !selected;
         if missing(options.header_digest, agreed.header_digest)
             || missing(options.data_digest, agreed.data_digest)
         {
@@ -330,7 +375,10 @@ impl<'a> Login<'a> {
         // A key without an answer keeps its default, within what we offered.
         agreed.immediate_data &= options.immediate_data;
         agreed.max_burst = agreed.max_burst.min(options.max_burst);
-        agreed.first_burst = agreed.first_burst.min(options.first_burst).min(agreed.max_burst);
+        agreed.first_burst = agreed
+            .first_burst
+            .min(options.first_burst)
+            .min(agreed.max_burst);
         agreed.tsih = tsih;
         Ok(())
     }
@@ -346,7 +394,10 @@ impl<'a> Login<'a> {
         let yes_no = |value: bool| if value { "Yes" } else { "No" };
         keys.add("HeaderDigest", options.header_digest.text())
             .add("DataDigest", options.data_digest.text())
-            .add("MaxRecvDataSegmentLength", &options.max_receive_segment.to_string())
+            .add(
+                "MaxRecvDataSegmentLength",
+                &options.max_receive_segment.to_string(),
+            )
             .add("DefaultTime2Wait", "0")
             .add("DefaultTime2Retain", "0")
             .add("ErrorRecoveryLevel", "0");
@@ -356,7 +407,10 @@ impl<'a> Login<'a> {
                 .add("ImmediateData", yes_no(options.immediate_data))
                 .add("MaxBurstLength", &options.max_burst.to_string())
                 .add("FirstBurstLength", &options.first_burst.to_string())
-                .add("MaxOutstandingR2T", &options.max_outstanding_r2t.to_string())
+                .add(
+                    "MaxOutstandingR2T",
+                    &options.max_outstanding_r2t.to_string(),
+                )
                 .add("DataPDUInOrder", "Yes")
                 .add("DataSequenceInOrder", "Yes");
         }
@@ -382,7 +436,10 @@ impl<'a> Login<'a> {
     }
 
     fn chap(&self) -> Result<&'a Chap, Error> {
-        self.options.chap.as_ref().ok_or(broken("security stage without CHAP"))
+        self.options
+            .chap
+            .as_ref()
+            .ok_or(broken("security stage without CHAP"))
     }
 }
 
@@ -393,7 +450,9 @@ fn check_proof(
     proof: Option<(ChapAlgorithm, Challenge)>,
     pairs: &Pairs<'_>,
 ) -> Result<(), Error> {
-    let (Some(mutual), Some((algorithm, challenge))) = (mutual, proof) else { return Ok(()) };
+    let (Some(mutual), Some((algorithm, challenge))) = (mutual, proof) else {
+        return Ok(());
+    };
     let unproven = |reason| Error::TargetNotProven { reason };
     let response = text::find(pairs, "CHAP_R").ok_or(unproven("it sent no CHAP_R"))?;
     let name = text::find(pairs, "CHAP_N").ok_or(unproven("it sent no CHAP_N"))?;

@@ -17,12 +17,18 @@ fn reply(stage: u8, next: Option<u8>, stat_sn: u32, keys: &[(&str, &str)]) -> Pd
         .with_u32(24, stat_sn)
         .with_u32(28, FIRST_CMD_SN)
         .with_u32(32, 64);
-    Pdu { bhs, data: text.into_bytes() }
+    Pdu {
+        bhs,
+        data: text.into_bytes(),
+    }
 }
 
 fn status(class: u8, detail: u8, keys: &[(&str, &str)]) -> Pdu {
     let pdu = reply(OPERATIONAL, None, 0, keys);
-    Pdu { bhs: pdu.bhs.with(36, &[class, detail]), data: pdu.data }
+    Pdu {
+        bhs: pdu.bhs.with(36, &[class, detail]),
+        data: pdu.data,
+    }
 }
 
 fn start(options: &SessionOptions) -> (Login<'_>, Pdu) {
@@ -50,7 +56,10 @@ fn value(pdu: &Pdu, key: &str) -> Option<String> {
 fn mutual_options() -> SessionOptions {
     let chap = Chap::new("user", Secret::new("initiator-secret"))
         .with_mutual(Some("target".to_owned()), Secret::new("target-secret"));
-    SessionOptions { chap: Some(chap), ..SessionOptions::new("iqn.test:host") }
+    SessionOptions {
+        chap: Some(chap),
+        ..SessionOptions::new("iqn.test:host")
+    }
 }
 
 const CHALLENGE: [(&str, &str); 3] = [("CHAP_A", "5"), ("CHAP_I", "39"), ("CHAP_C", "0x0102")];
@@ -67,7 +76,10 @@ fn until_proof<'a>(options: &'a SessionOptions) -> (Login<'a>, Pdu) {
 fn login_without_chap_takes_one_exchange() {
     let options = SessionOptions::new("iqn.test:host");
     let (mut login, first) = start(&options);
-    assert_eq!(value(&first, "InitiatorName").as_deref(), Some("iqn.test:host"));
+    assert_eq!(
+        value(&first, "InitiatorName").as_deref(),
+        Some("iqn.test:host")
+    );
     assert_eq!(value(&first, "TargetName").as_deref(), Some(TARGET));
     assert_eq!(first.bhs.byte(1), FINAL | OPERATIONAL << 2 | FULL_FEATURE);
     let answer = [
@@ -90,7 +102,14 @@ fn login_without_chap_takes_one_exchange() {
         tsih: 9,
         ..Negotiated::default()
     };
-    assert_eq!(outcome, Outcome { negotiated, exp_stat_sn: 78, max_cmd_sn: 64 });
+    assert_eq!(
+        outcome,
+        Outcome {
+            negotiated,
+            exp_stat_sn: 78,
+            max_cmd_sn: 64
+        }
+    );
 }
 
 #[test]
@@ -110,13 +129,19 @@ fn text_split_over_continued_answers_is_joined() {
 #[test]
 fn chap_answers_the_challenge_with_the_published_response() {
     let chap = Chap::new("user", Secret::new("secretsecret1234"));
-    let options = SessionOptions { chap: Some(chap), ..SessionOptions::new("iqn.test:host") };
+    let options = SessionOptions {
+        chap: Some(chap),
+        ..SessionOptions::new("iqn.test:host")
+    };
     let (mut login, first) = start(&options);
     assert_eq!(value(&first, "AuthMethod").as_deref(), Some("CHAP,None"));
     let offer = sent(login.handle(&reply(SECURITY, None, 0, &[("AuthMethod", "CHAP")])));
     assert_eq!(value(&offer, "CHAP_A").as_deref(), Some("5"));
-    let challenge =
-        [("CHAP_A", "5"), ("CHAP_I", "0x27"), ("CHAP_C", "0x000102030405060708090a0b0c0d0e0f")];
+    let challenge = [
+        ("CHAP_A", "5"),
+        ("CHAP_I", "0x27"),
+        ("CHAP_C", "0x000102030405060708090a0b0c0d0e0f"),
+    ];
     let proof = sent(login.handle(&reply(SECURITY, None, 1, &challenge)));
     assert_eq!(value(&proof, "CHAP_N").as_deref(), Some("user"));
     let expected = "0x296f112870ee0e26e662ee3036d60bac";
@@ -149,12 +174,23 @@ fn a_target_without_a_valid_proof_never_sees_an_operational_key() {
     for keys in [&wrong_keys[..], &wrong_keys[..1], &wrong_keys[1..], &[]] {
         let (mut login, _) = until_proof(&options);
         let step = login.handle(&reply(SECURITY, Some(OPERATIONAL), 2, keys));
-        assert!(matches!(step, Err(Error::TargetNotProven { .. })), "{keys:?} gave {step:?}");
+        assert!(
+            matches!(step, Err(Error::TargetNotProven { .. })),
+            "{keys:?} gave {step:?}"
+        );
     }
     let (mut login, first) = start(&options);
     assert_eq!(value(&first, "AuthMethod").as_deref(), Some("CHAP"));
-    let step = login.handle(&reply(SECURITY, Some(OPERATIONAL), 0, &[("AuthMethod", "None")]));
-    assert!(matches!(step, Err(Error::TargetNotProven { .. })), "{step:?}");
+    let step = login.handle(&reply(
+        SECURITY,
+        Some(OPERATIONAL),
+        0,
+        &[("AuthMethod", "None")],
+    ));
+    assert!(
+        matches!(step, Err(Error::TargetNotProven { .. })),
+        "{step:?}"
+    );
 }
 
 #[test]
@@ -171,9 +207,17 @@ fn refusals_are_typed_by_class_and_detail() {
     let options = SessionOptions::new("iqn.test:host");
     let refused = |class, detail| start(&options).0.handle(&status(class, detail, &[]));
     assert_eq!(refused(2, 1).unwrap_err(), Error::AuthenticationFailed);
-    let not_found = Error::LoginRefused { class: 2, detail: 3, meaning: "target not found" };
+    let not_found = Error::LoginRefused {
+        class: 2,
+        detail: 3,
+        meaning: "target not found",
+    };
     assert_eq!(refused(2, 3).unwrap_err(), not_found);
-    let busy = Error::LoginRefused { class: 3, detail: 1, meaning: "service unavailable" };
+    let busy = Error::LoginRefused {
+        class: 3,
+        detail: 1,
+        meaning: "service unavailable",
+    };
     assert_eq!(refused(3, 1).unwrap_err(), busy);
 }
 
@@ -202,7 +246,10 @@ fn selections_beyond_the_offer_are_a_broken_protocol() {
     ] {
         let (mut login, _) = start(&options);
         let step = login.handle(&reply(OPERATIONAL, Some(FULL_FEATURE), 0, &[key]));
-        assert!(matches!(step, Err(Error::Protocol(_))), "{key:?} gave {step:?}");
+        assert!(
+            matches!(step, Err(Error::Protocol(_))),
+            "{key:?} gave {step:?}"
+        );
     }
 }
 
@@ -230,7 +277,10 @@ fn a_skipped_status_number_is_a_broken_protocol() {
     let (mut login, _) = start(&options);
     sent(login.handle(&reply(OPERATIONAL, None, 4, &[])));
     let step = login.handle(&reply(OPERATIONAL, Some(FULL_FEATURE), 6, &[]));
-    let expected = Error::Protocol(ProtocolError::StatSn { expected: 5, found: 6 });
+    let expected = Error::Protocol(ProtocolError::StatSn {
+        expected: 5,
+        found: 6,
+    });
     assert_eq!(step.unwrap_err(), expected);
 }
 
@@ -238,7 +288,10 @@ fn a_skipped_status_number_is_a_broken_protocol() {
 fn equal_secrets_in_both_directions_are_refused_before_anything_is_sent() {
     let secret = Secret::new("the-same-secret");
     let chap = Chap::new("user", secret.clone()).with_mutual(None, secret);
-    let options = SessionOptions { chap: Some(chap), ..SessionOptions::new("iqn.test:host") };
+    let options = SessionOptions {
+        chap: Some(chap),
+        ..SessionOptions::new("iqn.test:host")
+    };
     let started = Login::start(&options, Purpose::Discovery);
     assert!(matches!(started, Err(Error::BadOptions { .. })));
 }

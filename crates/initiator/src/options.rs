@@ -109,11 +109,17 @@ impl SessionOptions {
             "first_burst must not exceed max_burst"
         } else if !(1..=1024).contains(&self.queue_depth) || self.max_outstanding_r2t == 0 {
             "queue_depth must be 1 to 1024 and max_outstanding_r2t at least 1"
-        } else if self.chap.as_ref().is_some_and(|chap| chap.algorithms.is_empty()) {
+        } else if self
+            .chap
+            .as_ref()
+            .is_some_and(|chap| chap.algorithms.is_empty())
+        {
             "CHAP needs at least one algorithm"
         } else if self.chap.as_ref().is_some_and(|chap| {
             // With equal secrets, a false target could have us answer its own challenge.
-            chap.mutual.as_ref().is_some_and(|mutual| mutual.secret == chap.secret)
+            chap.mutual
+                .as_ref()
+                .is_some_and(|mutual| mutual.secret == chap.secret)
         }) {
             "the target's CHAP secret must differ from the initiator's"
         } else {

@@ -146,14 +146,43 @@ pub enum Residual {
 /// A parsed header of a target's PDU. The data segment stays beside it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Answer {
-    NopIn { task: u32, transfer: u32, lun: [u8; 8] },
-    Scsi { task: u32, response: u8, status: u8, residual: Residual },
+    NopIn {
+        task: u32,
+        transfer: u32,
+        lun: [u8; 8],
+    },
+    Scsi {
+        task: u32,
+        response: u8,
+        status: u8,
+        residual: Residual,
+    },
     DataIn(DataIn),
-    ReadyToTransfer { task: u32, transfer: u32, lun: [u8; 8], sn: u32, offset: u32, length: u32 },
-    Text { task: u32, transfer: u32, lun: [u8; 8], is_final: bool },
-    Logout { task: u32, response: u8 },
-    Async { event: u8, parameter3: u16 },
-    Reject { reason: u8 },
+    ReadyToTransfer {
+        task: u32,
+        transfer: u32,
+        lun: [u8; 8],
+        sn: u32,
+        offset: u32,
+        length: u32,
+    },
+    Text {
+        task: u32,
+        transfer: u32,
+        lun: [u8; 8],
+        is_final: bool,
+    },
+    Logout {
+        task: u32,
+        response: u8,
+    },
+    Async {
+        event: u8,
+        parameter3: u16,
+    },
+    Reject {
+        reason: u8,
+    },
 }
 
 /// The header of a Data-In PDU.
@@ -168,13 +197,20 @@ pub(crate) struct DataIn {
 
 /// Parses a full-feature-phase header. Login answers are read by the login itself.
 pub(crate) fn parse(bhs: &Bhs) -> Result<(Numbers, Answer), ProtocolError> {
-    let numbers =
-        Numbers { stat_sn: bhs.u32(24), exp_cmd_sn: bhs.u32(28), max_cmd_sn: bhs.u32(32) };
+    let numbers = Numbers {
+        stat_sn: bhs.u32(24),
+        exp_cmd_sn: bhs.u32(28),
+        max_cmd_sn: bhs.u32(32),
+    };
     let task = bhs.task();
     let transfer = bhs.u32(20);
     let lun = bhs.bytes(8);
     let answer = match bhs.opcode() {
-        answer::NOP_IN => Answer::NopIn { task, transfer, lun },
+        answer::NOP_IN => Answer::NopIn {
+            task,
+            transfer,
+            lun,
+        },
         answer::SCSI_RESPONSE => Answer::Scsi {
             task,
             response: bhs.byte(2),
@@ -195,12 +231,23 @@ pub(crate) fn parse(bhs: &Bhs) -> Result<(Numbers, Answer), ProtocolError> {
             offset: bhs.u32(40),
             length: bhs.u32(44),
         },
-        answer::TEXT => {
-            Answer::Text { task, transfer, lun, is_final: bhs.byte(1) & FINAL != 0 }
-        }
-        answer::LOGOUT => Answer::Logout { task, response: bhs.byte(2) },
-        answer::ASYNC_MESSAGE => Answer::Async { event: bhs.byte(36), parameter3: bhs.u16(42) },
-        answer::REJECT => Answer::Reject { reason: bhs.byte(2) },
+        answer::TEXT => Answer::Text {
+            task,
+            transfer,
+            lun,
+            is_final: bhs.byte(1) & FINAL != 0,
+        },
+        answer::LOGOUT => Answer::Logout {
+            task,
+            response: bhs.byte(2),
+        },
+        answer::ASYNC_MESSAGE => Answer::Async {
+            event: bhs.byte(36),
+            parameter3: bhs.u16(42),
+        },
+        answer::REJECT => Answer::Reject {
+            reason: bhs.byte(2),
+        },
         other => return Err(ProtocolError::Opcode(other)),
     };
     Ok((numbers, answer))
@@ -263,20 +310,34 @@ pub(crate) struct Decoder {
 
 impl Decoder {
     pub(crate) fn new(data_limit: u32) -> Self {
-        Self { buffer: BytesMut::new(), digests: Digests::default(), data_limit }
+        Self {
+            buffer: BytesMut::new(),
+            digests: Digests::default(),
+            data_limit,
+        }
     }
 
     /// The next complete PDU; `None` until more bytes have come.
     pub(crate) fn next(&mut self) -> Result<Option<Pdu>, ProtocolError> {
-        let Some(header) = self.buffer.first_chunk::<BHS_LENGTH>() else { return Ok(None) };
+        let Some(header) = self.buffer.first_chunk::<BHS_LENGTH>() else {
+            return Ok(None);
+        };
         let bhs = Bhs(*header);
         let length = bhs.data_length();
         if length > self.data_limit {
-            return Err(ProtocolError::DataSegmentTooLong { length, limit: self.data_limit });
+            return Err(ProtocolError::DataSegmentTooLong {
+                length,
+                limit: self.data_limit,
+            });
         }
         let length = length as usize;
         let header_end = BHS_LENGTH + bhs.additional_length();
-        let data_start = header_end + if self.digests.header { DIGEST_LENGTH } else { 0 };
+        let data_start = header_end
+            + if self.digests.header {
+                DIGEST_LENGTH
+            } else {
+                0
+            };
         let data_end = data_start + length;
         let padded_end = data_end + padding(length);
         let has_data_digest = self.digests.data && length > 0;
@@ -302,7 +363,10 @@ impl Decoder {
         }
         whole.advance(data_start);
         whole.truncate(length);
-        Ok(Some(Pdu { bhs, data: whole.freeze() }))
+        Ok(Some(Pdu {
+            bhs,
+            data: whole.freeze(),
+        }))
     }
 }
 
@@ -321,7 +385,10 @@ fn data_digest(data: &[u8], padding: &[u8]) -> u32 {
 mod tests {
     use super::*;
 
-    const BOTH: Digests = Digests { header: true, data: true };
+    const BOTH: Digests = Digests {
+        header: true,
+        data: true,
+    };
 
     fn sample(data: &'static [u8]) -> Pdu {
         let bhs = Bhs::new(answer::DATA_IN, FINAL | 0x03)
@@ -332,7 +399,10 @@ mod tests {
             .with_u32(36, 2)
             .with_u32(40, 8192)
             .with_u32(44, 512);
-        Pdu { bhs, data: Bytes::from_static(data) }
+        Pdu {
+            bhs,
+            data: Bytes::from_static(data),
+        }
     }
 
     fn decode_all(bytes: &[u8], digests: Digests) -> Result<Vec<Pdu>, ProtocolError> {
@@ -360,7 +430,12 @@ mod tests {
     #[test]
     fn encoded_pdus_decode_to_themselves_with_and_without_digests() {
         for digests in [Digests::default(), BOTH] {
-            let pdus = [sample(b""), sample(b"a"), sample(b"abcd"), sample(b"abcdefg")];
+            let pdus = [
+                sample(b""),
+                sample(b"a"),
+                sample(b"abcd"),
+                sample(b"abcdefg"),
+            ];
             let mut wire = Vec::new();
             for pdu in &pdus {
                 assert_eq!(encode(pdu, digests, &mut wire), None);
@@ -378,7 +453,10 @@ mod tests {
     #[test]
     fn a_large_segment_is_sent_from_where_it_is_and_decodes_the_same() {
         let data = Bytes::from(vec![0x5a; COPY_LIMIT + 1]);
-        let pdu = Pdu { bhs: sample(b"").bhs, data: data.clone() };
+        let pdu = Pdu {
+            bhs: sample(b"").bhs,
+            data: data.clone(),
+        };
         let mut wire = Vec::new();
         let direct = encode(&pdu, BOTH, &mut wire).unwrap();
         wire.extend_from_slice(&direct);
@@ -410,7 +488,10 @@ mod tests {
         let bhs = sample(b"").bhs.with(5, &[0x00, 0x20, 0x01]);
         assert_eq!(
             decode_all(&bhs.0, Digests::default()),
-            Err(ProtocolError::DataSegmentTooLong { length: 8193, limit: 8192 })
+            Err(ProtocolError::DataSegmentTooLong {
+                length: 8193,
+                limit: 8192
+            })
         );
     }
 
@@ -426,14 +507,32 @@ mod tests {
     #[test]
     fn data_in_fields_are_where_the_standard_puts_them() {
         let (numbers, answer) = parse(&sample(b"").bhs).unwrap();
-        assert_eq!(numbers, Numbers { stat_sn: 100, exp_cmd_sn: 5, max_cmd_sn: 68 });
+        assert_eq!(
+            numbers,
+            Numbers {
+                stat_sn: 100,
+                exp_cmd_sn: 5,
+                max_cmd_sn: 68
+            }
+        );
         let status = Some((0, Residual::Underflow(512)));
-        assert_eq!(answer, Answer::DataIn(DataIn { task: 7, sn: 2, offset: 8192, status }));
+        assert_eq!(
+            answer,
+            Answer::DataIn(DataIn {
+                task: 7,
+                sn: 2,
+                offset: 8192,
+                status
+            })
+        );
     }
 
     #[test]
     fn an_initiators_opcode_is_refused() {
         let bhs = Bhs::new(request::SCSI_COMMAND, FINAL);
-        assert_eq!(parse(&bhs), Err(ProtocolError::Opcode(request::SCSI_COMMAND)));
+        assert_eq!(
+            parse(&bhs),
+            Err(ProtocolError::Opcode(request::SCSI_COMMAND))
+        );
     }
 }

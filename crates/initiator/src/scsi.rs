@@ -84,7 +84,11 @@ pub struct Inquiry {
 impl Command {
     /// TEST UNIT READY.
     pub fn test_unit_ready(lun: u16) -> Self {
-        Self { lun, cdb: [0; 16], transfer: Transfer::None }
+        Self {
+            lun,
+            cdb: [0; 16],
+            transfer: Transfer::None,
+        }
     }
 
     /// Standard INQUIRY, or a vital product data page.
@@ -95,7 +99,11 @@ impl Command {
         cdb[1] = page.is_some().into();
         cdb[2] = page.unwrap_or(0);
         cdb[3..5].copy_from_slice(&ALLOCATION.to_be_bytes());
-        Self { lun, cdb, transfer: Transfer::Read(ALLOCATION.into()) }
+        Self {
+            lun,
+            cdb,
+            transfer: Transfer::Read(ALLOCATION.into()),
+        }
     }
 
     /// READ CAPACITY(16).
@@ -104,7 +112,11 @@ impl Command {
         let mut cdb = [0; 16];
         cdb[..2].copy_from_slice(&[0x9e, 0x10]);
         cdb[10..14].copy_from_slice(&ALLOCATION.to_be_bytes());
-        Self { lun, cdb, transfer: Transfer::Read(ALLOCATION) }
+        Self {
+            lun,
+            cdb,
+            transfer: Transfer::Read(ALLOCATION),
+        }
     }
 
     /// REPORT LUNS, to LUN 0.
@@ -113,29 +125,48 @@ impl Command {
         let mut cdb = [0; 16];
         cdb[0] = 0xa0;
         cdb[6..10].copy_from_slice(&ALLOCATION.to_be_bytes());
-        Self { lun: 0, cdb, transfer: Transfer::Read(ALLOCATION) }
+        Self {
+            lun: 0,
+            cdb,
+            transfer: Transfer::Read(ALLOCATION),
+        }
     }
 
     /// READ(16) of `range`, in blocks of `block_length` bytes.
     pub fn read(lun: u16, range: BlockRange, block_length: u32) -> Self {
         let length = range.blocks.saturating_mul(block_length);
-        Self { lun, cdb: block_cdb(0x88, range), transfer: Transfer::Read(length) }
+        Self {
+            lun,
+            cdb: block_cdb(0x88, range),
+            transfer: Transfer::Read(length),
+        }
     }
 
     /// WRITE(16) of `data`, which must fill `range`.
     pub fn write(lun: u16, range: BlockRange, data: Bytes) -> Self {
-        Self { lun, cdb: block_cdb(0x8a, range), transfer: Transfer::Write(data) }
+        Self {
+            lun,
+            cdb: block_cdb(0x8a, range),
+            transfer: Transfer::Write(data),
+        }
     }
 
     /// SYNCHRONIZE CACHE(16); zero blocks mean "to the end".
     pub fn synchronize_cache(lun: u16, range: BlockRange) -> Self {
-        Self { lun, cdb: block_cdb(0x91, range), transfer: Transfer::None }
+        Self {
+            lun,
+            cdb: block_cdb(0x91, range),
+            transfer: Transfer::None,
+        }
     }
 
     /// UNMAP of all `ranges`, of which there may be 4095.
     pub fn unmap(lun: u16, ranges: &[BlockRange]) -> Self {
         let descriptors = ranges.len() * 16;
-        assert!(descriptors <= 0xfff0, "an UNMAP list holds at most 4095 ranges");
+        assert!(
+            descriptors <= 0xfff0,
+            "an UNMAP list holds at most 4095 ranges"
+        );
         let mut list = Vec::with_capacity(8 + descriptors);
         list.extend_from_slice(&(6 + descriptors as u16).to_be_bytes());
         list.extend_from_slice(&(descriptors as u16).to_be_bytes());
@@ -148,7 +179,11 @@ impl Command {
         let mut cdb = [0; 16];
         cdb[0] = 0x42;
         cdb[7..9].copy_from_slice(&(list.len() as u16).to_be_bytes());
-        Self { lun, cdb, transfer: Transfer::Write(list.into()) }
+        Self {
+            lun,
+            cdb,
+            transfer: Transfer::Write(list.into()),
+        }
     }
 }
 
@@ -173,14 +208,26 @@ pub(crate) fn encode_lun(lun: u16) -> [u8; 8] {
 pub(crate) fn sense_error(sense: &[u8]) -> Error {
     let at = |index: usize| sense.get(index).copied().unwrap_or(0);
     match at(0) & 0x7f {
-        0x72 | 0x73 => Error::CheckCondition { key: at(1) & 0x0f, asc: at(2), ascq: at(3) },
-        _ => Error::CheckCondition { key: at(2) & 0x0f, asc: at(12), ascq: at(13) },
+        0x72 | 0x73 => Error::CheckCondition {
+            key: at(1) & 0x0f,
+            asc: at(2),
+            ascq: at(3),
+        },
+        _ => Error::CheckCondition {
+            key: at(2) & 0x0f,
+            asc: at(12),
+            ascq: at(13),
+        },
     }
 }
 
 pub(crate) fn parse_capacity(data: &[u8]) -> Result<Capacity, Error> {
-    let malformed = Error::MalformedAnswer { command: "READ CAPACITY(16)" };
-    let Some(head) = data.first_chunk::<16>() else { return Err(malformed) };
+    let malformed = Error::MalformedAnswer {
+        command: "READ CAPACITY(16)",
+    };
+    let Some(head) = data.first_chunk::<16>() else {
+        return Err(malformed);
+    };
     let last = u64::from_be_bytes([
         head[0], head[1], head[2], head[3], head[4], head[5], head[6], head[7],
     ]);
@@ -201,7 +248,9 @@ pub(crate) fn parse_capacity(data: &[u8]) -> Result<Capacity, Error> {
 
 pub(crate) fn parse_inquiry(data: &[u8]) -> Result<Inquiry, Error> {
     let malformed = Error::MalformedAnswer { command: "INQUIRY" };
-    let Some(head) = data.first_chunk::<36>() else { return Err(malformed) };
+    let Some(head) = data.first_chunk::<36>() else {
+        return Err(malformed);
+    };
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     Ok(Inquiry {
         peripheral: head[0],
@@ -212,7 +261,9 @@ pub(crate) fn parse_inquiry(data: &[u8]) -> Result<Inquiry, Error> {
 }
 
 pub(crate) fn parse_luns(data: &[u8]) -> Result<Vec<u16>, Error> {
-    let malformed = || Error::MalformedAnswer { command: "REPORT LUNS" };
+    let malformed = || Error::MalformedAnswer {
+        command: "REPORT LUNS",
+    };
     let head = data.first_chunk::<4>().ok_or_else(malformed)?;
     let length = u32::from_be_bytes(*head) as usize;
     let entries = data.get(8..).unwrap_or(&[]);
@@ -229,7 +280,9 @@ pub(crate) fn parse_luns(data: &[u8]) -> Result<Vec<u16>, Error> {
 /// The designators of VPD page 83h that name the logical unit itself, in order: equal on every
 /// path to the same disk, and on no other disk (SPC-4 section 7.8.6).
 pub(crate) fn parse_unit_designators(data: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
-    let malformed = || Error::MalformedAnswer { command: "INQUIRY page 83h" };
+    let malformed = || Error::MalformedAnswer {
+        command: "INQUIRY page 83h",
+    };
     let head = data.first_chunk::<4>().ok_or_else(malformed)?;
     if head[1] != 0x83 {
         return Err(malformed());
@@ -254,7 +307,10 @@ mod tests {
 
     #[test]
     fn read_and_write_cdbs_hold_address_and_count() {
-        let range = BlockRange { first: 0x0102_0304_0506_0708, blocks: 0x0a0b };
+        let range = BlockRange {
+            first: 0x0102_0304_0506_0708,
+            blocks: 0x0a0b,
+        };
         let read = Command::read(1, range, 512);
         let cdb = [0x88, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0x0a, 0x0b, 0, 0];
         assert_eq!(read.cdb, cdb);
@@ -265,12 +321,20 @@ mod tests {
 
     #[test]
     fn unmap_lists_count_their_bytes() {
-        let range = BlockRange { first: 8, blocks: 16 };
+        let range = BlockRange {
+            first: 8,
+            blocks: 16,
+        };
         let command = Command::unmap(0, &[range, range]);
-        let Transfer::Write(list) = &command.transfer else { panic!("UNMAP sends a list") };
+        let Transfer::Write(list) = &command.transfer else {
+            panic!("UNMAP sends a list")
+        };
         assert_eq!(list.len(), 40);
         assert_eq!(list[..4], [0, 38, 0, 32]);
-        assert_eq!(list[8..24], [0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 16, 0, 0, 0, 0]);
+        assert_eq!(
+            list[8..24],
+            [0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 16, 0, 0, 0, 0]
+        );
         assert_eq!(command.cdb[7..9], [0, 40]);
     }
 
@@ -288,10 +352,21 @@ mod tests {
     fn sense_is_read_in_both_formats_and_when_cut_short() {
         let mut fixed = [0_u8; 18];
         (fixed[0], fixed[2], fixed[12], fixed[13]) = (0x70, 0x06, 0x29, 0x07);
-        let expected = Error::CheckCondition { key: 6, asc: 0x29, ascq: 7 };
+        let expected = Error::CheckCondition {
+            key: 6,
+            asc: 0x29,
+            ascq: 7,
+        };
         assert_eq!(sense_error(&fixed), expected);
         assert_eq!(sense_error(&[0x72, 0x06, 0x29, 0x07]), expected);
-        assert_eq!(sense_error(&[]), Error::CheckCondition { key: 0, asc: 0, ascq: 0 });
+        assert_eq!(
+            sense_error(&[]),
+            Error::CheckCondition {
+                key: 0,
+                asc: 0,
+                ascq: 0
+            }
+        );
     }
 
     #[test]

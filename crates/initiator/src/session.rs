@@ -21,7 +21,7 @@ use crate::error::{Error, LostReason};
 use crate::login::Purpose;
 use crate::options::{Negotiated, SessionOptions};
 use crate::pdu::Residual;
-use crate::scsi::{self, BlockRange, Capacity, Command, Inquiry, Transfer};
+use crate::scsi::{self, BlockRange, Capacity, Command, Inquiry};
 use crate::text::{self, Keys, TEXT_LIMIT};
 use crate::transport::{LoggedIn, Transport, log_in};
 
@@ -143,12 +143,17 @@ impl Session {
     /// WRITE(16) of `data`, which must fill `range`.
     pub async fn write(&self, lun: u16, range: BlockRange, data: Bytes) -> Result<(), Error> {
         let expected = data.len() as u32;
-        full_transfer(expected, &self.execute(Command::write(lun, range, data)).await?)
+        full_transfer(
+            expected,
+            &self.execute(Command::write(lun, range, data)).await?,
+        )
     }
 
     /// SYNCHRONIZE CACHE(16); zero blocks mean "to the end".
     pub async fn synchronize_cache(&self, lun: u16, range: BlockRange) -> Result<(), Error> {
-        self.execute(Command::synchronize_cache(lun, range)).await.map(drop)
+        self.execute(Command::synchronize_cache(lun, range))
+            .await
+            .map(drop)
     }
 
     /// UNMAP of `ranges`, at most 4095.
@@ -186,7 +191,9 @@ impl Session {
 
     /// A vital product data page, raw.
     pub async fn inquiry_page(&self, lun: u16, page: u8) -> Result<Bytes, Error> {
-        self.execute(Command::inquiry(lun, Some(page))).await.map(|output| output.data)
+        self.execute(Command::inquiry(lun, Some(page)))
+            .await
+            .map(|output| output.data)
     }
 
     /// What names the disk itself on every path: the designators of VPD page 83h that belong to
@@ -214,7 +221,10 @@ impl Session {
     pub async fn send_targets(&self, which: &str) -> Result<Vec<DiscoveredTarget>, Error> {
         let mut keys = Keys::default();
         keys.add("SendTargets", which);
-        let mut request = Request::Text { text: keys.into_bytes(), resume: None };
+        let mut request = Request::Text {
+            text: keys.into_bytes(),
+            resume: None,
+        };
         let mut gathered = Vec::new();
         loop {
             let Reply::Text { data, resume } = self.transport.ask(request).await? else {
@@ -222,12 +232,17 @@ impl Session {
             };
             gathered.extend_from_slice(&data);
             if gathered.len() > TEXT_LIMIT {
-                return Err(Error::MalformedAnswer { command: "SendTargets" });
+                return Err(Error::MalformedAnswer {
+                    command: "SendTargets",
+                });
             }
             if resume.is_none() {
                 return parse_targets(&gathered);
             }
-            request = Request::Text { text: Bytes::new(), resume };
+            request = Request::Text {
+                text: Bytes::new(),
+                resume,
+            };
         }
     }
 
@@ -266,11 +281,19 @@ impl Session {
             let mut address = String::new();
             for _ in 0..=REDIRECTIONS_MAX {
                 match log_in(at, options, &purpose).await? {
-                    LoggedIn::Ready { stream, decoder, outcome } => {
+                    LoggedIn::Ready {
+                        stream,
+                        decoder,
+                        outcome,
+                    } => {
                         let negotiated = outcome.negotiated.clone();
                         let depth = options.queue_depth;
                         let transport = Transport::start(stream, decoder, outcome, depth);
-                        return Ok(Self { transport, negotiated, portal: at });
+                        return Ok(Self {
+                            transport,
+                            negotiated,
+                            portal: at,
+                        });
                     }
                     LoggedIn::Redirected(to) => {
                         tracing::debug!(from = %at, %to, "login redirected");
@@ -314,19 +337,29 @@ async fn within<T>(
     limit: std::time::Duration,
     work: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
-    timeout(limit, work).await.unwrap_or(Err(Error::LoginTimeout { portal, limit }))
+    timeout(limit, work)
+        .await
+        .unwrap_or(Err(Error::LoginTimeout { portal, limit }))
 }
 
 async fn resolve(address: &str) -> Result<SocketAddr, Error> {
     if let Ok(address) = address.parse() {
         return Ok(address);
     }
-    let bad = || Error::BadRedirect { address: address.to_owned() };
+    let bad = || Error::BadRedirect {
+        address: address.to_owned(),
+    };
     let is_v6_without_port = address.ends_with(']');
     let has_port = !is_v6_without_port && address.contains(':');
     // 3260 is the registered port (RFC 7143 section 13.8).
-    let with_port = if has_port { address.to_owned() } else { format!("{address}:3260") };
-    let mut found = tokio::net::lookup_host(with_port).await.map_err(|_| bad())?;
+    let with_port = if has_port {
+        address.to_owned()
+    } else {
+        format!("{address}:3260")
+    };
+    let mut found = tokio::net::lookup_host(with_port)
+        .await
+        .map_err(|_| bad())?;
     found.next().ok_or_else(bad)
 }
 
@@ -341,14 +374,22 @@ fn full_transfer(expected: u32, output: &CommandOutput) -> Result<(), Error> {
 }
 
 fn parse_targets(text: &[u8]) -> Result<Vec<DiscoveredTarget>, Error> {
-    let malformed = || Error::MalformedAnswer { command: "SendTargets" };
+    let malformed = || Error::MalformedAnswer {
+        command: "SendTargets",
+    };
     let mut targets: Vec<DiscoveredTarget> = Vec::new();
     for (key, value) in text::pairs(text).map_err(|_| malformed())? {
         match key {
-            "TargetName" => targets
-                .push(DiscoveredTarget { name: value.to_owned(), portals: Vec::new() }),
+            "TargetName" => targets.push(DiscoveredTarget {
+                name: value.to_owned(),
+                portals: Vec::new(),
+            }),
             "TargetAddress" => {
-                targets.last_mut().ok_or_else(malformed)?.portals.push(value.to_owned());
+                targets
+                    .last_mut()
+                    .ok_or_else(malformed)?
+                    .portals
+                    .push(value.to_owned());
             }
             _ => {}
         }
@@ -366,7 +407,10 @@ mod tests {
                      TargetName=b\0";
         let targets = parse_targets(text).unwrap();
         assert_eq!(targets[0].portals, ["1.2.3.4:5,1", "[::1]:5,2"]);
-        assert_eq!((targets[1].name.as_str(), targets[1].portals.len()), ("b", 0));
+        assert_eq!(
+            (targets[1].name.as_str(), targets[1].portals.len()),
+            ("b", 0)
+        );
         assert!(parse_targets(b"TargetAddress=1.2.3.4:5,1\0").is_err());
     }
 }

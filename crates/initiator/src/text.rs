@@ -38,7 +38,10 @@ pub(crate) fn pairs(text: &[u8]) -> Result<Vec<(&str, &str)>, ProtocolError> {
 
 /// The value of the first `key`.
 pub(crate) fn find<'a>(pairs: &[(&'a str, &'a str)], key: &str) -> Option<&'a str> {
-    pairs.iter().find(|(found, _)| *found == key).map(|(_, value)| *value)
+    pairs
+        .iter()
+        .find(|(found, _)| *found == key)
+        .map(|(_, value)| *value)
 }
 
 /// A binary value in hexadecimal.
@@ -61,7 +64,11 @@ pub(crate) fn decode_binary(value: &str) -> Result<Vec<u8>, ProtocolError> {
         "0b" | "0B" => STANDARD.decode(digits).map_err(|_| ProtocolError::Text)?,
         _ => return Err(ProtocolError::Text),
     };
-    if bytes.len() > BINARY_LIMIT { Err(ProtocolError::Text) } else { Ok(bytes) }
+    if bytes.len() > BINARY_LIMIT {
+        Err(ProtocolError::Text)
+    } else {
+        Ok(bytes)
+    }
 }
 
 fn decode_hex(digits: &[u8]) -> Result<Vec<u8>, ProtocolError> {
@@ -105,8 +112,19 @@ mod tests {
         assert_eq!(decode_binary("0x0aFf").unwrap(), [0x0a, 0xff]);
         assert_eq!(decode_binary("0Xaff").unwrap(), [0x0a, 0xff]);
         assert_eq!(decode_binary("0bCv8=").unwrap(), [0x0a, 0xff]);
-        assert_eq!(decode_binary(&encode_binary(&[1, 0xfe])).unwrap(), [1, 0xfe]);
-        for bad in ["", "0", "12", "0xzz", "0b!", "\u{e9}x", &format!("0x{}", "00".repeat(1025))] {
+        assert_eq!(
+            decode_binary(&encode_binary(&[1, 0xfe])).unwrap(),
+            [1, 0xfe]
+        );
+        for bad in [
+            "",
+            "0",
+            "12",
+            "0xzz",
+            "0b!",
+            "\u{e9}x",
+            &format!("0x{}", "00".repeat(1025)),
+        ] {
             assert_eq!(decode_binary(bad), Err(ProtocolError::Text), "{bad}");
         }
     }

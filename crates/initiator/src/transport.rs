@@ -41,7 +41,11 @@ impl Token for Done {
 
 /// What login left behind.
 pub(crate) enum LoggedIn {
-    Ready { stream: TcpStream, decoder: Decoder, outcome: Outcome },
+    Ready {
+        stream: TcpStream,
+        decoder: Decoder,
+        outcome: Outcome,
+    },
     Redirected(String),
 }
 
@@ -51,7 +55,10 @@ pub(crate) async fn log_in(
     options: &SessionOptions,
     purpose: &Purpose,
 ) -> Result<LoggedIn, Error> {
-    let refused = |error: io::Error| Error::Connect { portal, kind: error.kind() };
+    let refused = |error: io::Error| Error::Connect {
+        portal,
+        kind: error.kind(),
+    };
     let mut stream = TcpStream::connect(portal).await.map_err(refused)?;
     stream.set_nodelay(true).map_err(refused)?;
     let mut decoder = Decoder::new(options.max_receive_segment.max(8192));
@@ -68,10 +75,16 @@ pub(crate) async fn log_in(
             Step::Redirect(address) => return Ok(LoggedIn::Redirected(address)),
             Step::Done(outcome) => {
                 let agreed = &outcome.negotiated;
-                decoder.digests =
-                    Digests { header: agreed.header_digest, data: agreed.data_digest };
+                decoder.digests = Digests {
+                    header: agreed.header_digest,
+                    data: agreed.data_digest,
+                };
                 decoder.data_limit = options.max_receive_segment;
-                return Ok(LoggedIn::Ready { stream, decoder, outcome });
+                return Ok(LoggedIn::Ready {
+                    stream,
+                    decoder,
+                    outcome,
+                });
             }
         }
     }
@@ -116,7 +129,9 @@ impl Transport {
             return Err(error.clone());
         }
         let (token, answer) = oneshot::channel();
-        self.engine.borrow_mut().submit(token, request, Instant::now());
+        self.engine
+            .borrow_mut()
+            .submit(token, request, Instant::now());
         self.output_ready.notify_one();
         answer.await.unwrap_or(Err(lost(LostReason::ClosedHere)))
     }
@@ -134,7 +149,10 @@ impl Transport {
             tracing::debug!(%error, "session ended");
             self.engine.borrow_mut().fail(&error);
             self.deliver(&mut Vec::new());
-            self.tasks.borrow_mut().drain(..).for_each(|task| task.abort());
+            self.tasks
+                .borrow_mut()
+                .drain(..)
+                .for_each(|task| task.abort());
         }
     }
 
@@ -177,7 +195,8 @@ impl Transport {
         for notice in engine.take_notices() {
             match notice {
                 Notice::LogoutRequested { seconds } => {
-                    self.health.send_replace(Health::LogoutRequested { seconds });
+                    self.health
+                        .send_replace(Health::LogoutRequested { seconds });
                 }
                 Notice::Dropping => return Err(lost(LostReason::Announced)),
             }
@@ -239,10 +258,7 @@ async fn receive(stream: &mut TcpStream, decoder: &mut Decoder) -> Result<Pdu, E
     }
 }
 
-async fn fill(
-    input: &mut (impl AsyncReadExt + Unpin),
-    buffer: &mut BytesMut,
-) -> Result<(), Error> {
+async fn fill(input: &mut (impl AsyncReadExt + Unpin), buffer: &mut BytesMut) -> Result<(), Error> {
     buffer.reserve(READ_RESERVE);
     match input.read_buf(buffer).await {
         Ok(0) => Err(lost(LostReason::ClosedByTarget)),

@@ -1,2 +1,32 @@
 //! One node of the cluster, assembled from its parts over any runtime.
+//!
+//! ```text
+//!   Portal ── Owner* ── Holder ── Store         disks
+//!      │        │          │
+//!      └────────┴── Rpc ───┴──── Gossip         links
+//!               │
+//!          ConfigGroup (Raft) ──────────────    disks, links
+//! ```
+//!
+//! [`Node::start`] takes a runtime, a directory and links: the host's or the simulator's. The
+//! tasks here only connect the parts: they follow the config state (peers, owners, deleted
+//! volumes), report what gossip suspects to the config group if this node leads it, and keep the
+//! node registered as running.
 #![forbid(unsafe_code)]
+
+mod config;
+mod device;
+mod follow;
+mod monitor;
+mod node;
+mod options;
+mod register;
+mod shutdown;
+mod status;
+
+pub use device::VolumeDevice;
+pub use node::{Failure, Node, NodeError};
+pub use options::{NodeIdentity, NodeOptions};
+pub use status::NodeReport;
+
+pub use holdfast_volume::{IoError, Operation};

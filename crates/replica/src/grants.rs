@@ -31,7 +31,11 @@ pub struct Grants {
 impl Grants {
     /// Of a process that started at `started`.
     pub fn new(started: Instant) -> Self {
-        Self { started, by_volume: BTreeMap::new(), dead: BTreeMap::new() }
+        Self {
+            started,
+            by_volume: BTreeMap::new(),
+            dead: BTreeMap::new(),
+        }
     }
 
     /// Grants a lease on `volume` to the owner of `view`.
@@ -45,7 +49,12 @@ impl Grants {
     ) {
         let grants = self.by_volume.entry(volume).or_default();
         grants.retain(|grant| grant.ends > now && grant.view != view);
-        grants.push(Grant { view, holder, incarnation, ends: now + LEASE_GRACE });
+        grants.push(Grant {
+            view,
+            holder,
+            incarnation,
+            ends: now + LEASE_GRACE,
+        });
     }
 
     /// The owner of `view` gives its lease back.
@@ -69,7 +78,10 @@ impl Grants {
         let forgotten = self.started + LEASE_GRACE;
         let live = |grant: &&Grant| {
             grant.view < view
-                && self.dead.get(&grant.holder).is_none_or(|dead| *dead < grant.incarnation)
+                && self
+                    .dead
+                    .get(&grant.holder)
+                    .is_none_or(|dead| *dead < grant.incarnation)
         };
         let ends = self
             .by_volume
@@ -105,9 +117,18 @@ mod tests {
     fn a_fence_waits_for_the_lease_of_an_earlier_view() {
         let grants = granted();
         assert_eq!(grants.hold_back(at(10_000), 1, View(6), false), LEASE_GRACE);
-        assert_eq!(grants.hold_back(at(20_000), 1, View(6), false), Duration::ZERO);
-        assert_eq!(grants.hold_back(at(10_000), 1, View(5), false), Duration::ZERO);
-        assert_eq!(grants.hold_back(at(10_000), 2, View(6), false), Duration::ZERO);
+        assert_eq!(
+            grants.hold_back(at(20_000), 1, View(6), false),
+            Duration::ZERO
+        );
+        assert_eq!(
+            grants.hold_back(at(10_000), 1, View(5), false),
+            Duration::ZERO
+        );
+        assert_eq!(
+            grants.hold_back(at(10_000), 2, View(6), false),
+            Duration::ZERO
+        );
     }
 
     #[test]
@@ -116,14 +137,20 @@ mod tests {
         grants.note_dead(OWNER, Incarnation(1));
         assert_eq!(grants.hold_back(at(10_000), 1, View(6), false), LEASE_GRACE);
         grants.note_dead(OWNER, Incarnation(2));
-        assert_eq!(grants.hold_back(at(10_000), 1, View(6), false), Duration::ZERO);
+        assert_eq!(
+            grants.hold_back(at(10_000), 1, View(6), false),
+            Duration::ZERO
+        );
     }
 
     #[test]
     fn a_released_lease_is_not_waited_for() {
         let mut grants = granted();
         grants.release(1, View(5));
-        assert_eq!(grants.hold_back(at(10_000), 1, View(6), false), Duration::ZERO);
+        assert_eq!(
+            grants.hold_back(at(10_000), 1, View(6), false),
+            Duration::ZERO
+        );
     }
 
     #[test]

@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use bytes::Bytes;
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::rpc::{Incoming, Rpc};
 use holdfast_runtime::{Frame, Incarnation, NodeId, Runtime, Service};
 use holdfast_store::{Record, Store, StoreError};
@@ -96,11 +97,15 @@ impl Holder {
 
     /// Forgets what is in memory about a deleted volume.
     pub fn forget_volume(&self, volume: u64) {
-        self.receiving.borrow_mut().retain(|slice, _| slice.volume != volume);
+        self.receiving
+            .borrow_mut()
+            .retain(|slice, _| slice.volume != volume);
     }
 
     fn on_notice(self: &Rc<Self>, incoming: Incoming) {
-        let Ok(notice) = ReplicaNotice::decode(incoming.frame.header) else { return };
+        let Ok(notice) = ReplicaNotice::decode(incoming.frame.header) else {
+            return;
+        };
         match notice.body {
             Some(replica_notice::Body::Append(append)) => {
                 self.on_append(incoming.from, append, incoming.frame.payload);
@@ -117,13 +122,18 @@ impl Holder {
     }
 
     fn on_append(self: &Rc<Self>, from: NodeId, append: Append, payload: Bytes) {
-        let slice = SliceKey { volume: append.volume, slice: append.slice };
+        let slice = SliceKey {
+            volume: append.volume,
+            slice: append.slice,
+        };
         let view = View(append.view);
-        if self.store.promised(append.volume) > view {
+        if self.store.promised(append.volume) > view && !planted::is_active(Bug::SkipFence) {
             return;
         }
         let mut receiving = self.receiving.borrow_mut();
-        let Some(receiver) = receiving.get_mut(&slice) else { return };
+        let Some(receiver) = receiving.get_mut(&slice) else {
+            return;
+        };
         if receiver.session != append.session || receiver.view != view {
             return;
         }
@@ -144,6 +154,10 @@ impl Holder {
         }
         let through = receiver.handed_out();
         let session = receiver.session;
+        if planted::is_active(Bug::AcknowledgeBeforeJournal) {
+            receiver.durable = through;
+            self.send_ack(from, slice, receiver);
+        }
         drop(receiving);
         // The place in the journal is reserved here, so records keep the stream's order.
         let journaled = self.store.append(ready);
@@ -163,7 +177,9 @@ impl Holder {
         result: Result<(), StoreError>,
     ) {
         let mut receiving = self.receiving.borrow_mut();
-        let Some(receiver) = receiving.get_mut(&slice) else { return };
+        let Some(receiver) = receiving.get_mut(&slice) else {
+            return;
+        };
         if receiver.session != session {
             return;
         }
@@ -209,7 +225,11 @@ impl Holder {
 
     async fn on_request(self: Rc<Self>, incoming: Incoming) -> Frame {
         use replica_request::Body;
-        let Incoming { from, incarnation, frame } = incoming;
+        let Incoming {
+            from,
+            incarnation,
+            frame,
+        } = incoming;
         let Ok(request) = ReplicaRequest::decode(frame.header) else {
             return messages::reply(
                 &messages::refusal(ReplicaRefusal::Unknown, View(0)),
@@ -220,9 +240,10 @@ impl Holder {
         let (volume, answer) = match request.body {
             Some(Body::Fence(fence)) => (fence.volume, self.on_fence(&fence).await),
             Some(Body::FetchRecord(fetch)) => (fetch.volume, self.on_fetch(&fetch).await),
-            Some(Body::Reconcile(reconcile)) => {
-                (reconcile.volume, self.on_reconcile(&reconcile, payload).await)
-            }
+            Some(Body::Reconcile(reconcile)) => (
+                reconcile.volume,
+                self.on_reconcile(&reconcile, payload).await,
+            ),
             Some(Body::ReadBlocks(read)) => (read.volume, self.on_read(&read).await),
             Some(Body::JoinBegin(begin)) => (begin.volume, self.on_join_begin(&begin).await),
             Some(Body::Changed(changed)) => (changed.volume, self.on_changed(&changed).await),
@@ -265,20 +286,34 @@ impl Holder {
     }
 
     async fn on_fetch(&self, fetch: &FetchRecord) -> Answer {
-        let slice = SliceKey { volume: fetch.volume, slice: fetch.slice };
-        let record = self.store.read_record(slice, View(fetch.view), Seq(fetch.seq)).await;
+        let slice = SliceKey {
+            volume: fetch.volume,
+            slice: fetch.slice,
+        };
+        let record = self
+            .store
+            .read_record(slice, View(fetch.view), Seq(fetch.seq))
+            .await;
         let record = record.map_err(refused)?.ok_or(ReplicaRefusal::Absent)?;
         let header = messages::header(&record);
         Ok((
-            ReplicaReply { record: Some(header), ..ReplicaReply::default() },
+            ReplicaReply {
+                record: Some(header),
+                ..ReplicaReply::default()
+            },
             messages::data(&record),
         ))
     }
 
     async fn on_read(&self, read: &ReadBlocks) -> Answer {
-        let slice = SliceKey { volume: read.volume, slice: read.slice };
+        let slice = SliceKey {
+            volume: read.volume,
+            slice: read.slice,
+        };
         let (view, stable) = (View(read.view), Seq(read.stable));
-        let data = self.read(slice, view, stable, read.first_block, read.blocks).await?;
+        let data = self
+            .read(slice, view, stable, read.first_block, read.blocks)
+            .await?;
         Ok((ReplicaReply::default(), data))
     }
 
@@ -294,7 +329,10 @@ impl Holder {
     ) -> Result<Bytes, ReplicaRefusal> {
         self.check_view(slice.volume, view.0)?;
         self.raise_stable(slice, view, stable)?;
-        self.store.read(slice, first_block, blocks).await.map_err(refused)
+        self.store
+            .read(slice, first_block, blocks)
+            .await
+            .map_err(refused)
     }
 
     /// Makes everything up to the owner's `stable` readable here; refuses if this copy lacks it.
@@ -305,7 +343,9 @@ impl Holder {
         stable: Seq,
     ) -> Result<(), ReplicaRefusal> {
         let mut receiving = self.receiving.borrow_mut();
-        let receiver = receiving.get_mut(&slice).ok_or(ReplicaRefusal::SessionStale)?;
+        let receiver = receiving
+            .get_mut(&slice)
+            .ok_or(ReplicaRefusal::SessionStale)?;
         if receiver.view != view || receiver.durable < stable {
             return Err(ReplicaRefusal::SessionStale);
         }
@@ -328,14 +368,23 @@ impl Holder {
                 grants.release(*volume, View(*view));
             } else if self.store.promised(*volume) <= View(*view) {
                 grants.grant(now, *volume, View(*view), from, incarnation);
-                granted.push(VolumeView { volume: *volume, view: *view });
+                granted.push(VolumeView {
+                    volume: *volume,
+                    view: *view,
+                });
             }
         }
         drop(grants);
         if lease.release {
             self.death.notify_waiters();
         }
-        (ReplicaReply { granted, ..ReplicaReply::default() }, Bytes::new())
+        (
+            ReplicaReply {
+                granted,
+                ..ReplicaReply::default()
+            },
+            Bytes::new(),
+        )
     }
 }
 

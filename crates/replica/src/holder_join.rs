@@ -2,6 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 use holdfast_runtime::PAGE_BYTES;
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_store::{CopiedBlock, CopyState};
 use holdfast_wire::replica::{
     BlockVersion, Changed, Install, JoinBegin, JoinFinish, ReplicaRefusal, ReplicaReply,
@@ -14,36 +15,60 @@ use crate::receive::Receiver;
 impl Holder {
     /// Drops what no other copy may have, and begins to take the stream.
     pub(crate) async fn on_join_begin(&self, begin: &JoinBegin) -> Answer {
-        let slice = SliceKey { volume: begin.volume, slice: begin.slice };
+        let slice = SliceKey {
+            volume: begin.volume,
+            slice: begin.slice,
+        };
         let view = View(begin.view);
         self.promise(begin.volume, view).await?;
         self.receiving.borrow_mut().remove(&slice);
         self.store.append(Vec::new()).await.map_err(refused)?;
-        let base = self.store.base(slice);
+        let mut base = self.store.base(slice);
         let stable = self.store.stable(slice);
-        if self.store.last_seq(slice) > stable {
+        if planted::is_active(Bug::BaseTooHigh) {
+            base = self.store.last_seq(slice);
+        }
+        let keep_divergent = planted::is_active(Bug::KeepDivergentTail);
+        if self.store.last_seq(slice) > stable && !keep_divergent {
             // Records after the stable position may belong to a history that was given up.
             self.store.truncate(slice, stable).await.map_err(refused)?;
         }
-        self.store.set_copy_state(slice, CopyState::Joining { base }).await.map_err(refused)?;
+        self.store
+            .set_copy_state(slice, CopyState::Joining { base })
+            .await
+            .map_err(refused)?;
         self.check_view(begin.volume, begin.view)?;
         let receiver = Receiver::new(view, begin.session, Seq(begin.next));
         self.receiving.borrow_mut().insert(slice, receiver);
-        Ok((ReplicaReply { base: base.0, ..ReplicaReply::default() }, Bytes::new()))
+        Ok((
+            ReplicaReply {
+                base: base.0,
+                ..ReplicaReply::default()
+            },
+            Bytes::new(),
+        ))
     }
 
     /// As a source: lists and reads the next blocks whose newest stable version is after
     /// `after`.
     pub(crate) async fn on_changed(&self, changed: &Changed) -> Answer {
-        let slice = SliceKey { volume: changed.volume, slice: changed.slice };
+        let slice = SliceKey {
+            volume: changed.volume,
+            slice: changed.slice,
+        };
         self.check_view(changed.volume, changed.view)?;
         self.raise_stable(slice, View(changed.view), Seq(changed.stable))?;
         let limit = changed.limit.clamp(1, 1024) as usize;
-        let found =
-            self.store.changed_since(slice, Seq(changed.after), changed.from_block, limit);
+        let found = self
+            .store
+            .changed_since(slice, Seq(changed.after), changed.from_block, limit);
         let complete = found.len() < limit;
         let numbers: Vec<u32> = found.iter().map(|(block, _, _)| *block).collect();
-        let copied = self.store.read_versions(slice, &numbers).await.map_err(refused)?;
+        let copied = self
+            .store
+            .read_versions(slice, &numbers)
+            .await
+            .map_err(refused)?;
         let mut payload = BytesMut::new();
         let mut blocks = Vec::with_capacity(copied.len());
         for copy in copied {
@@ -57,12 +82,22 @@ impl Holder {
                 payload.extend_from_slice(&data);
             }
         }
-        Ok((ReplicaReply { blocks, complete, ..ReplicaReply::default() }, payload.freeze()))
+        Ok((
+            ReplicaReply {
+                blocks,
+                complete,
+                ..ReplicaReply::default()
+            },
+            payload.freeze(),
+        ))
     }
 
     /// As a joining copy: takes blocks, unless it has newer ones.
     pub(crate) async fn on_install(&self, install: &Install, mut payload: Bytes) -> Answer {
-        let slice = SliceKey { volume: install.volume, slice: install.slice };
+        let slice = SliceKey {
+            volume: install.volume,
+            slice: install.slice,
+        };
         self.check_session(slice, install.view, install.session)?;
         let mut blocks = Vec::with_capacity(install.blocks.len());
         for version in &install.blocks {
@@ -74,7 +109,12 @@ impl Holder {
                 return Err(ReplicaRefusal::Unknown);
             };
             let (view, seq) = (View(version.view), Seq(version.seq));
-            blocks.push(CopiedBlock { block: version.block, view, seq, data });
+            blocks.push(CopiedBlock {
+                block: version.block,
+                view,
+                seq,
+                data,
+            });
         }
         self.store.install(slice, blocks).await.map_err(refused)?;
         self.check_session(slice, install.view, install.session)?;
@@ -83,10 +123,16 @@ impl Holder {
 
     /// As a joining copy: everything up to `stable` is here now.
     pub(crate) async fn on_join_finish(&self, finish: &JoinFinish) -> Answer {
-        let slice = SliceKey { volume: finish.volume, slice: finish.slice };
+        let slice = SliceKey {
+            volume: finish.volume,
+            slice: finish.slice,
+        };
         self.check_session(slice, finish.view, finish.session)?;
         self.raise_stable(slice, View(finish.view), Seq(finish.stable))?;
-        self.store.set_copy_state(slice, CopyState::InSync).await.map_err(refused)?;
+        self.store
+            .set_copy_state(slice, CopyState::InSync)
+            .await
+            .map_err(refused)?;
         self.check_session(slice, finish.view, finish.session)?;
         Ok((ReplicaReply::default(), Bytes::new()))
     }
@@ -102,6 +148,10 @@ impl Holder {
         let current = receiving
             .get(&slice)
             .is_some_and(|receiver| receiver.session == session && receiver.view == View(view));
-        if current { Ok(()) } else { Err(ReplicaRefusal::SessionStale) }
+        if current {
+            Ok(())
+        } else {
+            Err(ReplicaRefusal::SessionStale)
+        }
     }
 }

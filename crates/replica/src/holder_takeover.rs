@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_store::{CopyState, OperationId};
 use holdfast_wire::replica::{
     CopyReport, Fence, FenceReply, OperationSeq, Reconcile, RecordHeader, ReplicaRefusal,
@@ -21,15 +22,20 @@ impl Holder {
         self.promise(fence.volume, view).await?;
         // Nothing from an earlier owner is taken any more; what was handed to the journal
         // before is durable (or failed) once this empty append returns.
-        self.receiving
-            .borrow_mut()
-            .retain(|slice, receiver| slice.volume != fence.volume || receiver.view >= view);
+        self.receiving.borrow_mut().retain(|slice, receiver| {
+            slice.volume != fence.volume
+                || receiver.view >= view
+                || planted::is_active(Bug::SkipFence)
+        });
         self.store.append(Vec::new()).await.map_err(refused)?;
         loop {
             let death = self.death.notified();
             let now = self.runtime.now();
-            let wait = self.grants.borrow().hold_back(now, fence.volume, view, fence.fresh);
-            if wait.is_zero() {
+            let wait = self
+                .grants
+                .borrow()
+                .hold_back(now, fence.volume, view, fence.fresh);
+            if wait.is_zero() || planted::is_active(Bug::SkipLeaseWait) {
                 break;
             }
             self.runtime.timeout(wait, death).await;
@@ -38,22 +44,38 @@ impl Holder {
         self.check_view(fence.volume, fence.view)?;
         let mut copies = Vec::with_capacity(fence.slices.len());
         for slice in &fence.slices {
-            let slice = SliceKey { volume: fence.volume, slice: *slice };
+            let slice = SliceKey {
+                volume: fence.volume,
+                slice: *slice,
+            };
             if fence.fresh && self.store.copy_state(slice) == CopyState::Absent {
-                self.store.set_copy_state(slice, CopyState::InSync).await.map_err(refused)?;
+                self.store
+                    .set_copy_state(slice, CopyState::InSync)
+                    .await
+                    .map_err(refused)?;
             }
             copies.push(self.report(slice));
         }
         self.check_view(fence.volume, fence.view)?;
-        let fence = FenceReply { promised: fence.view, copies };
-        Ok((ReplicaReply { fence: Some(fence), ..ReplicaReply::default() }, Bytes::new()))
+        let fence = FenceReply {
+            promised: fence.view,
+            copies,
+        };
+        Ok((
+            ReplicaReply {
+                fence: Some(fence),
+                ..ReplicaReply::default()
+            },
+            Bytes::new(),
+        ))
     }
 
     fn report(&self, slice: SliceKey) -> CopyReport {
         let tail = self.store.tail(slice);
-        let complete = self.store.copy_state(slice) == CopyState::InSync
-            && !self.store.suspect_slices().contains(&slice)
-            && !tail.iter().any(|entry| entry.damaged);
+        let complete = planted::is_active(Bug::TrustIncompleteCopy)
+            || self.store.copy_state(slice) == CopyState::InSync
+                && !self.store.suspect_slices().contains(&slice)
+                && !tail.iter().any(|entry| entry.damaged);
         let header = |entry: &holdfast_store::TailEntry| RecordHeader {
             view: entry.view.0,
             seq: entry.seq.0,
@@ -74,20 +96,31 @@ impl Holder {
             stable: self.store.stable(slice).0,
             last: self.store.last_seq(slice).0,
             tail: tail.iter().map(header).collect(),
-            operations: self.store.recent_operations(slice).iter().map(operation).collect(),
+            operations: self
+                .store
+                .recent_operations(slice)
+                .iter()
+                .map(operation)
+                .collect(),
         }
     }
 
     /// Makes the slice's tail what the new owner says, and begins its stream.
     pub(crate) async fn on_reconcile(&self, reconcile: &Reconcile, payload: Bytes) -> Answer {
-        let slice = SliceKey { volume: reconcile.volume, slice: reconcile.slice };
+        let slice = SliceKey {
+            volume: reconcile.volume,
+            slice: reconcile.slice,
+        };
         let view = View(reconcile.view);
         if self.store.promised(slice.volume) != view {
             return Err(ReplicaRefusal::ViewStale);
         }
         let keep_through = Seq(reconcile.keep_through);
         if self.store.last_seq(slice) > keep_through {
-            self.store.truncate(slice, keep_through).await.map_err(refused)?;
+            self.store
+                .truncate(slice, keep_through)
+                .await
+                .map_err(refused)?;
         }
         let records = split_records(slice, &reconcile.records, payload)?;
         if !records.is_empty() {
@@ -139,7 +172,9 @@ pub fn union_of_tails<N: Copy>(
     let mut by_seq: BTreeMap<u64, (RecordHeader, Vec<N>)> = BTreeMap::new();
     for (node, report) in reports {
         for header in report.tail.iter().filter(|header| header.seq > stable.0) {
-            let entry = by_seq.entry(header.seq).or_insert_with(|| (header.clone(), Vec::new()));
+            let entry = by_seq
+                .entry(header.seq)
+                .or_insert_with(|| (header.clone(), Vec::new()));
             if header.view > entry.0.view {
                 *entry = (header.clone(), Vec::new());
             }
@@ -163,19 +198,30 @@ mod tests {
     use super::*;
 
     fn header(view: u64, seq: u64) -> RecordHeader {
-        RecordHeader { view, seq, blocks: 1, ..RecordHeader::default() }
+        RecordHeader {
+            view,
+            seq,
+            blocks: 1,
+            ..RecordHeader::default()
+        }
     }
 
     fn report(tail: &[(u64, u64)]) -> CopyReport {
         let tail = tail.iter().map(|(view, seq)| header(*view, *seq)).collect();
-        CopyReport { tail, ..CopyReport::default() }
+        CopyReport {
+            tail,
+            ..CopyReport::default()
+        }
     }
 
     #[test]
     fn the_union_keeps_what_any_copy_holds() {
         let (a, b) = (report(&[(1, 11), (1, 12)]), report(&[(1, 11)]));
         let union = union_of_tails(Seq(10), &[('a', &a), ('b', &b)]);
-        assert_eq!(union, [(header(1, 11), vec!['a', 'b']), (header(1, 12), vec!['a'])]);
+        assert_eq!(
+            union,
+            [(header(1, 11), vec!['a', 'b']), (header(1, 12), vec!['a'])]
+        );
     }
 
     #[test]

@@ -27,7 +27,11 @@ pub fn reply(reply: &ReplicaReply, payload: Bytes) -> Frame {
 
 /// An answer that refuses.
 pub fn refusal(refusal: ReplicaRefusal, promised: View) -> ReplicaReply {
-    ReplicaReply { refusal: refusal as i32, promised: promised.0, ..ReplicaReply::default() }
+    ReplicaReply {
+        refusal: refusal as i32,
+        promised: promised.0,
+        ..ReplicaReply::default()
+    }
 }
 
 /// The header of a record.
@@ -36,7 +40,10 @@ pub fn header(record: &Record) -> RecordHeader {
         Body::Write { first_block, data } => {
             (*first_block, (data.len() / PAGE_BYTES) as u32, false)
         }
-        Body::Zero { first_block, blocks } => (*first_block, *blocks, true),
+        Body::Zero {
+            first_block,
+            blocks,
+        } => (*first_block, *blocks, true),
         Body::Nothing => (0, 0, true),
     };
     RecordHeader {
@@ -59,21 +66,39 @@ pub fn data(record: &Record) -> Bytes {
 }
 
 /// Rebuilds a record; `None` if the data does not fit the header.
-pub fn record(
-    slice: SliceKey,
-    stable: Seq,
-    header: &RecordHeader,
-    data: Bytes,
-) -> Option<Record> {
-    let RecordHeader { first_block, blocks, .. } = *header;
+pub fn record(slice: SliceKey, stable: Seq, header: &RecordHeader, data: Bytes) -> Option<Record> {
+    let RecordHeader {
+        first_block,
+        blocks,
+        ..
+    } = *header;
     let body = match (header.zero, blocks) {
         (true, 0) => Body::Nothing,
-        (true, _) => Body::Zero { first_block, blocks },
-        (false, _) => Body::Write { first_block, data: data.clone() },
+        (true, _) => Body::Zero {
+            first_block,
+            blocks,
+        },
+        (false, _) => Body::Write {
+            first_block,
+            data: data.clone(),
+        },
     };
-    let wanted_bytes = if header.zero { 0 } else { blocks as usize * PAGE_BYTES };
-    let operation = OperationId { origin: header.origin, number: header.operation };
+    let wanted_bytes = if header.zero {
+        0
+    } else {
+        blocks as usize * PAGE_BYTES
+    };
+    let operation = OperationId {
+        origin: header.origin,
+        number: header.operation,
+    };
     let (view, seq) = (View(header.view), Seq(header.seq));
-    (data.len() == wanted_bytes && (header.zero || blocks > 0) && seq.0 > 0)
-        .then_some(Record { slice, view, seq, stable, operation, body })
+    (data.len() == wanted_bytes && (header.zero || blocks > 0) && seq.0 > 0).then_some(Record {
+        slice,
+        view,
+        seq,
+        stable,
+        operation,
+        body,
+    })
 }

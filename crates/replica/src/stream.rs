@@ -14,6 +14,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Incarnation, Instant, NodeId};
 use holdfast_wire::Seq;
 
@@ -124,12 +125,17 @@ impl<T: Clone> Stream<T> {
 
     /// Copies without which nothing is acknowledged.
     pub fn required(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.members.iter().filter(|(_, m)| m.role == Role::Required).map(|(node, _)| *node)
+        self.members
+            .iter()
+            .filter(|(_, m)| m.role == Role::Required)
+            .map(|(node, _)| *node)
     }
 
     /// Whether some copy still owes an acknowledgement.
     pub fn is_busy(&self) -> bool {
-        self.members.values().any(|member| member.active && member.durable.next() < self.next)
+        self.members
+            .values()
+            .any(|member| member.active && member.durable.next() < self.next)
     }
 
     /// Adds a copy that holds the stream so far (`Required`), or will get it from here on
@@ -196,7 +202,12 @@ impl<T: Clone> Stream<T> {
                 member.progress_at = now;
             }
             let (to, session, item) = (*node, member.session, item.clone());
-            commands.push(Command::Send { to, session, seq, item });
+            commands.push(Command::Send {
+                to,
+                session,
+                seq,
+                item,
+            });
         }
         self.window.push_back(Entry { item, bytes });
         self.window_bytes += bytes;
@@ -213,7 +224,9 @@ impl<T: Clone> Stream<T> {
         free_bytes: u64,
         failed: bool,
     ) -> Vec<Command<T>> {
-        let Some(member) = self.members.get_mut(&node) else { return Vec::new() };
+        let Some(member) = self.members.get_mut(&node) else {
+            return Vec::new();
+        };
         if member.session != session || durable >= self.next {
             return Vec::new();
         }
@@ -228,7 +241,11 @@ impl<T: Clone> Stream<T> {
     }
 
     /// Repeats to each copy that owes an acknowledgement for too long, oldest records first.
-    pub fn on_tick(&mut self, now: Instant, repeated_at: &mut BTreeMap<NodeId, Instant>) -> Vec<Command<T>> {
+    pub fn on_tick(
+        &mut self,
+        now: Instant,
+        repeated_at: &mut BTreeMap<NodeId, Instant>,
+    ) -> Vec<Command<T>> {
         let next = self.next;
         let late: Vec<NodeId> = self
             .members
@@ -236,6 +253,7 @@ impl<T: Clone> Stream<T> {
             .filter(|(node, member)| {
                 let since = repeated_at.get(node).copied().unwrap_or_default();
                 member.active
+                    && !planted::is_active(Bug::NeverRepeat)
                     && member.durable.next() < next
                     && now.saturating_since(member.progress_at.max(since)) >= REPEAT_AFTER
             })
@@ -250,7 +268,9 @@ impl<T: Clone> Stream<T> {
     }
 
     fn window_from_durable(&self, node: NodeId, limit: usize) -> Vec<Command<T>> {
-        let Some(member) = self.members.get(&node) else { return Vec::new() };
+        let Some(member) = self.members.get(&node) else {
+            return Vec::new();
+        };
         let first = self.next.0 - self.window.len() as u64;
         let from = member.durable.next().0.max(first);
         (from..self.next.0)
@@ -265,8 +285,17 @@ impl<T: Clone> Stream<T> {
     }
 
     fn advance(&mut self) -> Vec<Command<T>> {
-        let required = self.members.values().filter(|member| member.role == Role::Required);
-        let stable = required.map(|member| member.durable).min().unwrap_or(self.stable);
+        let required = self
+            .members
+            .values()
+            .filter(|member| member.role == Role::Required);
+        let durable = required.map(|member| member.durable);
+        let stable = if planted::is_active(Bug::AcknowledgeFirstCopy) {
+            durable.max()
+        } else {
+            durable.min()
+        }
+        .unwrap_or(self.stable);
         let mut commands = Vec::new();
         if stable > self.stable {
             self.stable = stable;
@@ -275,7 +304,9 @@ impl<T: Clone> Stream<T> {
         let slowest = self.members.values().map(|member| member.durable).min();
         let keep_after = slowest.unwrap_or(self.stable).min(self.stable);
         while self.next.0 - self.window.len() as u64 <= keep_after.0 {
-            let Some(entry) = self.window.pop_front() else { break };
+            let Some(entry) = self.window.pop_front() else {
+                break;
+            };
             self.window_bytes -= entry.bytes;
         }
         commands
@@ -293,13 +324,24 @@ mod tests {
     fn stream() -> Stream<&'static str> {
         let mut stream = Stream::new(Seq(10));
         for (node, session) in [(A, 71), (B, 72)] {
-            stream.add(Instant::default(), node, Incarnation(1), session, Role::Required);
+            stream.add(
+                Instant::default(),
+                node,
+                Incarnation(1),
+                session,
+                Role::Required,
+            );
         }
         stream
     }
 
     fn send(to: NodeId, session: u64, seq: u64, item: &'static str) -> Command<&'static str> {
-        Command::Send { to, session, seq: Seq(seq), item }
+        Command::Send {
+            to,
+            session,
+            seq: Seq(seq),
+            item,
+        }
     }
 
     fn ack(
@@ -357,7 +399,10 @@ mod tests {
         assert_eq!(commands.len(), 2, "nothing is sent before it is active");
         ack(&mut stream, A, 71, 11);
         assert_eq!(ack(&mut stream, B, 72, 11), [Command::Stable(Seq(11))]);
-        assert_eq!(stream.activate(Instant::default(), C), [send(C, 73, 11, "x")]);
+        assert_eq!(
+            stream.activate(Instant::default(), C),
+            [send(C, 73, 11, "x")]
+        );
         stream.require(Instant::default(), C);
         stream.submit(Instant::default(), "y", 1);
         ack(&mut stream, A, 71, 12);
@@ -373,8 +418,14 @@ mod tests {
         let mut repeated = BTreeMap::new();
         let at = |ms| Instant::default() + Duration::from_millis(ms);
         assert_eq!(stream.on_tick(at(100), &mut repeated), []);
-        assert_eq!(stream.on_tick(at(300), &mut repeated), [send(B, 72, 11, "w")]);
+        assert_eq!(
+            stream.on_tick(at(300), &mut repeated),
+            [send(B, 72, 11, "w")]
+        );
         assert_eq!(stream.on_tick(at(400), &mut repeated), []);
-        assert_eq!(stream.on_tick(at(600), &mut repeated), [send(B, 72, 11, "w")]);
+        assert_eq!(
+            stream.on_tick(at(600), &mut repeated),
+            [send(B, 72, 11, "w")]
+        );
     }
 }

@@ -21,7 +21,9 @@ pub fn enter(runtime: Runtime) -> Entered {
 
 /// The current runtime. Panics outside [`enter`]: that is a bug in the caller's set-up.
 pub fn current() -> Runtime {
-    CURRENT.with(|stack| stack.borrow().last().cloned()).expect("no runtime entered on this thread")
+    CURRENT
+        .with(|stack| stack.borrow().last().cloned())
+        .expect("no runtime entered on this thread")
 }
 
 /// Leaves the runtime when dropped.

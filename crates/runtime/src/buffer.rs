@@ -23,8 +23,13 @@ pub struct Buffer {
 impl Buffer {
     /// A zeroed buffer. Panics unless `len` is a multiple of [`PAGE_BYTES`].
     pub fn zeroed(len: usize) -> Self {
-        assert!(len.is_multiple_of(PAGE_BYTES), "a disk buffer holds whole pages, not {len} bytes");
-        Self { pages: vec![Page([0; PAGE_BYTES]); len / PAGE_BYTES] }
+        assert!(
+            len.is_multiple_of(PAGE_BYTES),
+            "a disk buffer holds whole pages, not {len} bytes"
+        );
+        Self {
+            pages: vec![Page([0; PAGE_BYTES]); len / PAGE_BYTES],
+        }
     }
 
     /// A buffer with the bytes of `source`, padded with zeroes to whole pages.

@@ -67,7 +67,9 @@ pub enum DiskError {
         reason: String,
     },
     /// No space left for the area; nothing was changed.
-    #[error("no space for {name}: {wanted_bytes} bytes wanted. Free space or choose a smaller size")]
+    #[error(
+        "no space for {name}: {wanted_bytes} bytes wanted. Free space or choose a smaller size"
+    )]
     Full {
         /// The area.
         name: String,

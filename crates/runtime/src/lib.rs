@@ -16,6 +16,7 @@ pub mod buffer;
 pub mod disk;
 pub mod host;
 pub mod links;
+pub mod planted;
 pub mod rpc;
 pub mod task;
 pub mod time;

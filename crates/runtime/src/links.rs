@@ -57,12 +57,18 @@ pub struct Frame {
 impl Frame {
     /// A frame without bulk data.
     pub fn new(header: impl Into<Bytes>) -> Self {
-        Self { header: header.into(), payload: Bytes::new() }
+        Self {
+            header: header.into(),
+            payload: Bytes::new(),
+        }
     }
 
     /// A frame with bulk data.
     pub fn with_payload(header: impl Into<Bytes>, payload: Bytes) -> Self {
-        Self { header: header.into(), payload }
+        Self {
+            header: header.into(),
+            payload,
+        }
     }
 }
 

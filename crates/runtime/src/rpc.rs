@@ -43,9 +43,15 @@ pub enum Service {
 
 impl Service {
     fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Raft, Self::Gossip, Self::Config, Self::Replica, Self::Volume]
-            .into_iter()
-            .find(|service| *service as u8 == byte)
+        [
+            Self::Raft,
+            Self::Gossip,
+            Self::Config,
+            Self::Replica,
+            Self::Volume,
+        ]
+        .into_iter()
+        .find(|service| *service as u8 == byte)
     }
 }
 
@@ -102,7 +108,10 @@ impl Seen {
     /// Records `id`; false if it has run already or is too old to tell.
     fn admit(&mut self, incarnation: Incarnation, id: u64) -> bool {
         if incarnation > self.incarnation {
-            *self = Self { incarnation, ..Self::default() };
+            *self = Self {
+                incarnation,
+                ..Self::default()
+            };
         }
         if incarnation < self.incarnation || id.saturating_add(WINDOW) <= self.highest {
             return false;
@@ -194,12 +203,16 @@ impl Rpc {
         service: Service,
         handler: impl Fn(Incoming) -> LocalBoxFuture<'static, Option<Frame>> + 'static,
     ) {
-        self.request_handlers.borrow_mut().insert(service, Rc::new(handler));
+        self.request_handlers
+            .borrow_mut()
+            .insert(service, Rc::new(handler));
     }
 
     /// Sets the handler of notices for `service`; it runs in the order of arrival.
     pub fn listen(&self, service: Service, handler: impl Fn(Incoming) + 'static) {
-        self.notice_handlers.borrow_mut().insert(service, Rc::new(handler));
+        self.notice_handlers
+            .borrow_mut()
+            .insert(service, Rc::new(handler));
     }
 
     /// Sends a notice: best effort, no answer.
@@ -238,10 +251,17 @@ impl Rpc {
         header.put_slice(&[VERSION, kind as u8, service as u8, 0]);
         header.put_u64_le(id);
         header.put_slice(&frame.header);
-        let frame = Frame { header: header.freeze(), payload: frame.payload };
+        let frame = Frame {
+            header: header.freeze(),
+            payload: frame.payload,
+        };
         if to == self.local_node() {
             let (from, incarnation) = (to, self.local_incarnation());
-            self.on_frame(Incoming { from, incarnation, frame });
+            self.on_frame(Incoming {
+                from,
+                incarnation,
+                frame,
+            });
         } else {
             self.links.send(to, frame);
         }
@@ -256,25 +276,42 @@ impl Rpc {
                 }
                 self.tell(LinkChange::Up(peer, incarnation));
             }
-            LinkEvent::Down { peer, incarnation, reason } => {
+            LinkEvent::Down {
+                peer,
+                incarnation,
+                reason,
+            } => {
                 self.up.borrow_mut().remove(&peer);
                 self.fail_pending(peer);
                 self.tell(LinkChange::Down(peer, incarnation, reason));
             }
-            LinkEvent::Frame { from, incarnation, frame } => {
-                self.on_frame(Incoming { from, incarnation, frame });
+            LinkEvent::Frame {
+                from,
+                incarnation,
+                frame,
+            } => {
+                self.on_frame(Incoming {
+                    from,
+                    incarnation,
+                    frame,
+                });
             }
         }
     }
 
     fn tell(&self, change: LinkChange) {
-        self.watchers.borrow_mut().retain(|watcher| watcher.send(change).is_ok());
+        self.watchers
+            .borrow_mut()
+            .retain(|watcher| watcher.send(change).is_ok());
     }
 
     fn fail_pending(&self, peer: NodeId) {
         let mut pending = self.pending.borrow_mut();
-        let lost: Vec<u64> =
-            pending.iter().filter(|(_, (to, _))| *to == peer).map(|(id, _)| *id).collect();
+        let lost: Vec<u64> = pending
+            .iter()
+            .filter(|(_, (to, _))| *to == peer)
+            .map(|(id, _)| *id)
+            .collect();
         for id in lost {
             if let Some((_, sender)) = pending.remove(&id) {
                 let _ = sender.send(Err(RpcError::LinkDown));
@@ -316,13 +353,19 @@ impl Rpc {
         if !fresh {
             return;
         }
-        let Some(handler) = self.request_handlers.borrow().get(&service).cloned() else { return };
+        let Some(handler) = self.request_handlers.borrow().get(&service).cloned() else {
+            return;
+        };
         let (from, links) = (incoming.from, self.links.clone());
         let local = from == self.local_node();
         let answer = handler(incoming);
         if local {
             // The loop-back answers through `pending` directly.
-            let sender = self.pending.borrow_mut().remove(&id).map(|(_, sender)| sender);
+            let sender = self
+                .pending
+                .borrow_mut()
+                .remove(&id)
+                .map(|(_, sender)| sender);
             self.runtime.spawn("rpc-local-request", async move {
                 if let (Some(frame), Some(sender)) = (answer.await, sender) {
                     let _ = sender.send(Ok(frame));
@@ -335,7 +378,13 @@ impl Rpc {
                     header.put_slice(&[VERSION, Kind::Response as u8, service as u8, 0]);
                     header.put_u64_le(id);
                     header.put_slice(&frame.header);
-                    links.send(from, Frame { header: header.freeze(), payload: frame.payload });
+                    links.send(
+                        from,
+                        Frame {
+                            header: header.freeze(),
+                            payload: frame.payload,
+                        },
+                    );
                 }
             });
         }
@@ -378,9 +427,21 @@ mod tests {
         let mut seen = Seen::default();
         assert!(seen.admit(Incarnation(1), 100_000));
         assert!(!seen.admit(Incarnation(1), 100_000));
-        assert!(seen.admit(Incarnation(1), 99_999), "reordered, not repeated");
-        assert!(!seen.admit(Incarnation(1), 100_000 - WINDOW), "too old to tell");
-        assert!(seen.admit(Incarnation(2), 5), "a new incarnation starts afresh");
-        assert!(!seen.admit(Incarnation(1), 200_000), "frames of a dead incarnation are refused");
+        assert!(
+            seen.admit(Incarnation(1), 99_999),
+            "reordered, not repeated"
+        );
+        assert!(
+            !seen.admit(Incarnation(1), 100_000 - WINDOW),
+            "too old to tell"
+        );
+        assert!(
+            seen.admit(Incarnation(2), 5),
+            "a new incarnation starts afresh"
+        );
+        assert!(
+            !seen.admit(Incarnation(1), 200_000),
+            "frames of a dead incarnation are refused"
+        );
     }
 }

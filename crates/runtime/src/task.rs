@@ -105,7 +105,9 @@ pub struct Task {
 impl Task {
     /// Wraps the backend's way of stopping the task.
     pub fn new(abort: impl Fn() + 'static) -> Self {
-        Self { abort: Box::new(abort) }
+        Self {
+            abort: Box::new(abort),
+        }
     }
 
     /// Drops the task's future at the next opportunity; a task that has ended is left alone.

@@ -132,6 +132,9 @@ pub trait TaskAborter {
     fn abort(&self, nexuses: Vec<Nexus>) -> LocalBoxFuture<'static, ()>;
 }
 
+/// Nexuses above which absent ones that are no longer registered are forgotten.
+const NEXUSES_REMEMBERED_MAX: usize = 1024;
+
 #[derive(Default)]
 struct NexusState {
     attachments: u32,
@@ -187,6 +190,12 @@ impl LogicalUnit {
         let mut shared = self.shared.borrow_mut();
         let registered = self.reservations.table().key_of(&nexus).is_some();
         let known = registered || shared.nexuses.contains_key(&nexus);
+        if shared.nexuses.len() > NEXUSES_REMEMBERED_MAX {
+            let table = self.reservations.table();
+            shared.nexuses.retain(|absent, state| {
+                state.attachments > 0 || table.key_of(absent).is_some()
+            });
+        }
         let state = shared.nexuses.entry(nexus.clone()).or_default();
         state.attachments += 1;
         state.establish(if known {

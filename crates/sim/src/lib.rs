@@ -7,7 +7,10 @@ pub mod disk;
 pub mod executor;
 pub mod faults;
 pub mod network;
+pub mod oracle;
 pub mod random;
+pub mod report;
+pub mod runner;
 pub mod simulation;
 pub mod trace;
 

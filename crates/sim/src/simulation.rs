@@ -363,6 +363,13 @@ impl Simulation {
         });
     }
 
+    /// Takes back [`Simulation::kill_after_polls`].
+    pub fn disarm_kill(&self, node: NodeId) {
+        if let Some(process) = self.with_host(node, |host| host.process.clone()) {
+            self.world.executor.disarm(process.id);
+        }
+    }
+
     /// Cuts the power of several hosts at once: processes and unsynced data are gone.
     pub fn cut_power(&self, nodes: &[NodeId]) {
         let all = nodes.len() == self.world.hosts.borrow().len();

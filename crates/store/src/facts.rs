@@ -12,7 +12,8 @@
 //! | good | good | the higher sequence |
 //! | good | bad | copy 0, reported |
 //! | bad | good | copy 1, reported |
-//! | zero | zero | never created, if the journal agrees |
+//! | zero | zero or bad | never created, if the journal agrees |
+//! | bad | zero | never created, if the journal agrees |
 //! | bad | bad | refused |
 
 use std::cell::{Cell, RefCell};
@@ -96,7 +97,7 @@ pub(crate) struct Facts {
 
 /// What the area held when it was opened.
 pub(crate) enum Found {
-    /// Both copies are zero.
+    /// No copy is usable and one was never written.
     Nothing,
     /// The facts, their sequence, and whether one copy was unreadable.
     Facts { state: FactsState, sequence: u64, copy_lost: bool },
@@ -135,8 +136,8 @@ impl Facts {
         }
         Ok(match best {
             Some((state, sequence)) => Found::Facts { state, sequence, copy_lost: bad + zero > 0 },
-            None if bad == 0 => Found::Nothing,
-            None if bad == 1 && zero == 1 => Found::Lost,
+            // One copy of the very first write may be torn; the caller knows if it was the first.
+            None if zero > 0 => Found::Nothing,
             None => Found::Lost,
         })
     }
@@ -222,12 +223,17 @@ impl Facts {
         }
     }
 
-    /// Writes both copies, then makes `state` the durable one.
-    pub(crate) async fn write(&self, state: FactsState) -> Result<(), StoreError> {
+    async fn write(&self, state: FactsState) -> Result<(), StoreError> {
         self.poison.check()?;
-        if *self.durable.borrow() == state && self.sequence.get() > 0 {
+        if *self.durable.borrow() == state {
             return Ok(());
         }
+        self.restore(state).await
+    }
+
+    /// Writes both copies, changed or not, then makes `state` the durable one. Before the task
+    /// runs, or on it.
+    pub(crate) async fn restore(&self, state: FactsState) -> Result<(), StoreError> {
         let sequence = self.sequence.get() + 1;
         let image = encode(&state, self.identity, self.slice_blocks, sequence);
         for copy in 0..2u64 {

@@ -139,6 +139,8 @@ pub(crate) struct SliceIndex {
     pub(crate) reserved: Seq,
     /// Highest sequence number durably journaled here.
     pub(crate) durable: Seq,
+    /// Every stream record up to here is in the home, if the copy has been in sync since.
+    pub(crate) home_through: Seq,
     /// Truncations that have begun and not ended.
     pub(crate) truncations: u32,
     stream: BTreeMap<Seq, Resident>,
@@ -170,7 +172,6 @@ impl SliceIndex {
 
     fn remember(&mut self, item: &Item) {
         self.durable = self.durable.max(item.seq);
-        self.reserved = self.reserved.max(item.seq);
         if self.recent.len() == RECENT_OPERATIONS {
             self.recent.pop_front();
         }
@@ -443,11 +444,13 @@ impl SliceIndex {
     }
 
     /// Unstable records of batches up to `through_lsn`, to be journaled again.
-    pub(crate) fn pinned_tail(&self, through_lsn: u64) -> Vec<Item> {
+    pub(crate) fn pinned_tail(&self, through_lsn: u64) -> Vec<(u64, Item)> {
         self.stream
             .range(self.stable.next()..)
             .filter(|(_, resident)| resident.lsn <= through_lsn && !resident.item.is_damaged())
-            .map(|(_, resident)| Item { relocated: true, ..resident.item.clone() })
+            .map(|(_, resident)| {
+                (resident.lsn, Item { relocated: true, ..resident.item.clone() })
+            })
             .collect()
     }
 

@@ -9,7 +9,8 @@
 //! * `tail <= head <= tail + ring size`, positions count bytes since the journal was made;
 //! * the space before the tail is reused only after both header pages name that tail;
 //! * one batch is written at a time, so a crash tears at most the last one;
-//! * [`RESERVE_BYTES`] stay free for seals, so that a full ring can still be opened.
+//! * a part of the ring stays free for relocated records, and a little more for seals, so that a
+//!   full ring can still be opened and emptied.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -56,6 +57,17 @@ pub(crate) struct Submission {
     pub(crate) reply: Option<oneshot::Sender<Result<(), StoreError>>>,
 }
 
+/// What a batch is written for: it decides how full the ring may get by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// New records and copied blocks.
+    Append,
+    /// Records that make room by moving.
+    Relocate,
+    /// A seal.
+    Seal,
+}
+
 /// A batch in the ring.
 struct Held {
     lsn: u64,
@@ -74,14 +86,15 @@ pub(crate) struct Journal {
     /// Wakes the writer: something was queued, there is room, or the store is poisoned.
     pub(crate) wake: Rc<Notify>,
     held: RefCell<VecDeque<Held>>,
-    header_sequence: Cell<u64>,
+    /// As both pages have it.
+    header: Cell<Header>,
     head: Cell<u64>,
     tail: Cell<u64>,
     next_lsn: Cell<u64>,
     written_lsn: Cell<u64>,
     previous: Cell<u64>,
     /// Signalled to all whenever a batch became durable.
-    pub(crate) progress: Notify,
+    pub(crate) progress: Rc<Notify>,
 }
 
 impl Journal {
@@ -101,13 +114,13 @@ impl Journal {
             queue: RefCell::default(),
             wake: Rc::new(Notify::new()),
             held: RefCell::default(),
-            header_sequence: Cell::new(header.sequence),
+            header: Cell::new(header),
             head: Cell::new(head),
             tail: Cell::new(header.tail),
             next_lsn: Cell::new(next_lsn),
             written_lsn: Cell::new(next_lsn - 1),
             previous: Cell::new(previous),
-            progress: Notify::new(),
+            progress: Rc::new(Notify::new()),
         }
     }
 
@@ -131,9 +144,13 @@ impl Journal {
         self.written_lsn.get()
     }
 
-    /// Whether a batch of this size may be written now.
-    pub(crate) fn has_room(&self, size: Size, is_seal: bool) -> bool {
-        let reserve = if is_seal { 0 } else { RESERVE_BYTES };
+    /// Whether a batch of this size may be written now for this purpose.
+    pub(crate) fn has_room(&self, size: Size, purpose: Purpose) -> bool {
+        let reserve = match purpose {
+            Purpose::Append => RESERVE_BYTES + self.ring_bytes / 8,
+            Purpose::Relocate => RESERVE_BYTES,
+            Purpose::Seal => 0,
+        };
         self.head.get() + size.bytes() + reserve <= self.tail.get() + self.ring_bytes
     }
 
@@ -222,11 +239,11 @@ impl Journal {
         if count == 0 {
             return Ok(Vec::new());
         }
-        let sequence = self.header_sequence.get() + 1;
+        let sequence = self.header.get().sequence + 1;
         let ring_bytes = self.ring_bytes;
         let header = Header { ring_bytes, sequence, tail, tail_lsn, previous };
         write_header(&self.disk, self.identity, header).await?;
-        self.header_sequence.set(sequence);
+        self.header.set(header);
         self.tail.set(tail);
         let mut gone = Vec::new();
         for batch in self.held.borrow_mut().drain(..count) {
@@ -234,6 +251,11 @@ impl Journal {
         }
         self.wake.notify_one();
         Ok(gone)
+    }
+
+    /// Writes both header pages again, as they are.
+    pub(crate) async fn repair_header(&self) -> Result<(), DiskError> {
+        write_header(&self.disk, self.identity, self.header.get()).await
     }
 
     /// The oldest lsn that recovery would read.
@@ -244,8 +266,9 @@ impl Journal {
 
 /// Most blocks of data in one record for a ring of this size.
 pub(crate) fn record_blocks_max(ring_bytes: u64) -> u32 {
-    let quarter = ring_bytes / 4 / BLOCK_BYTES as u64;
-    DATA_BLOCKS_MAX.min(u32::try_from(quarter).unwrap_or(u32::MAX))
+    // Half of what is kept free for relocated records, so that any record can be relocated.
+    let share = ring_bytes / 16 / BLOCK_BYTES as u64;
+    DATA_BLOCKS_MAX.min(u32::try_from(share).unwrap_or(u32::MAX))
 }
 
 /// Writes both header pages, one after the other: a crash damages at most one of them.

@@ -1,6 +1,50 @@
 //! Journal and home of blocks on one node: crash-safe, checksummed, thin.
+//!
+//! A write becomes durable in the [journal](crate::Store::append) (stage 1) and is moved to the
+//! home (stage 2) once it is *stable*: journaled on all in-sync copies of its slice. What must
+//! always hold:
+//!
+//! * the home contains only stable records, so a truncation can always take back the others;
+//! * an acknowledged record is found by recovery unless truncated or destaged; a damaged one is
+//!   *unknown*, never *absent*;
+//! * a read returns the newest version up to the stable point, never bytes whose checksum
+//!   (with volume, slice and block mixed in) does not match;
+//! * a lower sequence number never overwrites a higher one in the home;
+//! * after one failed write or sync every later call that changes something fails.
+//!
+//! Areas: `journal` (ring, durable writes), `home` (1 MiB extents in place, synced), `facts`
+//! (two copies of promises, copy states, stable points and voids). A destage round makes the
+//! stable points durable, writes the home, syncs it, and only then frees the journal: so a home
+//! block torn by a crash always has its whole record in the journal, known to be stable.
+//!
+//! Memory: 24 bytes for each 4 KiB block of extents in use, and the journal-resident data.
 #![forbid(unsafe_code)]
 
-// The ids are shared by every layer: they live in `wire` (Seq, SliceKey, View, with Display and
-// serde). The store uses these and defines none of its own.
-pub use holdfast_wire::{Seq, SliceKey, View};
+mod batch;
+mod destage;
+mod encoding;
+mod error;
+mod extent;
+mod facts;
+mod home;
+mod index;
+mod journal;
+mod poison;
+mod record;
+mod recovery;
+mod scan;
+mod store;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+mod transfer;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::StoreError;
+pub use record::{
+    BLOCK_BYTES, Body, CopiedBlock, CopyState, JournalEnd, OperationId, Record, RecoveryReport,
+    Seq, SliceKey, TailEntry, Usage, View,
+};
+pub use store::{Store, StoreOptions};

@@ -32,6 +32,7 @@ impl Poison {
             tracing::error!(%cause, "the store stops: a write or sync failed");
             *self.cause.borrow_mut() = Some(cause.clone());
             for listener in &*self.listeners.borrow() {
+                listener.notify_waiters();
                 listener.notify_one();
             }
         }

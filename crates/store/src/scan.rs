@@ -1,7 +1,7 @@
 //! Reading the ring after a restart.
 //!
-//! Starting at the tail that the header pages name, the scan follows batches whose number and
-//! chain are the expected ones. Where that ends it looks ahead over more than the largest batch:
+//! Starting at the tail that the header pages name, the scan follows batches that continue
+//! the chain (numbers only rise). Where that ends it looks ahead over more than the largest batch:
 //! because only one batch is written at a time, a later batch proves that the missing one had
 //! been complete.
 //!
@@ -78,7 +78,7 @@ pub(crate) async fn scan(
     loop {
         let found = ring.batch(scanned.head, limit).await?;
         let expected = |opening: &Opening| {
-            opening.place.lsn == scanned.next_lsn && opening.place.previous == scanned.previous
+            opening.place.lsn >= scanned.next_lsn && opening.place.previous == scanned.previous
         };
         match found {
             Place::Batch(opening, items) if expected(&opening) => {

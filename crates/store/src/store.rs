@@ -65,11 +65,16 @@ pub(crate) struct Inner {
     pub(crate) pressure: Rc<Notify>,
     /// Something became destageable since the last round began.
     pub(crate) destageable: Cell<bool>,
+    /// The round is wanted now.
     pub(crate) urgent: Cell<bool>,
+    /// The writer waits for room.
+    pub(crate) blocked: Cell<bool>,
+    /// Use of the ring, in bytes, above which a round is wanted.
+    pub(crate) press_above: Cell<u64>,
     pub(crate) rounds_begun: Cell<u64>,
     pub(crate) rounds_ended: Cell<u64>,
     /// Signalled to all at the end of a round and when the store is poisoned.
-    pub(crate) round_ended: Notify,
+    pub(crate) round_ended: Rc<Notify>,
     pub(crate) damaged: Cell<bool>,
 }
 
@@ -274,7 +279,13 @@ impl Store {
             }
         });
         changed.await?;
-        self.inner.slices.borrow_mut().entry(slice).or_default();
+        let mut slices = self.inner.slices.borrow_mut();
+        let index = slices.entry(slice).or_default();
+        match state {
+            CopyState::InSync => {}
+            CopyState::Joining { base } => index.home_through = index.home_through.min(base),
+            CopyState::Absent => index.home_through = Seq(0),
+        }
         Ok(())
     }
 
@@ -399,6 +410,9 @@ impl Inner {
         self.dirty.borrow_mut().insert(slice);
         if !self.destageable.replace(true) {
             self.pressure.notify_one();
+        }
+        if self.blocked.get() {
+            self.press();
         }
     }
 

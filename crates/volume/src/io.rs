@@ -42,12 +42,18 @@ impl Owner {
         if self.is_over(io) {
             return ended(IoStatus::Over);
         }
-        let operation = OperationId { origin: io.origin, number: io.operation };
+        let operation = OperationId {
+            origin: io.origin,
+            number: io.operation,
+        };
         if let Some(answer) = self.join_running(operation) {
             // Asked for again over another link: whoever runs it answers both.
             return ended(answer.await.unwrap_or(IoStatus::Interrupted));
         }
-        let running = Running { owner: self, operation };
+        let running = Running {
+            owner: self,
+            operation,
+        };
         let (status, offset) = self.change(operation, io, payload).await;
         running.end(status);
         (status, offset, Bytes::new())
@@ -60,10 +66,14 @@ impl Owner {
         };
         let (offset, length) = (io.offset, io.length);
         let result = match io.kind() {
-            IoKind::Write => {
-                self.write(operation, offset, length, Effect::Data(payload)).await.map_err(Err)
-            }
-            IoKind::Zero => self.write(operation, offset, length, Effect::Zero).await.map_err(Err),
+            IoKind::Write => self
+                .write(operation, offset, length, Effect::Data(payload))
+                .await
+                .map_err(Err),
+            IoKind::Zero => self
+                .write(operation, offset, length, Effect::Zero)
+                .await
+                .map_err(Err),
             IoKind::CompareAndWrite => self.compare_and_write(operation, offset, payload).await,
             IoKind::Read | IoKind::Unknown => Err(Err(IoStatus::Invalid)),
         };
@@ -88,7 +98,10 @@ impl Owner {
             && io.length <= longest
             && io.offset.is_multiple_of(SECTOR_BYTES)
             && io.length.is_multiple_of(SECTOR_BYTES)
-            && io.offset.checked_add(io.length).is_some_and(|end| end <= self.size_bytes)
+            && io
+                .offset
+                .checked_add(io.length)
+                .is_some_and(|end| end <= self.size_bytes)
     }
 
     /// Whether the portal has said that operations with this number have ended.

@@ -35,12 +35,17 @@ impl Owner {
         let sent = self.context.runtime.now();
         let lease = self.lease(false);
         let frame = messages::request(replica_request::Body::Lease(lease), Bytes::new());
-        let answer = self.context.rpc.call(node, Service::Replica, frame, LEASE).await;
+        let answer = self
+            .context
+            .rpc
+            .call(node, Service::Replica, frame, LEASE)
+            .await;
         let Ok(answer) = answer else { return };
-        let Ok(reply) = ReplicaReply::decode(answer.header) else { return };
-        let granted = |granted: &VolumeView| {
-            granted.volume == self.volume.0 && granted.view == self.view.0
+        let Ok(reply) = ReplicaReply::decode(answer.header) else {
+            return;
         };
+        let granted =
+            |granted: &VolumeView| granted.volume == self.volume.0 && granted.view == self.view.0;
         if reply.granted.iter().any(granted) {
             self.note_lease(node, sent);
         }
@@ -52,14 +57,22 @@ impl Owner {
         let release = |node| {
             let lease = self.lease(true);
             let frame = messages::request(replica_request::Body::Lease(lease), Bytes::new());
-            self.context.rpc.call(node, Service::Replica, frame, Duration::from_millis(200))
+            self.context
+                .rpc
+                .call(node, Service::Replica, frame, Duration::from_millis(200))
         };
         // A node that does not hear of it waits for the lease to end; nothing else depends on it.
         let _ = join_all(self.lease_givers().into_iter().map(release)).await;
     }
 
     fn lease(&self, release: bool) -> Lease {
-        Lease { volumes: vec![VolumeView { volume: self.volume.0, view: self.view.0 }], release }
+        Lease {
+            volumes: vec![VolumeView {
+                volume: self.volume.0,
+                view: self.view.0,
+            }],
+            release,
+        }
     }
 
     fn lease_givers(&self) -> BTreeSet<NodeId> {

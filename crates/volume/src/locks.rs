@@ -29,7 +29,12 @@ fn overlap(a: Blocks, b: Blocks) -> bool {
 
 impl RangeLocks {
     fn is_free(&self, range: Blocks) -> bool {
-        !self.state.borrow().held.iter().any(|held| overlap(*held, range))
+        !self
+            .state
+            .borrow()
+            .held
+            .iter()
+            .any(|held| overlap(*held, range))
     }
 
     /// Resolves when nobody holds any block of `range`. The caller must act before it awaits
@@ -48,7 +53,10 @@ impl RangeLocks {
     pub(crate) async fn lock(&self, range: Blocks) -> RangeGuard {
         self.wait_free(range).await;
         self.state.borrow_mut().held.push(range);
-        RangeGuard { locks: self.clone(), range }
+        RangeGuard {
+            locks: self.clone(),
+            range,
+        }
     }
 }
 

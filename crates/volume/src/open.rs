@@ -35,7 +35,9 @@ impl Owner {
             let mut slice = Slice::new(self.key(index as u32), settled.last);
             for (node, session) in settled.sessions {
                 let incarnation = incarnations[&node];
-                slice.stream.add(now, node, incarnation, session, Role::Required);
+                slice
+                    .stream
+                    .add(now, node, incarnation, session, Role::Required);
             }
             for (operation, seq) in settled.operations {
                 slice.remember(operation, seq);
@@ -44,7 +46,8 @@ impl Owner {
         });
         *self.slices.borrow_mut() = slices.collect();
         self.phase.set(Phase::Open);
-        self.takeover_took.set(Some(now.saturating_since(self.since)));
+        self.takeover_took
+            .set(Some(now.saturating_since(self.since)));
         self.waits_for.borrow_mut().clear();
         tracing::info!(volume = %self.volume, view = %self.view, "owner opened");
         self.follow_config();
@@ -64,7 +67,9 @@ impl Owner {
 
     /// Drops copies that the config group took out of the in-sync set.
     pub(crate) fn follow_config(&self) {
-        let Some(record) = self.record_in_office() else { return self.close() };
+        let Some(record) = self.record_in_office() else {
+            return self.close();
+        };
         let state = self.context.config.state();
         for (index, placed) in record.slices.iter().enumerate() {
             self.with_slice(index as u32, |slice| {
@@ -135,7 +140,9 @@ impl Owner {
                 }
                 (slice.key, stable, outgoing, told, !idle)
             });
-            let Some((key, stable, outgoing, told, slice_busy)) = outcome else { return false };
+            let Some((key, stable, outgoing, told, slice_busy)) = outcome else {
+                return false;
+            };
             busy |= slice_busy;
             self.send(key, stable, outgoing);
             for (node, session) in told {
@@ -163,8 +170,12 @@ impl Owner {
             return;
         }
         tracing::warn!(volume = %self.volume, slice = index, %node, "removing a copy that fails");
-        let change =
-            Change::RemoveCopy { volume: self.volume, view: self.view, slice: index, node };
+        let change = Change::RemoveCopy {
+            volume: self.volume,
+            view: self.view,
+            slice: index,
+            node,
+        };
         let proposed = self.context.config.propose(change, PROPOSAL_LIMIT);
         // What was decided is seen in the config state, whatever the answer.
         self.spawn("owner-remove-copy", async move {

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use futures::future::select;
 use holdfast_config::state::{Owner as OwnerRecord, VolumeRecord};
 use holdfast_replica::{LEASE, messages};
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Instant, NodeId, PAGE_BYTES, Service};
 use holdfast_store::OperationId;
 use holdfast_wire::replica::{Ack, Append, replica_notice};
@@ -130,7 +131,10 @@ impl Owner {
             context,
         });
         let taking_over = owner.clone();
-        owner.spawn("owner-takeover", async move { taking_over.take_over().await });
+        owner.spawn(
+            "owner-takeover",
+            async move { taking_over.take_over().await },
+        );
         owner
     }
 
@@ -180,7 +184,10 @@ impl Owner {
             if self.phase.get() != Phase::Open || self.running.borrow().is_empty() {
                 break;
             }
-            self.context.runtime.timeout(Duration::from_millis(2), closing).await;
+            self.context
+                .runtime
+                .timeout(Duration::from_millis(2), closing)
+                .await;
         }
         if self.phase.get() == Phase::Open {
             self.release_leases().await;
@@ -215,7 +222,7 @@ impl Owner {
     }
 
     /// Resolves when the owner is closed.
-    pub(crate) async fn closed(&self) {
+    pub async fn closed(&self) {
         loop {
             let closing = self.closing.notified();
             if self.phase.get() == Phase::Closed {
@@ -227,15 +234,20 @@ impl Owner {
 
     /// The volume's record, while it still names this owner in this view.
     pub(crate) fn record_in_office(&self) -> Option<VolumeRecord> {
-        let office =
-            OwnerRecord { node: self.context.node(), incarnation: self.context.incarnation() };
+        let office = OwnerRecord {
+            node: self.context.node(),
+            incarnation: self.context.incarnation(),
+        };
         let state = self.context.config.state();
         let record = state.volumes.get(&self.volume)?;
         (record.view == self.view && record.owner == Some(office)).then(|| record.clone())
     }
 
     pub(crate) fn key(&self, slice: u32) -> SliceKey {
-        SliceKey { volume: self.volume.0, slice }
+        SliceKey {
+            volume: self.volume.0,
+            slice,
+        }
     }
 
     /// Runs `act` on a slice; `None` once the owner is closed.
@@ -248,7 +260,12 @@ impl Owner {
 
     /// Sends records to copies.
     pub(crate) fn send(&self, key: SliceKey, stable: Seq, outgoing: Vec<Outgoing>) {
-        for Outgoing { to, session, record } in outgoing {
+        for Outgoing {
+            to,
+            session,
+            record,
+        } in outgoing
+        {
             let append = Append {
                 volume: key.volume,
                 slice: key.slice,
@@ -304,6 +321,9 @@ impl Owner {
 
     /// Whether reads of the slice are covered by leases at this moment.
     pub(crate) fn leased(&self, slice: &Slice) -> bool {
+        if planted::is_active(Bug::ReadAfterLease) {
+            return true;
+        }
         let now = self.context.runtime.now();
         let leases = self.leases.borrow();
         let local = self.context.node();

@@ -77,10 +77,12 @@ impl Portal {
     /// Starts the portal of this node, and answers portals of other nodes for the owners here.
     pub fn start(context: Context, owners: Rc<RefCell<BTreeMap<VolumeId, Rc<Owner>>>>) -> Rc<Self> {
         let serving = owners.clone();
-        context.rpc.serve(Service::Volume, move |incoming: Incoming| {
-            let owners = serving.clone();
-            Box::pin(async move { answer(&owners, incoming.frame).await })
-        });
+        context
+            .rpc
+            .serve(Service::Volume, move |incoming: Incoming| {
+                let owners = serving.clone();
+                Box::pin(async move { answer(&owners, incoming.frame).await })
+            });
         // A node starts far fewer than 2^32 times, and so are there far fewer nodes.
         let origin = (context.node().0 << 32) | (context.incarnation().0 & 0xffff_ffff);
         Rc::new(Self {
@@ -103,7 +105,10 @@ impl Portal {
         let number = self.next.get();
         self.next.set(number + 1);
         self.under_way.borrow_mut().insert(number);
-        let ended = UnderWay { portal: self, number };
+        let ended = UnderWay {
+            portal: self,
+            number,
+        };
         let (kind, payload) = match operation {
             Operation::Read => (IoKind::Read, Bytes::new()),
             Operation::Write(data) => (IoKind::Write, data),
@@ -134,7 +139,12 @@ impl Portal {
         let mut watch = self.context.config.watch();
         loop {
             watch.mark_unchanged();
-            io.floor = self.under_way.borrow().first().copied().unwrap_or(io.operation);
+            io.floor = self
+                .under_way
+                .borrow()
+                .first()
+                .copied()
+                .unwrap_or(io.operation);
             let (reply, data) = self.ask_owner(volume, &io, payload.clone()).await?;
             match reply.status() {
                 IoStatus::Done => return Ok(data),
@@ -143,10 +153,8 @@ impl Portal {
                 IoStatus::Invalid => return Err(IoError::Invalid),
                 IoStatus::Miscompare => return Err(IoError::Miscompare(reply.offset)),
                 IoStatus::Gone => return Err(IoError::Gone),
-                IoStatus::Unknown
-                | IoStatus::NotOwner
-                | IoStatus::Interrupted
-                | IoStatus::Over => {}
+                IoStatus::Unknown | IoStatus::NotOwner | IoStatus::Interrupted | IoStatus::Over => {
+                }
             }
             if self.context.runtime.now() >= give_up {
                 return Err(IoError::Busy);
@@ -163,26 +171,46 @@ impl Portal {
         io: &Io,
         payload: Bytes,
     ) -> Result<(IoReply, Bytes), IoError> {
-        let nobody = IoReply { status: IoStatus::NotOwner as i32, offset: 0 };
+        let nobody = IoReply {
+            status: IoStatus::NotOwner as i32,
+            offset: 0,
+        };
         let state = self.context.config.state();
         let record = state.volumes.get(&volume).ok_or(IoError::Gone)?;
-        let Some(office) = record.owner else { return Ok((nobody, Bytes::new())) };
+        let Some(office) = record.owner else {
+            return Ok((nobody, Bytes::new()));
+        };
         if office.node == self.context.node() {
             let owner = self.owners.borrow().get(&volume).cloned();
-            let Some(owner) = owner else { return Ok((nobody, Bytes::new())) };
+            let Some(owner) = owner else {
+                return Ok((nobody, Bytes::new()));
+            };
             let (status, offset, data) = owner.io(io, payload).await;
-            return Ok((IoReply { status: status as i32, offset }, data));
+            return Ok((
+                IoReply {
+                    status: status as i32,
+                    offset,
+                },
+                data,
+            ));
         }
         let frame = Frame::with_payload(io.encode_to_vec(), payload);
         let rpc = &self.context.rpc;
-        let Ok(answer) = rpc.call(office.node, Service::Volume, frame, CALL_LIMIT).await else {
+        let Ok(answer) = rpc
+            .call(office.node, Service::Volume, frame, CALL_LIMIT)
+            .await
+        else {
             return Ok((nobody, Bytes::new()));
         };
-        let reply = IoReply::decode(answer.header).unwrap_or(nobody);
+        let reply = IoReply::decode(answer.header).unwrap_or_else(|_| nobody.clone());
         let short = io.kind() == IoKind::Read
             && reply.status() == IoStatus::Done
             && answer.payload.len() as u64 != io.length;
-        Ok(if short { (nobody, Bytes::new()) } else { (reply, answer.payload) })
+        Ok(if short {
+            (nobody, Bytes::new())
+        } else {
+            (reply, answer.payload)
+        })
     }
 }
 
@@ -194,7 +222,10 @@ async fn answer(owners: &RefCell<BTreeMap<VolumeId, Rc<Owner>>>, frame: Frame) -
         Some(owner) => owner.io(&io, frame.payload).await,
         None => (IoStatus::NotOwner, 0, Bytes::new()),
     };
-    let reply = IoReply { status: status as i32, offset };
+    let reply = IoReply {
+        status: status as i32,
+        offset,
+    };
     Some(Frame::with_payload(reply.encode_to_vec(), data))
 }
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use holdfast_replica::stream::Role;
 use holdfast_runtime::{NodeId, PAGE_BYTES};
+use holdfast_wire::Seq;
 use holdfast_wire::replica::{ReadBlocks, ReplicaRefusal, replica_request};
 use holdfast_wire::volume::IoStatus;
-use holdfast_wire::Seq;
 
 use crate::owner::Owner;
 
@@ -66,7 +66,9 @@ impl Owner {
         let page = PAGE_BYTES as u64;
         let first_block = (start / page) as u32;
         let end_block = (start + bytes).div_ceil(page) as u32;
-        let data = self.read_blocks(index, first_block, end_block - first_block).await?;
+        let data = self
+            .read_blocks(index, first_block, end_block - first_block)
+            .await?;
         let skip = (start % page) as usize;
         Ok(data.slice(skip..skip + bytes as usize))
     }
@@ -93,7 +95,10 @@ impl Owner {
             .ok_or(IoStatus::Interrupted)?;
         let mut damaged = false;
         for node in self.nearest_first(sources) {
-            match self.read_copy(index, node, stable, first_block, blocks).await {
+            match self
+                .read_copy(index, node, stable, first_block, blocks)
+                .await
+            {
                 Ok(data) if data.len() == blocks as usize * PAGE_BYTES => return Ok(data),
                 Ok(_) => {}
                 Err(ReplicaRefusal::Damaged) => {
@@ -105,7 +110,11 @@ impl Owner {
             }
         }
         // A copy that did not answer may have it intact: only if all said so it is lost.
-        Err(if damaged { IoStatus::Damaged } else { IoStatus::Interrupted })
+        Err(if damaged {
+            IoStatus::Damaged
+        } else {
+            IoStatus::Interrupted
+        })
     }
 
     pub(crate) fn nearest_first(&self, mut nodes: Vec<NodeId>) -> Vec<NodeId> {
@@ -124,7 +133,9 @@ impl Owner {
     ) -> Result<Bytes, ReplicaRefusal> {
         if node == self.context.node() {
             let holder = &self.context.holder;
-            return holder.read(self.key(index), self.view, stable, first_block, blocks).await;
+            return holder
+                .read(self.key(index), self.view, stable, first_block, blocks)
+                .await;
         }
         let read = ReadBlocks {
             volume: self.volume.0,

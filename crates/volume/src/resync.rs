@@ -19,6 +19,7 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use holdfast_config::state::{Change, CopyStatus, Outcome};
 use holdfast_replica::stream::Role;
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::replica::{
     Changed, Install, JoinBegin, JoinFinish, ReplicaReply, replica_request,
@@ -64,18 +65,27 @@ impl Owner {
 
     fn stale_copies(&self) -> Vec<Target> {
         let state = self.context.config.state();
-        let Some(record) = state.volumes.get(&self.volume) else { return Vec::new() };
+        let Some(record) = state.volumes.get(&self.volume) else {
+            return Vec::new();
+        };
         let slices = self.slices.borrow();
         let mut targets = Vec::new();
         for (index, placed) in record.slices.iter().enumerate() {
             let stream = slices.get(index).map(|slice| &slice.stream);
             for copy in &placed.copies {
                 let known = stream.is_some_and(|stream| stream.members().contains_key(&copy.node));
-                let Some(incarnation) = state.running_incarnation(copy.node) else { continue };
+                let Some(incarnation) = state.running_incarnation(copy.node) else {
+                    continue;
+                };
                 if copy.status == CopyStatus::Stale && !known {
                     let session = self.context.runtime.random_u64() | 1;
                     let (slice, node) = (index as u32, copy.node);
-                    targets.push(Target { slice, node, incarnation, session });
+                    targets.push(Target {
+                        slice,
+                        node,
+                        incarnation,
+                        session,
+                    });
                 }
             }
         }
@@ -114,8 +124,12 @@ impl Owner {
         let (stable, outgoing) = activated?;
         self.send(key, stable, outgoing);
         self.busy.notify_one();
-        self.with_slice(target.slice, |slice| slice.when_stable(Seq(next.0 - 1)))?.await.ok()?;
-        self.copy_difference(target, key, base).await?;
+        self.with_slice(target.slice, |slice| slice.when_stable(Seq(next.0 - 1)))?
+            .await
+            .ok()?;
+        if !planted::is_active(Bug::PromoteEarly) {
+            self.copy_difference(target, key, base).await?;
+        }
         self.promote(target, key).await
     }
 
@@ -125,8 +139,15 @@ impl Owner {
             if slice.stream.members().contains_key(&target.node) {
                 return None;
             }
-            let Target { node, incarnation, session, .. } = *target;
-            slice.stream.add(now, node, incarnation, session, Role::Joining);
+            let Target {
+                node,
+                incarnation,
+                session,
+                ..
+            } = *target;
+            slice
+                .stream
+                .add(now, node, incarnation, session, Role::Joining);
             Some(slice.stream.next())
         })?
     }
@@ -140,7 +161,10 @@ impl Owner {
             next: next.0,
         };
         let body = replica_request::Body::JoinBegin(begin);
-        let (reply, _) = self.ask(target.node, body, Bytes::new(), STEP_LIMIT).await.ok()?;
+        let (reply, _) = self
+            .ask(target.node, body, Bytes::new(), STEP_LIMIT)
+            .await
+            .ok()?;
         let base = Seq(reply.base);
         let fresh = ResyncStatus {
             slice: target.slice,
@@ -149,7 +173,9 @@ impl Owner {
             blocks: 0,
             finished: false,
         };
-        self.resyncs.borrow_mut().insert((target.slice, target.node), fresh);
+        self.resyncs
+            .borrow_mut()
+            .insert((target.slice, target.node), fresh);
         Some(base)
     }
 
@@ -168,7 +194,9 @@ impl Owner {
                     blocks: reply.blocks,
                 };
                 let body = replica_request::Body::Install(install);
-                self.ask(target.node, body, payload, STEP_LIMIT).await.ok()?;
+                self.ask(target.node, body, payload, STEP_LIMIT)
+                    .await
+                    .ok()?;
                 self.note_resync(target, |status| status.blocks += copied);
             }
             if reply.complete || from_block >= self.slice_blocks() {
@@ -218,7 +246,11 @@ impl Owner {
         })?;
         self.renew_lease(target.node).await;
         // The copy is required, so what is stable from here on it has.
-        self.context.runtime.timeout(STEP_LIMIT, caught_up).await?.ok()?;
+        self.context
+            .runtime
+            .timeout(STEP_LIMIT, caught_up)
+            .await?
+            .ok()?;
         let stable = self.with_slice(target.slice, |slice| slice.stream.stable())?;
         let finish = JoinFinish {
             volume: key.volume,
@@ -228,7 +260,9 @@ impl Owner {
             stable: stable.0,
         };
         let body = replica_request::Body::JoinFinish(finish);
-        self.ask(target.node, body, Bytes::new(), STEP_LIMIT).await.ok()?;
+        self.ask(target.node, body, Bytes::new(), STEP_LIMIT)
+            .await
+            .ok()?;
         let change = Change::PromoteCopy {
             volume: self.volume,
             view: self.view,
@@ -239,7 +273,9 @@ impl Owner {
         match self.context.config.propose(change, PROPOSAL_LIMIT).await {
             Some(Outcome::Done) => {
                 self.with_slice(target.slice, |slice| {
-                    slice.promoting.retain(|promoting| *promoting != target.node);
+                    slice
+                        .promoting
+                        .retain(|promoting| *promoting != target.node);
                 })?;
                 // Between the decision and here the copy may have been taken out again.
                 self.follow_config();
@@ -254,7 +290,11 @@ impl Owner {
     }
 
     fn note_resync(&self, target: &Target, act: impl FnOnce(&mut ResyncStatus)) {
-        if let Some(status) = self.resyncs.borrow_mut().get_mut(&(target.slice, target.node)) {
+        if let Some(status) = self
+            .resyncs
+            .borrow_mut()
+            .get_mut(&(target.slice, target.node))
+        {
             act(status);
         }
     }

@@ -96,8 +96,17 @@ impl Slice {
         let mut outgoing = Vec::with_capacity(commands.len());
         for command in commands {
             match command {
-                Command::Send { to, session, seq: _, item } => {
-                    outgoing.push(Outgoing { to, session, record: item });
+                Command::Send {
+                    to,
+                    session,
+                    seq: _,
+                    item,
+                } => {
+                    outgoing.push(Outgoing {
+                        to,
+                        session,
+                        record: item,
+                    });
                 }
                 Command::Stable(stable) => self.wake_through(stable),
             }

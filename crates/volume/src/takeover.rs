@@ -24,10 +24,11 @@ use futures::stream::{self, StreamExt};
 use holdfast_config::state::{Change, Outcome, Reconciled, VolumeRecord};
 use holdfast_replica::holder_takeover::union_of_tails;
 use holdfast_replica::{LEASE_GRACE, messages};
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Frame, Incarnation, NodeId, PAGE_BYTES, Service};
 use holdfast_store::OperationId;
 use holdfast_wire::replica::{
-    CopyReport, Fence, FetchRecord, Reconcile, RecordHeader, ReplicaReply, ReplicaRefusal,
+    CopyReport, Fence, FetchRecord, Reconcile, RecordHeader, ReplicaRefusal, ReplicaReply,
     replica_request,
 };
 use holdfast_wire::{Seq, View};
@@ -93,20 +94,29 @@ impl Owner {
         }
         let witnesses = self.fence_all(&record).await?;
         let settled = self.reconcile_all(&record, &witnesses).await?;
-        let slices = settled.iter().map(|slice| slice.sessions.keys().copied().collect()).collect();
-        let incarnations =
-            witnesses.iter().map(|(node, witness)| (*node, witness.incarnation)).collect();
-        self.agree_opened(Reconciled { slices, incarnations }).await?;
-        self.open(settled, &witnesses.iter().map(|(n, w)| (*n, w.incarnation)).collect());
+        let slices = settled
+            .iter()
+            .map(|slice| slice.sessions.keys().copied().collect())
+            .collect();
+        let incarnations = witnesses
+            .iter()
+            .map(|(node, witness)| (*node, witness.incarnation))
+            .collect();
+        self.agree_opened(Reconciled {
+            slices,
+            incarnations,
+        })
+        .await?;
+        self.open(
+            settled,
+            &witnesses.iter().map(|(n, w)| (*n, w.incarnation)).collect(),
+        );
         Ok(())
     }
 
     /// Fences every copy that counts, until each slice has a complete report and either all
     /// answered or patience is over.
-    async fn fence_all(
-        &self,
-        record: &VolumeRecord,
-    ) -> Result<BTreeMap<NodeId, Witness>, Setback> {
+    async fn fence_all(&self, record: &VolumeRecord) -> Result<BTreeMap<NodeId, Witness>, Setback> {
         let give_up = self.context.runtime.now() + LEASE_GRACE + PATIENCE;
         let mut witnesses = BTreeMap::new();
         loop {
@@ -194,7 +204,12 @@ impl Owner {
                 .collect();
             self.reconcile_slice(slice, copies)
         });
-        stream::iter(settling).buffered(SLICES_AT_ONCE).collect::<Vec<_>>().await.into_iter().collect()
+        stream::iter(settling)
+            .buffered(SLICES_AT_ONCE)
+            .collect::<Vec<_>>()
+            .await
+            .into_iter()
+            .collect()
     }
 
     async fn reconcile_slice(
@@ -202,35 +217,68 @@ impl Owner {
         slice: u32,
         copies: Vec<(NodeId, &CopyReport)>,
     ) -> Result<Settled, Setback> {
-        let stable = Seq(copies.iter().map(|(_, copy)| copy.stable).max().unwrap_or(0));
-        let union = union_of_tails(stable, &copies);
+        let stable = Seq(copies
+            .iter()
+            .map(|(_, copy)| copy.stable)
+            .max()
+            .unwrap_or(0));
+        let mut union = union_of_tails(stable, &copies);
+        if planted::is_active(Bug::TakeStableOnly) {
+            union.clear();
+        }
         let last = Seq(stable.0 + union.len() as u64);
-        let repairing = copies.iter().filter(|(_, copy)| copy.last >= stable.0).map(|(node, _)| {
-            let union = &union;
-            async move {
-                let session = self.context.runtime.random_u64() | 1;
-                let done = self.reconcile_copy(slice, *node, stable, union, session).await;
-                done.map(|()| (*node, session))
-            }
-        });
+        let repairing = copies
+            .iter()
+            .filter(|(_, copy)| copy.last >= stable.0)
+            .map(|(node, _)| {
+                let union = &union;
+                async move {
+                    let session = self.context.runtime.random_u64() | 1;
+                    let done = self
+                        .reconcile_copy(slice, *node, stable, union, session)
+                        .await;
+                    done.map(|()| (*node, session))
+                }
+            });
         let sessions: BTreeMap<NodeId, u64> =
             join_all(repairing).await.into_iter().flatten().collect();
         if sessions.is_empty() {
             return Err(Setback::Again("a copy that answers while it is reconciled"));
         }
         let in_union = union.iter().map(|(header, _)| {
-            (OperationId { origin: header.origin, number: header.operation }, Seq(header.seq))
+            (
+                OperationId {
+                    origin: header.origin,
+                    number: header.operation,
+                },
+                Seq(header.seq),
+            )
         });
         let mut operations: Vec<(OperationId, Seq)> = copies
             .iter()
             .flat_map(|(_, copy)| &copy.operations)
             .filter(|operation| operation.seq <= stable.0)
-            .map(|o| (OperationId { origin: o.origin, number: o.operation }, Seq(o.seq)))
+            .map(|o| {
+                (
+                    OperationId {
+                        origin: o.origin,
+                        number: o.operation,
+                    },
+                    Seq(o.seq),
+                )
+            })
             .chain(in_union)
             .collect();
         operations.sort_by_key(|(operation, seq)| (*seq, *operation));
         operations.dedup();
-        Ok(Settled { last, sessions, operations })
+        if planted::is_active(Bug::ForgetOperations) {
+            operations.clear();
+        }
+        Ok(Settled {
+            last,
+            sessions,
+            operations,
+        })
     }
 
     /// Brings one copy to the union and begins its stream; `None` if it did not work.
@@ -242,7 +290,10 @@ impl Owner {
         union: &[(RecordHeader, Vec<NodeId>)],
         session: u64,
     ) -> Option<()> {
-        let held = union.iter().take_while(|(_, holders)| holders.contains(&node)).count();
+        let held = union
+            .iter()
+            .take_while(|(_, holders)| holders.contains(&node))
+            .count();
         let next = Seq(stable.0 + union.len() as u64).next();
         let mut message = Reconcile {
             volume: self.volume.0,
@@ -271,7 +322,10 @@ impl Owner {
 
     async fn reconcile(&self, node: NodeId, message: Reconcile, payload: Bytes) -> Option<()> {
         let body = replica_request::Body::Reconcile(message);
-        self.ask(node, body, payload, STEP_LIMIT).await.ok().map(|_| ())
+        self.ask(node, body, payload, STEP_LIMIT)
+            .await
+            .ok()
+            .map(|_| ())
     }
 
     async fn fetch_record(
@@ -287,8 +341,12 @@ impl Owner {
         let mut holders = holders.to_vec();
         holders.sort_by_key(|node| *node != local);
         for node in holders {
-            let fetch =
-                FetchRecord { volume: self.volume.0, slice, view: header.view, seq: header.seq };
+            let fetch = FetchRecord {
+                volume: self.volume.0,
+                slice,
+                view: header.view,
+                seq: header.seq,
+            };
             let body = replica_request::Body::FetchRecord(fetch);
             if let Ok((_, data)) = self.ask(node, body, Bytes::new(), STEP_LIMIT).await
                 && data.len() == header.blocks as usize * PAGE_BYTES
@@ -302,12 +360,16 @@ impl Owner {
     /// Agrees on the opening with the config group.
     async fn agree_opened(&self, reconciled: Reconciled) -> Result<(), Setback> {
         "the config group to agree on the opening".clone_into(&mut self.waits_for.borrow_mut());
-        let change = Change::Opened { volume: self.volume, view: self.view, reconciled };
+        let change = Change::Opened {
+            volume: self.volume,
+            view: self.view,
+            reconciled,
+        };
         match self.context.config.propose(change, STEP_LIMIT * 2).await {
             Some(Outcome::Done) => Ok(()),
-            Some(Outcome::Refused(holdfast_config::state::Refusal::LastCopy)) => {
-                Err(Setback::Again("copies whose node restarted during the takeover"))
-            }
+            Some(Outcome::Refused(holdfast_config::state::Refusal::LastCopy)) => Err(
+                Setback::Again("copies whose node restarted during the takeover"),
+            ),
             // Refused: another view is in force. Unknown: this owner leaves, and asks for a new
             // view; an opening that takes effect later is undone by it.
             Some(_) | None => Err(Setback::Over),
@@ -323,10 +385,13 @@ impl Owner {
         limit: Duration,
     ) -> Result<(ReplicaReply, Bytes), ReplicaRefusal> {
         let frame: Frame = messages::request(body, payload);
-        let answer = self.context.rpc.call(node, Service::Replica, frame, limit).await;
+        let answer = self
+            .context
+            .rpc
+            .call(node, Service::Replica, frame, limit)
+            .await;
         let answer = answer.map_err(|_| ReplicaRefusal::Unknown)?;
-        let reply =
-            ReplicaReply::decode(answer.header).map_err(|_| ReplicaRefusal::Unknown)?;
+        let reply = ReplicaReply::decode(answer.header).map_err(|_| ReplicaRefusal::Unknown)?;
         match reply.refusal() {
             ReplicaRefusal::None => Ok((reply, answer.payload)),
             refusal => {
@@ -342,5 +407,9 @@ impl Owner {
 
 fn waiting_for<'a>(nodes: impl Iterator<Item = &'a NodeId>) -> String {
     let names: Vec<String> = nodes.map(NodeId::to_string).collect();
-    if names.is_empty() { String::new() } else { format!("copies on nodes {}", names.join(", ")) }
+    if names.is_empty() {
+        String::new()
+    } else {
+        format!("copies on nodes {}", names.join(", "))
+    }
 }

@@ -5,8 +5,8 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 use holdfast_runtime::PAGE_BYTES;
 use holdfast_store::{Body, OperationId, Record};
-use holdfast_wire::volume::IoStatus;
 use holdfast_wire::Seq;
+use holdfast_wire::volume::IoStatus;
 use tokio::sync::oneshot;
 
 use crate::owner::{FULL_MARGIN_BYTES, Owner};
@@ -73,8 +73,14 @@ impl Owner {
         if aligned {
             locks.wait_free((first, end)).await;
             let body = match effect {
-                Effect::Data(data) => Body::Write { first_block: first, data },
-                Effect::Zero => Body::Zero { first_block: first, blocks: end - first },
+                Effect::Data(data) => Body::Write {
+                    first_block: first,
+                    data,
+                },
+                Effect::Zero => Body::Zero {
+                    first_block: first,
+                    blocks: end - first,
+                },
             };
             let stable = self.submit(operation, index, body)?;
             return stable.await.map_err(|_| IoStatus::Interrupted);
@@ -88,7 +94,10 @@ impl Owner {
             Effect::Data(data) => target.copy_from_slice(data),
             Effect::Zero => target.fill(0),
         }
-        let body = Body::Write { first_block: first, data: merged.freeze() };
+        let body = Body::Write {
+            first_block: first,
+            data: merged.freeze(),
+        };
         let stable = self.submit(operation, index, body)?;
         stable.await.map_err(|_| IoStatus::Interrupted)
     }
@@ -102,7 +111,10 @@ impl Owner {
         payload: Bytes,
     ) -> Result<(), Result<u64, IoStatus>> {
         let half = payload.len() as u64 / 2;
-        let (compare, data) = (payload.slice(..half as usize), payload.slice(half as usize..));
+        let (compare, data) = (
+            payload.slice(..half as usize),
+            payload.slice(half as usize..),
+        );
         let [(index, start, bytes)] = self.segments(offset, half)[..] else {
             // Atomic over two slices it could not be; 32 KiB at 4 KiB alignment never spans two.
             return Err(Err(IoStatus::Invalid));
@@ -118,11 +130,18 @@ impl Owner {
         let mut merged = self.read_settled(index, first, end).await.map_err(Err)?;
         let from = (start - u64::from(first) * page) as usize;
         let target = &mut merged[from..from + bytes as usize];
-        if let Some(at) = target.iter().zip(&compare).position(|(now, wanted)| now != wanted) {
+        if let Some(at) = target
+            .iter()
+            .zip(&compare)
+            .position(|(now, wanted)| now != wanted)
+        {
             return Err(Ok(at as u64));
         }
         target.copy_from_slice(&data);
-        let body = Body::Write { first_block: first, data: merged.freeze() };
+        let body = Body::Write {
+            first_block: first,
+            data: merged.freeze(),
+        };
         let stable = self.submit(operation, index, body).map_err(Err)?;
         stable.await.map_err(|_| Err(IoStatus::Interrupted))
     }
@@ -133,7 +152,10 @@ impl Owner {
             let last = Seq(slice.stream.next().0 - 1);
             slice.when_stable(last)
         });
-        settled.ok_or(IoStatus::Interrupted)?.await.map_err(|_| IoStatus::Interrupted)?;
+        settled
+            .ok_or(IoStatus::Interrupted)?
+            .await
+            .map_err(|_| IoStatus::Interrupted)?;
         let data = self.read_blocks(index, first, end - first).await?;
         Ok(BytesMut::from(data.as_ref()))
     }
@@ -157,7 +179,11 @@ impl Owner {
         let now = self.context.runtime.now();
         let view = self.view;
         let submitted = self.with_slice(index, |slice| {
-            let short = slice.stream.members().values().any(|m| m.free_bytes < FULL_MARGIN_BYTES);
+            let short = slice
+                .stream
+                .members()
+                .values()
+                .any(|m| m.free_bytes < FULL_MARGIN_BYTES);
             if short && matches!(body, Body::Write { .. }) {
                 return Err(IoStatus::Full);
             }
@@ -166,7 +192,14 @@ impl Owner {
                 Body::Zero { .. } | Body::Nothing => 0,
             };
             let (seq, stable) = (slice.stream.next(), slice.stream.stable());
-            let record = Record { slice: slice.key, view, seq, stable, operation, body };
+            let record = Record {
+                slice: slice.key,
+                view,
+                seq,
+                stable,
+                operation,
+                body,
+            };
             let (numbered, commands) = slice.stream.submit(now, Rc::new(record), bytes);
             assert_eq!(numbered, seq, "the stream numbers what it was asked for");
             slice.remember(operation, seq);

@@ -39,25 +39,22 @@ pub(super) enum Verdict {
     Refuse,
 }
 
-/// What a voter in `state`, whose log ends at `own`, would answer to a candidate's vote request.
+/// What a voter in `state`, whose log ends at `own`, would answer to `candidate`'s vote request.
 pub(super) fn judge(
-    candidate: Option<LogId>,
+    candidate: NodeId,
+    last_log_id: Option<LogId>,
     own: Option<LogId>,
     state: ServerState,
     pulse: &Pulse,
-    timing: Timing,
-    now: Instant,
 ) -> Verdict {
-    if candidate < own || (state.is_leader() && !pulse.is_cut_off()) {
+    if last_log_id < own || (state.is_leader() && !pulse.is_cut_off()) {
         return Verdict::Refuse;
     }
-    let silence = now.saturating_since(pulse.heard());
-    match timing.lease.checked_sub(silence) {
-        // openraft refuses at the very end of the lease too.
-        Some(rest) if !state.is_leader() => {
-            Verdict::Later(u64::try_from(rest.as_micros()).unwrap_or(u64::MAX).saturating_add(1))
-        }
-        Some(_) | None => Verdict::Grant,
+    let lease = if state.is_leader() { Duration::ZERO } else { pulse.rest_of_lease() };
+    let wait = if lease.is_zero() { pulse.promise(candidate).err() } else { Some(lease) };
+    match wait {
+        None => Verdict::Grant,
+        Some(wait) => Verdict::Later(u64::try_from(wait.as_micros()).unwrap_or(u64::MAX)),
     }
 }
 
@@ -111,7 +108,8 @@ impl<M: Machine> Elector<M> {
                         }
                     }
                     () = self.pulse.leader_gone() => {
-                        let soon = (anchor + self.timing.lease).max(self.runtime.now());
+                        anchor = self.pulse.heard();
+                        let soon = self.runtime.now() + self.pulse.rest_of_lease();
                         deadline = deadline.min(soon + self.draw(self.timing.lease / 8));
                     }
                     () = self.runtime.sleep_until(deadline) => {}
@@ -146,6 +144,9 @@ impl<M: Machine> Elector<M> {
                 async move { (*voter, asking.await) }
             })
             .collect();
+        if let Err(wait) = self.pulse.promise(node) {
+            return wait + self.draw(self.timing.lease / 8);
+        }
         let mut granted = BTreeSet::from([node]);
         let mut willing = granted.clone();
         let mut wait = Duration::ZERO;
@@ -157,16 +158,20 @@ impl<M: Machine> Elector<M> {
                 }
                 Some((voter, Ok(Response::Probe(Verdict::Later(rest_us))))) => {
                     willing.insert(voter);
-                    wait = wait.max(Duration::from_micros(rest_us)).min(self.timing.lease);
+                    wait = wait.max(Duration::from_micros(rest_us).min(self.timing.lease));
                 }
                 Some((_, Ok(_refused))) => {}
                 Some((voter, Err(error))) => {
                     tracing::debug!(%node, %voter, %error, "a voter could not be asked");
                 }
-                None => return self.timing.election_least / 4
-                    + self.draw(self.timing.election_least / 4),
+                None => {
+                    self.pulse.release(node);
+                    let least = self.timing.election_least / 4;
+                    return least + self.draw(least);
+                }
             }
             if is_quorum(&willing, configs) && !is_quorum(&granted, configs) {
+                self.pulse.release(node);
                 return wait + self.draw(self.timing.lease / 8);
             }
         }

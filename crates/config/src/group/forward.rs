@@ -250,8 +250,17 @@ impl<M: Machine> Forwarder<M> {
         limit: Duration,
     ) -> Option<Response<M>> {
         let frame = Frame::new(encode(request));
-        let answer = self.rpc.call(leader, Service::Config, frame, limit).await.ok()?;
-        decode(&answer.header)
+        let mut metrics = self.raft.server_metrics();
+        // A successor is known long before the time limit of a silent leader has passed.
+        tokio::select! {
+            biased;
+            answer = self.rpc.call(leader, Service::Config, frame, limit) => {
+                decode(&answer.ok()?.header)
+            }
+            _replaced = metrics.wait_for(|metrics| {
+                metrics.current_leader.is_some_and(|current| current != leader)
+            }) => None,
+        }
     }
 
     /// How long one attempt may take before the leader is taken for lost: longer than an
@@ -324,7 +333,7 @@ impl<M: Machine> Forwarder<M> {
     /// After a failed attempt with `leader`: until another leads, but at least a moment, and not
     /// much longer, as the failure may have been a lost message.
     async fn wait_for_leader(&self, leader: Option<NodeId>) {
-        self.runtime.sleep(self.timing.heartbeat / 10).await;
+        self.runtime.sleep(self.timing.heartbeat / 20).await;
         let mut metrics = self.raft.server_metrics();
         let changed = metrics.wait_for(|metrics| {
             metrics.current_leader.is_some() && metrics.current_leader != leader

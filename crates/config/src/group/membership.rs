@@ -38,7 +38,8 @@ enum Step {
 
 /// Who is in the group, as its leader sees it.
 struct Members {
-    joint: bool,
+    /// The voters that an unfinished change leads to.
+    changing_to: Option<BTreeSet<NodeId>>,
     voters: BTreeSet<NodeId>,
     learners: BTreeSet<NodeId>,
     caught_up: BTreeSet<NodeId>,
@@ -120,8 +121,9 @@ impl Members {
                 matching.as_ref().is_some_and(|matching| matching.index + LAG_MAX >= last)
             })
             .map(|(node, _)| *node);
+        let configs = membership.get_joint_config();
         Self {
-            joint: membership.get_joint_config().len() > 1,
+            changing_to: if configs.len() > 1 { configs.last().cloned() } else { None },
             voters: membership.voter_ids().collect(),
             learners: membership.learner_ids().collect(),
             caught_up: caught_up.collect(),
@@ -129,6 +131,10 @@ impl Members {
     }
 
     fn next_step(&self, leader: NodeId, eligible: &[NodeId]) -> Step {
+        if let Some(voters) = &self.changing_to {
+            // Left behind by a leader that is gone: nothing else may change before it is done.
+            return Step::Change(ChangeMembers::ReplaceAllVoters(voters.clone()));
+        }
         let known = |node: &NodeId| self.voters.contains(node) || self.learners.contains(node);
         let missing: BTreeMap<NodeId, EmptyNode> = eligible
             .iter()
@@ -139,7 +145,7 @@ impl Members {
             return Step::Change(ChangeMembers::AddNodes(missing));
         }
         let wanted = choose_voters(leader, &self.voters, &self.caught_up, eligible);
-        if self.joint || wanted != self.voters {
+        if wanted != self.voters {
             let ready = wanted
                 .iter()
                 .all(|node| self.voters.contains(node) || self.caught_up.contains(node));
@@ -197,7 +203,7 @@ mod tests {
 
     fn members(voters: BTreeSet<NodeId>, learners: BTreeSet<NodeId>) -> Members {
         let caught_up = voters.union(&learners).copied().collect();
-        Members { joint: false, voters, learners, caught_up }
+        Members { changing_to: None, voters, learners, caught_up }
     }
 
     #[test]
@@ -236,9 +242,9 @@ mod tests {
 
         group.learners.clear();
         assert_eq!(group.next_step(NodeId(1), &eligible), Step::Settled);
-        group.joint = true;
-        let step = group.next_step(NodeId(1), &eligible);
-        let finished = Step::Change(ChangeMembers::ReplaceAllVoters(nodes([1, 2, 3])));
-        assert_eq!(step, finished, "a joint configuration is completed");
+        group.changing_to = Some(nodes([1, 2]));
+        let step = group.next_step(NodeId(1), &list([1, 2, 3, 4]));
+        let finished = Step::Change(ChangeMembers::ReplaceAllVoters(nodes([1, 2])));
+        assert_eq!(step, finished, "an unfinished change is completed before the next");
     }
 }

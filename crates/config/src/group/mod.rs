@@ -174,9 +174,7 @@ impl<M: Machine> Group<M> {
         let server = Rc::new(Server {
             raft: raft.clone(),
             pulse: pulse.clone(),
-            timing,
             metrics: raft.server_metrics(),
-            runtime: runtime.clone(),
         });
         Server::serve(&server, &rpc);
         let forwarder = Rc::new(Forwarder {
@@ -279,11 +277,24 @@ impl<M: Machine> Group<M> {
         self.leader() == Some(self.rpc.local_node())
     }
 
-    /// Tells when [`Self::leader`] or the members may have changed.
-    pub fn watch_leadership(&self) -> watch::Receiver<
-        openraft::metrics::RaftServerMetrics<NodeId, openraft::EmptyNode>,
-    > {
-        self.raft.server_metrics()
+    /// Returns as soon as [`Self::leader`] is not `known`, and never once the group has stopped.
+    pub async fn leader_changed(&self, known: Option<NodeId>) -> Option<NodeId> {
+        let mut metrics = self.raft.metrics();
+        loop {
+            metrics.mark_unchanged();
+            let leader = self.leader();
+            if leader != known {
+                return leader;
+            }
+            if metrics.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// The term of the latest vote this node knows of: how many elections were tried.
+    pub fn term(&self) -> u64 {
+        self.raft.server_metrics().borrow().vote.leader_id().get_term()
     }
 
     /// The voters, as far as this node knows.

@@ -27,7 +27,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use super::election::{Verdict, judge};
-use super::pulse::{Pulse, Timing};
+use super::pulse::Pulse;
 use super::types::{LogId, Machine, Raft, Snapshot, SnapshotMeta, Types, Vote};
 
 /// Version of the group's messages.
@@ -220,9 +220,7 @@ impl<M: Machine> RaftNetwork<Types<M>> for Client {
 pub(super) struct Server<M: Machine> {
     pub(super) raft: Raft<M>,
     pub(super) pulse: Rc<Pulse>,
-    pub(super) timing: Timing,
     pub(super) metrics: watch::Receiver<RaftServerMetrics<NodeId, EmptyNode>>,
-    pub(super) runtime: holdfast_runtime::Runtime,
 }
 
 impl<M: Machine> Server<M> {
@@ -242,7 +240,7 @@ impl<M: Machine> Server<M> {
                         return None;
                     }
                     (Some(server), Some(request)) => {
-                        server.answer(request, incoming.frame.payload).await
+                        server.answer(incoming.from, request, incoming.frame.payload).await
                     }
                 };
                 Some(Frame::new(encode(&response)))
@@ -251,7 +249,7 @@ impl<M: Machine> Server<M> {
         });
     }
 
-    async fn answer(&self, request: Request<M>, payload: Bytes) -> Response {
+    async fn answer(&self, from: NodeId, request: Request<M>, payload: Bytes) -> Response {
         match request {
             Request::Append(request) => {
                 self.hear(&request.vote);
@@ -278,8 +276,7 @@ impl<M: Machine> Server<M> {
             Request::Probe { last_log_id } => {
                 let own = self.raft.data_metrics().borrow().last_log;
                 let state = self.metrics.borrow().state;
-                let now = self.runtime.now();
-                Response::Probe(judge(last_log_id, own, state, &self.pulse, self.timing, now))
+                Response::Probe(judge(from, last_log_id, own, state, &self.pulse))
             }
         }
     }

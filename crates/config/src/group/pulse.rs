@@ -46,6 +46,7 @@ pub(super) struct Pulse {
     metrics: RefCell<Option<watch::Receiver<RaftDataMetrics<NodeId>>>>,
     probed: RefCell<BTreeMap<NodeId, Instant>>,
     leader_gone: Notify,
+    promised: Cell<Option<(NodeId, Instant)>>,
 }
 
 impl Pulse {
@@ -60,6 +61,7 @@ impl Pulse {
             metrics: RefCell::default(),
             probed: RefCell::default(),
             leader_gone: Notify::new(),
+            promised: Cell::default(),
         }
     }
 
@@ -77,6 +79,13 @@ impl Pulse {
         self.heard.get()
     }
 
+    /// How long openraft refuses its vote yet, because a leader has spoken. It does so at the
+    /// very end of the lease too.
+    pub(super) fn rest_of_lease(&self) -> Duration {
+        let end = self.heard.get() + self.timing.lease + Duration::from_micros(1);
+        end.saturating_since(self.runtime.now())
+    }
+
     /// Somebody knows that the leader's process is gone.
     pub(super) fn report_leader_gone(&self) {
         self.leader_gone.notify_one();
@@ -84,6 +93,29 @@ impl Pulse {
 
     pub(super) async fn leader_gone(&self) {
         self.leader_gone.notified().await;
+    }
+
+    /// Tells `candidate` that this node would vote for it, and nobody else the same until it has
+    /// had time to be elected. Answers how long another candidate's time lasts instead. Rivals
+    /// would cost each other terms, and a fresh leader its office.
+    pub(super) fn promise(&self, candidate: NodeId) -> Result<(), Duration> {
+        let now = self.runtime.now();
+        match self.promised.get() {
+            Some((other, until)) if other != candidate && until > now => {
+                Err(until.saturating_since(now))
+            }
+            Some(_) | None => {
+                self.promised.set(Some((candidate, now + self.timing.lease / 4)));
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes the promise to `candidate` back, if it is the present one.
+    pub(super) fn release(&self, candidate: NodeId) {
+        if self.promised.get().is_some_and(|(promised, _)| promised == candidate) {
+            self.promised.set(None);
+        }
     }
 
     /// This node has become the leader, or is none any more.

@@ -22,12 +22,12 @@ use tokio::sync::oneshot;
 
 /// The runtime of the node whose task is being polled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AmbientRuntime;
+pub(super) struct AmbientRuntime;
 
 /// A reading of the node's monotonic clock, with the arithmetic that openraft asks for.
 /// Differences saturate at zero, as those of the standard clock do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Reading(Instant);
+pub(super) struct Reading(Instant);
 
 impl Add<Duration> for Reading {
     type Output = Self;
@@ -75,15 +75,15 @@ impl openraft::Instant for Reading {
 /// The task was dropped before it ended: its node is stopping.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("the task was dropped before it ended")]
-pub struct TaskDropped;
+pub(super) struct TaskDropped;
 
 /// The time ran out first.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("the time ran out")]
-pub struct TimeRanOut;
+pub(super) struct TimeRanOut;
 
 /// The result of a spawned task. Dropping it leaves the task alone.
-pub struct Joining<T>(oneshot::Receiver<T>);
+pub(super) struct Joining<T>(oneshot::Receiver<T>);
 
 impl<T> Future for Joining<T> {
     type Output = Result<T, TaskDropped>;
@@ -94,7 +94,7 @@ impl<T> Future for Joining<T> {
 }
 
 /// A future with a deadline.
-pub struct Limited<F> {
+pub(super) struct Limited<F> {
     future: Pin<Box<F>>,
     sleep: LocalBoxFuture<'static, ()>,
 }
@@ -111,7 +111,7 @@ impl<F: Future> Future for Limited<F> {
 }
 
 /// The sending half of a one-shot channel.
-pub struct Sender<T>(oneshot::Sender<T>);
+pub(super) struct Sender<T>(oneshot::Sender<T>);
 
 impl<T> fmt::Debug for Sender<T> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -127,7 +127,7 @@ impl<T> AsyncOneshotSendExt<T> for Sender<T> {
 
 /// Randomness of the current runtime, in the shape of rand 0.8.
 #[derive(Clone, Copy, Debug)]
-pub struct AmbientRandom;
+pub(super) struct AmbientRandom;
 
 impl RngCore for AmbientRandom {
     fn next_u32(&mut self) -> u32 {

@@ -62,7 +62,7 @@ pub enum Applied<O> {
 }
 
 /// openraft's type parameters for the machine `M`.
-pub struct Types<M>(PhantomData<fn() -> M>);
+pub(super) struct Types<M>(PhantomData<fn() -> M>);
 
 impl<M: Machine> RaftTypeConfig for Types<M> {
     type D = Proposal<M::Change>;

@@ -18,9 +18,17 @@ impl ClusterState {
     /// Applies `change`. A refusal leaves the state as it was.
     pub fn apply(&mut self, change: Change) -> Outcome {
         let result = match change {
-            Change::Found { cluster, uuid } => self.found(cluster, uuid),
-            Change::AddToken { secret_hash, expires_unix_ms } => {
-                self.tokens.insert(secret_hash, super::TokenRecord { expires_unix_ms });
+            Change::Found {
+                cluster,
+                uuid,
+                link_address,
+            } => self.found(cluster, uuid, link_address),
+            Change::AddToken {
+                secret_hash,
+                expires_unix_ms,
+            } => {
+                self.tokens
+                    .insert(secret_hash, super::TokenRecord { expires_unix_ms });
                 Ok(Outcome::Done)
             }
             Change::Admit(admission) => self.admit(&admission),
@@ -32,35 +40,51 @@ impl ClusterState {
                 Some(_) => Ok(Outcome::Done),
                 None => Err(Refusal::VolumeUnknown(volume)),
             },
-            Change::Opened { volume, view, reconciled } => self.opened(volume, view, &reconciled),
+            Change::Opened {
+                volume,
+                view,
+                reconciled,
+            } => self.opened(volume, view, &reconciled),
             Change::Resign { volume, view } => self.resign(volume, view),
-            Change::RemoveCopy { volume, view, slice, node } => {
-                self.remove_copy(volume, view, slice, node)
-            }
-            Change::PromoteCopy { volume, view, slice, node, incarnation } => {
-                self.promote_copy(volume, view, slice, node, incarnation)
-            }
+            Change::RemoveCopy {
+                volume,
+                view,
+                slice,
+                node,
+            } => self.remove_copy(volume, view, slice, node),
+            Change::PromoteCopy {
+                volume,
+                view,
+                slice,
+                node,
+                incarnation,
+            } => self.promote_copy(volume, view, slice, node, incarnation),
         };
         result.unwrap_or_else(Outcome::Refused)
     }
 
-    fn found(&mut self, cluster: ClusterIdentity, uuid: [u8; 16]) -> Result<Outcome, Refusal> {
+    fn found(
+        &mut self,
+        cluster: ClusterIdentity,
+        uuid: [u8; 16],
+        link_address: String,
+    ) -> Result<Outcome, Refusal> {
         if self.cluster.is_some() {
             return Err(Refusal::AlreadyFounded);
         }
         self.cluster = Some(cluster);
-        let node = self.add_node(uuid);
+        let node = self.add_node(uuid, link_address);
         Ok(Outcome::Admitted(node))
     }
 
-    fn add_node(&mut self, uuid: [u8; 16]) -> NodeId {
+    fn add_node(&mut self, uuid: [u8; 16], link_address: String) -> NodeId {
         // Nodes are never forgotten, so the largest number is also the newest.
         let node = NodeId(self.nodes.keys().next_back().map_or(1, |last| last.0 + 1));
         let record = NodeRecord {
             uuid,
             incarnation: Incarnation::default(),
             status: NodeStatus::Admitted,
-            link_address: String::new(),
+            link_address,
             api_address: String::new(),
             portal_address: String::new(),
             version: String::new(),
@@ -71,7 +95,10 @@ impl ClusterState {
 
     fn admit(&mut self, admission: &Admission) -> Result<Outcome, Refusal> {
         // The answer to an earlier try may have been lost: the same directory asks again.
-        let known = self.nodes.iter().find(|(_, record)| record.uuid == admission.uuid);
+        let known = self
+            .nodes
+            .iter()
+            .find(|(_, record)| record.uuid == admission.uuid);
         if let Some((node, record)) = known {
             return if record.status == NodeStatus::Admitted {
                 Ok(Outcome::Admitted(*node))
@@ -79,18 +106,26 @@ impl ClusterState {
                 Err(Refusal::IdentityReused(*node))
             };
         }
-        let token = self.tokens.get(&admission.secret_hash).ok_or(Refusal::TokenUnknown)?;
+        let token = self
+            .tokens
+            .get(&admission.secret_hash)
+            .ok_or(Refusal::TokenUnknown)?;
         if token.expires_unix_ms <= admission.now_unix_ms {
             return Err(Refusal::TokenExpired);
         }
         self.tokens.remove(&admission.secret_hash);
-        self.tokens.retain(|_, token| token.expires_unix_ms > admission.now_unix_ms);
-        Ok(Outcome::Admitted(self.add_node(admission.uuid)))
+        self.tokens
+            .retain(|_, token| token.expires_unix_ms > admission.now_unix_ms);
+        let node = self.add_node(admission.uuid, admission.link_address.clone());
+        Ok(Outcome::Admitted(node))
     }
 
     fn node_started(&mut self, start: NodeStart) -> Result<Outcome, Refusal> {
         let node = start.node;
-        let record = self.nodes.get_mut(&node).ok_or(Refusal::NodeUnknown(node))?;
+        let record = self
+            .nodes
+            .get_mut(&node)
+            .ok_or(Refusal::NodeUnknown(node))?;
         if record.uuid != start.uuid {
             return Err(Refusal::IdentityReused(node));
         }
@@ -114,7 +149,10 @@ impl ClusterState {
     }
 
     fn node_down(&mut self, node: NodeId, incarnation: Incarnation) -> Result<Outcome, Refusal> {
-        let record = self.nodes.get_mut(&node).ok_or(Refusal::NodeUnknown(node))?;
+        let record = self
+            .nodes
+            .get_mut(&node)
+            .ok_or(Refusal::NodeUnknown(node))?;
         let running = matches!(record.status, NodeStatus::Up | NodeStatus::Leaving);
         if record.incarnation == incarnation && running {
             record.status = NodeStatus::Down;
@@ -124,7 +162,10 @@ impl ClusterState {
     }
 
     fn hand_over(&mut self, node: NodeId, incarnation: Incarnation) -> Result<Outcome, Refusal> {
-        let record = self.nodes.get_mut(&node).ok_or(Refusal::NodeUnknown(node))?;
+        let record = self
+            .nodes
+            .get_mut(&node)
+            .ok_or(Refusal::NodeUnknown(node))?;
         if record.incarnation != incarnation {
             return Err(Refusal::IncarnationStale(node));
         }
@@ -147,7 +188,10 @@ impl ClusterState {
             .map(|(node, _)| node.0)
             .collect();
         if up.len() < spec.copies as usize {
-            return Err(Refusal::TooFewNodes { wanted: spec.copies, up: up.len() as u32 });
+            return Err(Refusal::TooFewNodes {
+                wanted: spec.copies,
+                up: up.len() as u32,
+            });
         }
         self.last_volume += 1;
         let volume = VolumeId(self.last_volume);
@@ -155,8 +199,13 @@ impl ClusterState {
         let slices = (0..slice_count)
             .map(|slice| {
                 let nodes = holdfast_layout::place(&up, volume.0, slice, spec.copies as usize);
-                let copy = |node| CopyRecord { node: NodeId(node), status: CopyStatus::InSync };
-                SliceRecord { copies: nodes.into_iter().map(copy).collect() }
+                let copy = |node| CopyRecord {
+                    node: NodeId(node),
+                    status: CopyStatus::InSync,
+                };
+                SliceRecord {
+                    copies: nodes.into_iter().map(copy).collect(),
+                }
             })
             .collect();
         let record = VolumeRecord {
@@ -187,7 +236,10 @@ impl ClusterState {
         reconciled: &Reconciled,
     ) -> Result<Outcome, Refusal> {
         let nodes = &self.nodes;
-        let record = self.volumes.get_mut(&volume).ok_or(Refusal::VolumeUnknown(volume))?;
+        let record = self
+            .volumes
+            .get_mut(&volume)
+            .ok_or(Refusal::VolumeUnknown(volume))?;
         if record.view != view || record.open || reconciled.slices.len() != record.slices.len() {
             return Err(Refusal::ViewStale);
         }
@@ -195,7 +247,9 @@ impl ClusterState {
         let current = |node: &NodeId| {
             reconciled.incarnations.iter().any(|(member, incarnation)| {
                 member == node
-                    && nodes.get(node).is_some_and(|record| record.incarnation == *incarnation)
+                    && nodes
+                        .get(node)
+                        .is_some_and(|record| record.incarnation == *incarnation)
             })
         };
         let kept: Vec<Vec<NodeId>> = reconciled
@@ -224,7 +278,10 @@ impl ClusterState {
     }
 
     fn resign(&mut self, volume: VolumeId, view: View) -> Result<Outcome, Refusal> {
-        let record = self.volumes.get(&volume).ok_or(Refusal::VolumeUnknown(volume))?;
+        let record = self
+            .volumes
+            .get(&volume)
+            .ok_or(Refusal::VolumeUnknown(volume))?;
         if record.view != view {
             return Err(Refusal::ViewStale);
         }
@@ -238,11 +295,17 @@ impl ClusterState {
         view: View,
         slice: u32,
     ) -> Result<&mut SliceRecord, Refusal> {
-        let record = self.volumes.get_mut(&volume).ok_or(Refusal::VolumeUnknown(volume))?;
+        let record = self
+            .volumes
+            .get_mut(&volume)
+            .ok_or(Refusal::VolumeUnknown(volume))?;
         if record.view != view || !record.open {
             return Err(Refusal::ViewStale);
         }
-        record.slices.get_mut(slice as usize).ok_or(Refusal::ViewStale)
+        record
+            .slices
+            .get_mut(slice as usize)
+            .ok_or(Refusal::ViewStale)
     }
 
     fn remove_copy(
@@ -288,7 +351,9 @@ fn validate(spec: &VolumeSpec) -> Result<(), Refusal> {
     let name = &spec.name;
     if name.is_empty()
         || name.len() > VOLUME_NAME_BYTES_MAX
-        || !name.chars().all(|c| alphanumeric(c) || c == '-' || c == '.')
+        || !name
+            .chars()
+            .all(|c| alphanumeric(c) || c == '-' || c == '.')
         || !name.starts_with(alphanumeric)
         || !name.ends_with(alphanumeric)
     {

@@ -16,6 +16,8 @@ pub enum Change {
         cluster: ClusterIdentity,
         /// Random number of the first node's data directory.
         uuid: [u8; 16],
+        /// `host:port` of the first node for others.
+        link_address: String,
     },
     /// Allows one node to join.
     AddToken {
@@ -98,6 +100,8 @@ pub struct Admission {
     pub secret_hash: [u8; 32],
     /// Random number of the node's data directory.
     pub uuid: [u8; 16],
+    /// `host:port` for other nodes: they have to reach it before it can say anything.
+    pub link_address: String,
     /// The proposer's wall clock, in milliseconds since the Unix epoch.
     pub now_unix_ms: u64,
 }
@@ -180,10 +184,14 @@ pub enum Refusal {
     #[error("there is no node {0}")]
     NodeUnknown(NodeId),
     /// The node number belongs to another data directory.
-    #[error("node {0} belongs to another data directory: identities cannot be reused. Join as a new node")]
+    #[error(
+        "node {0} belongs to another data directory: identities cannot be reused. Join as a new node"
+    )]
     IdentityReused(NodeId),
     /// A newer start of the node is known: this one is a copy or a ghost.
-    #[error("a newer start of node {0} is known: is its data directory in use twice, or restored from a copy?")]
+    #[error(
+        "a newer start of node {0} is known: is its data directory in use twice, or restored from a copy?"
+    )]
     IncarnationStale(NodeId),
     /// No such volume.
     #[error("there is no volume {0}")]
@@ -192,7 +200,9 @@ pub enum Refusal {
     #[error("a volume named {0:?} exists already")]
     NameTaken(String),
     /// The name cannot be a part of an iSCSI name.
-    #[error("{0:?} is no volume name: use 1 to 63 lower-case letters, digits, `-` and `.`, with a letter or digit at both ends")]
+    #[error(
+        "{0:?} is no volume name: use 1 to 63 lower-case letters, digits, `-` and `.`, with a letter or digit at both ends"
+    )]
     NameInvalid(String),
     /// The size is out of range.
     #[error("a volume has between 1 MiB and 64 TiB in steps of 4 KiB; {0} bytes are not")]
@@ -207,7 +217,9 @@ pub enum Refusal {
     #[error("a slice has a power of two of bytes between 1 MiB and 64 GiB, not {0}")]
     SliceSizeInvalid(u64),
     /// Too few nodes are up to place the copies.
-    #[error("{wanted} copies need {wanted} nodes that are up; {up} are. Start nodes or ask for fewer copies")]
+    #[error(
+        "{wanted} copies need {wanted} nodes that are up; {up} are. Start nodes or ask for fewer copies"
+    )]
     TooFewNodes {
         /// Copies asked for.
         wanted: u32,

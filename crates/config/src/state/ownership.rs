@@ -67,16 +67,24 @@ impl ClusterState {
 
     /// Whether each slice in which `node` is in sync has another in-sync copy on a running node.
     fn others_serve(&self, volume: &VolumeRecord, node: NodeId) -> bool {
-        volume.slices.iter().filter(|slice| slice.is_in_sync(node)).all(|slice| {
-            slice
-                .in_sync()
-                .any(|other| other != node && self.running_incarnation(other).is_some())
-        })
+        volume
+            .slices
+            .iter()
+            .filter(|slice| slice.is_in_sync(node))
+            .all(|slice| {
+                slice
+                    .in_sync()
+                    .any(|other| other != node && self.running_incarnation(other).is_some())
+            })
     }
 
     fn appoint_missing(&mut self) {
-        let orphans: Vec<VolumeId> =
-            self.volumes.iter().filter(|(_, v)| v.owner.is_none()).map(|(id, _)| *id).collect();
+        let orphans: Vec<VolumeId> = self
+            .volumes
+            .iter()
+            .filter(|(_, v)| v.owner.is_none())
+            .map(|(id, _)| *id)
+            .collect();
         for volume in orphans {
             self.appoint(volume);
         }
@@ -89,7 +97,11 @@ impl ClusterState {
         let volume = &self.volumes[&id];
         let owner_now = volume.owner.map(|owner| owner.node);
         let rank = |node: NodeId| {
-            let in_sync = volume.slices.iter().filter(|slice| slice.is_in_sync(node)).count();
+            let in_sync = volume
+                .slices
+                .iter()
+                .filter(|slice| slice.is_in_sync(node))
+                .count();
             let turn = (node.0 + id.0) % 1024;
             (in_sync, owner_now == Some(node), turn)
         };
@@ -98,9 +110,15 @@ impl ClusterState {
             .iter()
             .filter(|(_, record)| record.status == NodeStatus::Up)
             .max_by_key(|(node, _)| rank(**node))
-            .map(|(node, record)| Owner { node: *node, incarnation: record.incarnation });
+            .map(|(node, record)| Owner {
+                node: *node,
+                incarnation: record.incarnation,
+            });
         let view = self.view;
-        let volume = self.volumes.get_mut(&id).expect("the caller names a volume that exists");
+        let volume = self
+            .volumes
+            .get_mut(&id)
+            .expect("the caller names a volume that exists");
         volume.owner = owner;
         volume.view = view;
         volume.open = false;
@@ -109,10 +127,19 @@ impl ClusterState {
     /// Asserts the invariants of this module's parent; for tests and the simulator.
     pub fn check(&self) {
         for (id, volume) in &self.volumes {
-            assert!(volume.view <= self.view, "volume {id} is ahead of the cluster's view");
-            assert!(!volume.open || volume.owner.is_some(), "volume {id} is open without an owner");
+            assert!(
+                volume.view <= self.view,
+                "volume {id} is ahead of the cluster's view"
+            );
+            assert!(
+                !volume.open || volume.owner.is_some(),
+                "volume {id} is open without an owner"
+            );
             for (index, slice) in volume.slices.iter().enumerate() {
-                assert!(slice.in_sync().count() > 0, "slice {id}/{index} lost its last copy");
+                assert!(
+                    slice.in_sync().count() > 0,
+                    "slice {id}/{index} lost its last copy"
+                );
             }
         }
     }

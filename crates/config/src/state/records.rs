@@ -97,7 +97,10 @@ pub struct Chap {
 
 impl std::fmt::Debug for Chap {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Chap").field("username", &self.username).finish_non_exhaustive()
+        formatter
+            .debug_struct("Chap")
+            .field("username", &self.username)
+            .finish_non_exhaustive()
     }
 }
 
@@ -185,7 +188,10 @@ impl ClusterState {
 
     /// The volume with this name.
     pub fn volume_by_name(&self, name: &str) -> Option<(VolumeId, &VolumeRecord)> {
-        self.volumes.iter().find(|(_, volume)| volume.name == name).map(|(id, v)| (*id, v))
+        self.volumes
+            .iter()
+            .find(|(_, volume)| volume.name == name)
+            .map(|(id, v)| (*id, v))
     }
 
     /// The volume behind this target name.

@@ -4,7 +4,11 @@ use holdfast_wire::VolumeId;
 use super::*;
 
 fn identity() -> ClusterIdentity {
-    ClusterIdentity { id: [7; 16], name: "test".into(), authority: vec![1] }
+    ClusterIdentity {
+        id: [7; 16],
+        name: "test".into(),
+        authority: vec![1],
+    }
 }
 
 fn start(node: u64, incarnation: u64) -> Change {
@@ -20,7 +24,10 @@ fn start(node: u64, incarnation: u64) -> Change {
 }
 
 fn down(node: NodeId) -> Change {
-    Change::NodeDown { node, incarnation: Incarnation(1) }
+    Change::NodeDown {
+        node,
+        incarnation: Incarnation(1),
+    }
 }
 
 fn spec(name: &str) -> VolumeSpec {
@@ -40,19 +47,37 @@ fn spec(name: &str) -> VolumeSpec {
 fn cluster() -> ClusterState {
     let mut state = ClusterState::default();
     assert_eq!(
-        state.apply(Change::Found { cluster: identity(), uuid: [1; 16] }),
+        state.apply(Change::Found {
+            cluster: identity(),
+            uuid: [1; 16],
+            link_address: String::new(),
+        }),
         Outcome::Admitted(NodeId(1))
     );
     for node in 2..=5_u64 {
         let secret_hash = [node as u8; 32];
-        state.apply(Change::AddToken { secret_hash, expires_unix_ms: 10 });
-        let admission = Admission { secret_hash, uuid: [node as u8; 16], now_unix_ms: 5 };
-        assert_eq!(state.apply(Change::Admit(admission)), Outcome::Admitted(NodeId(node)));
+        state.apply(Change::AddToken {
+            secret_hash,
+            expires_unix_ms: 10,
+        });
+        let admission = Admission {
+            secret_hash,
+            uuid: [node as u8; 16],
+            link_address: String::new(),
+            now_unix_ms: 5,
+        };
+        assert_eq!(
+            state.apply(Change::Admit(admission)),
+            Outcome::Admitted(NodeId(node))
+        );
     }
     for node in 1..=5 {
         assert_eq!(state.apply(start(node, 1)), Outcome::Done);
     }
-    assert_eq!(state.apply(Change::CreateVolume(spec("db"))), Outcome::Created(VolumeId(1)));
+    assert_eq!(
+        state.apply(Change::CreateVolume(spec("db"))),
+        Outcome::Created(VolumeId(1))
+    );
     state.check();
     state
 }
@@ -66,10 +91,21 @@ fn open(state: &mut ClusterState) {
         .map(|(node, record)| (*node, record.incarnation))
         .collect();
     let up = |node: &NodeId| running.iter().any(|(member, _)| member == node);
-    let slices = volume.slices.iter().map(|s| s.in_sync().filter(up).collect()).collect();
-    let reconciled = Reconciled { slices, incarnations: running.clone() };
+    let slices = volume
+        .slices
+        .iter()
+        .map(|s| s.in_sync().filter(up).collect())
+        .collect();
+    let reconciled = Reconciled {
+        slices,
+        incarnations: running.clone(),
+    };
     let view = volume.view;
-    let opened = Change::Opened { volume: VolumeId(1), view, reconciled };
+    let opened = Change::Opened {
+        volume: VolumeId(1),
+        view,
+        reconciled,
+    };
     assert_eq!(state.apply(opened), Outcome::Done);
     state.check();
 }
@@ -113,14 +149,29 @@ fn a_copy_that_restarted_during_the_takeover_is_not_in_sync_afterwards() {
     let mut state = cluster();
     let volume = state.volumes[&VolumeId(1)].clone();
     let owner = volume.owner.expect("nodes are up").node;
-    let slices: Vec<Vec<NodeId>> = volume.slices.iter().map(|s| s.in_sync().collect()).collect();
-    let member = *slices.iter().flatten().find(|node| **node != owner).expect("three copies");
+    let slices: Vec<Vec<NodeId>> = volume
+        .slices
+        .iter()
+        .map(|s| s.in_sync().collect())
+        .collect();
+    let member = *slices
+        .iter()
+        .flatten()
+        .find(|node| **node != owner)
+        .expect("three copies");
     let incarnations = (1..=5).map(|node| (NodeId(node), Incarnation(1))).collect();
     state.apply(start(member.0, 2));
     let view = state.volumes[&VolumeId(1)].view;
     assert!(view > volume.view, "the takeover has to begin again");
-    let reconciled = Reconciled { slices, incarnations };
-    let opened = Change::Opened { volume: VolumeId(1), view, reconciled };
+    let reconciled = Reconciled {
+        slices,
+        incarnations,
+    };
+    let opened = Change::Opened {
+        volume: VolumeId(1),
+        view,
+        reconciled,
+    };
     assert_eq!(state.apply(opened), Outcome::Done);
     let after = &state.volumes[&VolumeId(1)];
     assert!(after.slices.iter().all(|slice| !slice.is_in_sync(member)));
@@ -142,7 +193,10 @@ fn the_last_in_sync_copy_is_never_removed() {
     };
     assert_eq!(remove(&mut state, members[0]), Outcome::Done);
     assert_eq!(remove(&mut state, members[1]), Outcome::Done);
-    assert_eq!(remove(&mut state, members[2]), Outcome::Refused(Refusal::LastCopy));
+    assert_eq!(
+        remove(&mut state, members[2]),
+        Outcome::Refused(Refusal::LastCopy)
+    );
     state.check();
 }
 
@@ -153,18 +207,43 @@ fn an_identity_is_never_reused() {
     if let Change::NodeStarted(start) = &mut foreign {
         start.uuid = [99; 16];
     }
-    assert_eq!(state.apply(foreign), Outcome::Refused(Refusal::IdentityReused(NodeId(2))));
-    assert_eq!(state.apply(start(2, 0)), Outcome::Refused(Refusal::IncarnationStale(NodeId(2))));
+    assert_eq!(
+        state.apply(foreign),
+        Outcome::Refused(Refusal::IdentityReused(NodeId(2)))
+    );
+    assert_eq!(
+        state.apply(start(2, 0)),
+        Outcome::Refused(Refusal::IncarnationStale(NodeId(2)))
+    );
 }
 
 #[test]
 fn a_token_admits_one_node_and_ends() {
     let mut state = cluster();
-    let again = Admission { secret_hash: [2; 32], uuid: [50; 16], now_unix_ms: 5 };
-    assert_eq!(state.apply(Change::Admit(again)), Outcome::Refused(Refusal::TokenUnknown));
-    state.apply(Change::AddToken { secret_hash: [9; 32], expires_unix_ms: 10 });
-    let late = Admission { secret_hash: [9; 32], uuid: [50; 16], now_unix_ms: 10 };
-    assert_eq!(state.apply(Change::Admit(late)), Outcome::Refused(Refusal::TokenExpired));
+    let again = Admission {
+        secret_hash: [2; 32],
+        uuid: [50; 16],
+        link_address: String::new(),
+        now_unix_ms: 5,
+    };
+    assert_eq!(
+        state.apply(Change::Admit(again)),
+        Outcome::Refused(Refusal::TokenUnknown)
+    );
+    state.apply(Change::AddToken {
+        secret_hash: [9; 32],
+        expires_unix_ms: 10,
+    });
+    let late = Admission {
+        secret_hash: [9; 32],
+        uuid: [50; 16],
+        link_address: String::new(),
+        now_unix_ms: 10,
+    };
+    assert_eq!(
+        state.apply(Change::Admit(late)),
+        Outcome::Refused(Refusal::TokenExpired)
+    );
 }
 
 #[test]
@@ -174,7 +253,10 @@ fn volumes_out_of_range_are_refused_and_change_nothing() {
     let mut refused = |change: fn(&mut VolumeSpec)| {
         let mut wanted = spec("other");
         change(&mut wanted);
-        assert!(matches!(state.apply(Change::CreateVolume(wanted)), Outcome::Refused(_)));
+        assert!(matches!(
+            state.apply(Change::CreateVolume(wanted)),
+            Outcome::Refused(_)
+        ));
     };
     refused(|spec| spec.name = "db".into());
     refused(|spec| spec.name = "Ünï".into());

@@ -4,11 +4,31 @@
 //! [`HostLinks`] the links to other nodes. [`ClusterAuthority`] signs the certificates that
 //! links ask for, [`JoinToken`] and [`join`] bring a new machine in.
 
+mod authority;
 mod directory;
 mod disk;
 mod executor;
+mod frame;
+mod greeting;
+mod identity;
+pub mod join;
+mod link;
+mod links;
+#[cfg(test)]
+mod links_test;
+mod mesh;
+mod problem;
 mod ring;
+mod stream;
+mod tls;
+mod token;
 
+pub use authority::{AuthorityError, AuthorityFingerprint, ClusterAuthority, NodeCredentials};
 pub use directory::{HostDirectory, write_atomically};
 pub use disk::{DISK_METHOD_VARIABLE, DiskMethod};
 pub use executor::run;
+pub use frame::{FrameError, LinkRefusal};
+pub use identity::{ClusterId, NodeUuid, NotAnId};
+pub use links::{BindError, HostLinks, JoinHandler, LinksConfig, PeerStatus};
+pub use problem::LinkProblem;
+pub use token::{JoinToken, TokenError};

@@ -15,13 +15,11 @@
 //! which [`Executor::run`] seeds.
 
 use std::cell::{Cell, RefCell};
-use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::future::Future;
+use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::Context;
 use std::time::Duration;
 
 use futures::future::LocalBoxFuture;
@@ -31,6 +29,15 @@ use tokio::runtime::RngSeed;
 
 use crate::random::{Random, nanos};
 use crate::trace::{Step, Timestamp, Trace};
+
+mod tasks;
+#[cfg(test)]
+mod tests;
+mod timers;
+
+use tasks::{Body, ReadyQueue, Tasks};
+pub(crate) use timers::Alarm;
+use timers::{Action, Timers};
 
 /// One start of one node, or the supervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -101,7 +108,7 @@ pub enum Halt {
 /// The executor of one run.
 pub struct Executor {
     state: RefCell<State>,
-    ready: Arc<ReadyQueue>,
+    ready: ReadyQueue,
     now_ns: Cell<u64>,
     polls: Cell<u64>,
     random: Random,
@@ -112,11 +119,8 @@ pub struct Executor {
 #[derive(Default)]
 struct State {
     processes: Vec<Process>,
-    slots: Vec<Slot>,
-    free: Vec<u32>,
-    timers: BinaryHeap<Reverse<Timer>>,
-    timer_number: u64,
-    timers_cancelled: usize,
+    tasks: Tasks,
+    timers: Timers,
 }
 
 struct Process {
@@ -140,12 +144,28 @@ struct Fuse {
     action: Box<dyn FnOnce()>,
 }
 
+/// What the next task in the queue needs.
+enum Next {
+    /// It has ended, or is being held.
+    Nothing,
+    /// Its process is to meet its fate first.
+    Blow(Fuse),
+    /// Its future is to be dropped.
+    Drop(Body, Option<Runtime>),
+    /// Its future is to be polled.
+    Poll {
+        body: Body,
+        runtime: Option<Runtime>,
+        label: u64,
+    },
+}
+
 impl Executor {
     /// An executor at virtual time zero with the supervisor as its only process.
     pub fn new(random: Random, trace: Rc<Trace>, limits: Limits) -> Rc<Self> {
         let executor = Rc::new(Self {
             state: RefCell::default(),
-            ready: Arc::default(),
+            ready: ReadyQueue::default(),
             now_ns: Cell::new(0),
             polls: Cell::new(0),
             random,
@@ -188,17 +208,17 @@ impl Executor {
 
     /// Sets the runtime that is ambient while tasks of `process` are polled.
     pub fn set_runtime(&self, process: ProcessId, runtime: Runtime) {
-        self.state.borrow_mut().processes[process.0 as usize].runtime = Some(runtime);
+        self.state.borrow_mut().process(process).runtime = Some(runtime);
     }
 
     /// Whether the process has not been killed.
     pub fn is_alive(&self, process: ProcessId) -> bool {
-        self.state.borrow().processes[process.0 as usize].life != Life::Dead
+        self.state.borrow_mut().process(process).life != Life::Dead
     }
 
     /// Whether the process is paused.
     pub fn is_paused(&self, process: ProcessId) -> bool {
-        self.state.borrow().processes[process.0 as usize].life == Life::Paused
+        self.state.borrow_mut().process(process).life == Life::Paused
     }
 
     /// Adds a task. A dead process gets none: its future is dropped at once.
@@ -209,44 +229,23 @@ impl Executor {
         future: LocalBoxFuture<'static, ()>,
     ) -> TaskKey {
         let mut state = self.state.borrow_mut();
-        if state.processes[process.0 as usize].life == Life::Dead {
+        if state.process(process).life == Life::Dead {
             drop(state);
             drop(future);
             return TaskKey(u64::MAX);
         }
-        let index = state.free.pop().unwrap_or_else(|| {
-            state.slots.push(Slot::default());
-            state.slots.len() as u32 - 1
-        });
-        let slot = &mut state.slots[index as usize];
-        let key = key_of(slot.generation, index);
-        let task = Arc::new(TaskWaker {
-            key,
-            queued: AtomicBool::new(false),
-            ready: self.ready.clone(),
-        });
-        let body = Body {
-            future,
-            waker: Waker::from(task.clone()),
-            task,
-        };
-        body.task.wake_by_ref();
-        slot.occupant = Some(Occupant {
-            process,
-            name,
-            aborted: false,
-            body: Some(body),
-        });
-        TaskKey(key)
+        TaskKey(state.tasks.add(process, name, future, &self.ready))
     }
 
     /// Drops the task's future when it would be polled next. An ended task is left alone.
     pub fn abort(&self, task: TaskKey) {
         let mut state = self.state.borrow_mut();
-        if let Some(occupant) = state.occupant(task.0) {
+        if let Some(occupant) = state.tasks.get(task.0) {
             occupant.aborted = true;
-            if let Some(body) = &occupant.body {
-                body.task.wake_by_ref();
+            match &occupant.body {
+                Some(body) => body.wake(),
+                // It aborts itself: queued once more, it is dropped instead of polled.
+                None => self.ready.push(task.0),
             }
         }
     }
@@ -260,7 +259,8 @@ impl Executor {
     /// Stops polling the tasks of a running process.
     pub fn pause(&self, process: ProcessId) {
         assert_ne!(process, SUPERVISOR, "the supervisor cannot be paused");
-        let process = &mut self.state.borrow_mut().processes[process.0 as usize];
+        let mut state = self.state.borrow_mut();
+        let process = state.process(process);
         if process.life == Life::Running {
             process.life = Life::Paused;
         }
@@ -268,24 +268,29 @@ impl Executor {
 
     /// Goes on with a paused process.
     pub fn resume(&self, process: ProcessId) {
-        let process = &mut self.state.borrow_mut().processes[process.0 as usize];
+        let mut state = self.state.borrow_mut();
+        let process = state.process(process);
         if process.life == Life::Paused {
             process.life = Life::Running;
-            self.ready
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .append(&mut process.held);
+            self.ready.append(&mut process.held);
         }
     }
 
     /// Calls `action` instead of the poll that follows `polls` more polls of this process: the
-    /// way to kill a process at a chosen await.
+    /// way to kill a process at a chosen await. A new call replaces an earlier one.
     pub fn after_polls(&self, process: ProcessId, polls: u64, action: impl FnOnce() + 'static) {
-        let process = &mut self.state.borrow_mut().processes[process.0 as usize];
-        process.fuse = Some(Fuse {
+        let fuse = Fuse {
             polls_left: polls,
             action: Box::new(action),
-        });
+        };
+        let replaced = self.state.borrow_mut().process(process).fuse.replace(fuse);
+        drop(replaced);
+    }
+
+    /// Forgets what [`Executor::after_polls`] was told.
+    pub fn disarm(&self, process: ProcessId) {
+        let fuse = self.state.borrow_mut().process(process).fuse.take();
+        drop(fuse);
     }
 
     /// Calls `action` at virtual time `at_ns`, or now if that has passed.
@@ -302,19 +307,11 @@ impl Executor {
         self.add_timer(at_ns, Action::Wake(alarm));
     }
 
-    /// Says that an alarm in the heap has lost its waker.
+    /// Says that an alarm has lost its waker.
     pub(crate) fn forget_alarm(&self) {
-        // A future may be dropped by the unwinding of a panic from anywhere.
-        let Ok(mut state) = self.state.try_borrow_mut() else {
-            return;
-        };
-        state.timers_cancelled += 1;
-        if state.timers_cancelled > 4096 && state.timers_cancelled * 2 > state.timers.len() {
-            state.timers.retain(|Reverse(timer)| match &timer.action {
-                Action::Wake(alarm) => alarm.waker.borrow().is_some(),
-                Action::Call(_) => true,
-            });
-            state.timers_cancelled = 0;
+        // The unwinding of a panic may drop a sleeping future anywhere.
+        if let Ok(mut state) = self.state.try_borrow_mut() {
+            state.timers.note_cancelled();
         }
     }
 
@@ -350,16 +347,14 @@ impl Executor {
         let mut polls_here = 0_u64;
         let mut recent: VecDeque<u64> = VecDeque::new();
         loop {
-            while let Some(key) = self.next_ready() {
-                if !self.poll(key) {
-                    continue;
-                }
+            while let Some(key) = self.ready.take(&self.random) {
+                self.attend(key);
                 if result.borrow().is_some() {
                     return Ok(());
                 }
                 polls_here += 1;
                 let at_ns = self.now_ns();
-                if polls_here + 64 > self.limits.polls_at_one_instant {
+                if polls_here + RECENT > self.limits.polls_at_one_instant {
                     recent.push_back(key);
                     if polls_here > self.limits.polls_at_one_instant {
                         return Err(Halt::Livelock {
@@ -375,7 +370,8 @@ impl Executor {
                     });
                 }
             }
-            let Some(next_ns) = self.next_timer_ns() else {
+            let next_ns = self.state.borrow().timers.next_ns();
+            let Some(next_ns) = next_ns else {
                 return Err(Halt::Deadlock {
                     at_ns: self.now_ns(),
                 });
@@ -390,140 +386,106 @@ impl Executor {
                 polls_here = 0;
                 recent.clear();
             }
-            self.fire_due();
-        }
-    }
-
-    fn next_ready(&self) -> Option<u64> {
-        let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
-        match ready.len() {
-            0 => None,
-            1 => ready.pop(),
-            several => {
-                let index = self.random.below(several as u64) as usize;
-                Some(ready.swap_remove(index))
+            while let Some(action) = self.take_due() {
+                action.perform();
             }
         }
     }
 
-    /// Polls the task; false if there was nothing to poll.
-    fn poll(&self, key: u64) -> bool {
+    fn take_due(&self) -> Option<Action> {
+        self.state.borrow_mut().timers.take_due(self.now_ns())
+    }
+
+    /// Polls or drops the future of a task taken from the queue.
+    fn attend(&self, key: u64) {
+        let next = self.next(key);
+        match next {
+            Next::Nothing => {}
+            Next::Blow(fuse) => {
+                self.ready.push(key);
+                (fuse.action)();
+            }
+            Next::Drop(body, runtime) => {
+                let _entered = runtime.map(ambient::enter);
+                drop(body);
+            }
+            Next::Poll {
+                mut body,
+                runtime,
+                label,
+            } => {
+                let _entered = runtime.map(ambient::enter);
+                self.polls.set(self.polls.get() + 1);
+                self.trace.record(self.now_ns(), Step::Poll, key, label);
+                body.taken_from_queue();
+                let ended = {
+                    let mut context = Context::from_waker(&body.waker);
+                    let mut future = tokio::task::unconstrained(body.future.as_mut());
+                    Pin::new(&mut future).poll(&mut context).is_ready()
+                };
+                let mut state = self.state.borrow_mut();
+                if ended {
+                    state.tasks.remove_if_living(key);
+                } else if let Some(occupant) = state.tasks.get(key) {
+                    occupant.body = Some(body);
+                    return;
+                }
+                // It has ended, or its process was killed meanwhile.
+                drop(state);
+                drop(body);
+            }
+        }
+    }
+
+    fn next(&self, key: u64) -> Next {
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
-        let Some(occupant) = state.occupant(key) else {
-            return false;
+        let Some(occupant) = state.tasks.get(key) else {
+            return Next::Nothing;
         };
         let id = occupant.process;
         let process = &mut state.processes[id.0 as usize];
         if process.life == Life::Paused {
             process.held.push(key);
-            return false;
+            return Next::Nothing;
         }
-        if let Some(fuse) = &mut process.fuse {
-            if fuse.polls_left == 0 {
-                let fuse = process.fuse.take();
-                drop(guard);
-                self.ready
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push(key);
-                if let Some(fuse) = fuse {
-                    (fuse.action)();
-                }
-                return false;
+        match process.fuse.take() {
+            Some(fuse) if fuse.polls_left == 0 => return Next::Blow(fuse),
+            Some(fuse) => {
+                process.fuse = Some(Fuse {
+                    polls_left: fuse.polls_left - 1,
+                    ..fuse
+                });
             }
-            fuse.polls_left -= 1;
+            None => {}
         }
         let runtime = process.runtime.clone();
-        let occupant = state.occupant(key).expect("it was there a moment ago");
-        let (aborted, name) = (occupant.aborted, occupant.name);
-        let Some(mut body) = occupant.body.take() else {
-            return false;
+        // Queued twice by an abort, it may be gone from its place.
+        let Some(body) = occupant.body.take() else {
+            return Next::Nothing;
         };
-        if aborted {
-            state.free(key);
+        if occupant.aborted {
+            state.tasks.remove_if_living(key);
+            return Next::Drop(body, runtime);
         }
-        drop(guard);
-        let _entered = runtime.map(ambient::enter);
-        if aborted {
-            drop(body);
-            return true;
-        }
-        self.polls.set(self.polls.get() + 1);
-        self.trace.record(
-            self.now_ns(),
-            Step::Poll,
-            key,
-            u64::from(id.0) << 32 | name_hash(name),
-        );
-        body.task.queued.store(false, Ordering::Relaxed);
-        let ended = {
-            let mut context = Context::from_waker(&body.waker);
-            let mut future = tokio::task::unconstrained(body.future.as_mut());
-            std::pin::Pin::new(&mut future).poll(&mut context) == Poll::Ready(())
-        };
-        let mut state = self.state.borrow_mut();
-        if ended {
-            state.free(key);
-        } else if let Some(occupant) = state.occupant(key) {
-            occupant.body = Some(body);
-            return true;
-        }
-        // Ended, or its process was killed during the poll.
-        drop(state);
-        drop(body);
-        true
-    }
-
-    fn next_timer_ns(&self) -> Option<u64> {
-        self.state
-            .borrow()
-            .timers
-            .peek()
-            .map(|Reverse(timer)| timer.at_ns)
-    }
-
-    fn fire_due(&self) {
-        loop {
-            let mut state = self.state.borrow_mut();
-            let due = state
-                .timers
-                .peek()
-                .is_some_and(|next| next.0.at_ns <= self.now_ns());
-            if !due {
-                return;
-            }
-            let action = state.timers.pop().map(|Reverse(timer)| timer.action);
-            drop(state);
-            match action {
-                Some(Action::Wake(alarm)) => {
-                    alarm.rung.set(true);
-                    let waker = alarm.waker.borrow_mut().take();
-                    if let Some(waker) = waker {
-                        waker.wake();
-                    }
-                }
-                Some(Action::Call(call)) => call(),
-                None => return,
-            }
+        let label = u64::from(id.0) << 32 | name_hash(occupant.name);
+        Next::Poll {
+            body,
+            runtime,
+            label,
         }
     }
 
     fn add_timer(&self, at_ns: u64, action: Action) {
-        let mut state = self.state.borrow_mut();
-        let number = state.timer_number;
-        state.timer_number += 1;
-        let at_ns = at_ns.max(self.now_ns());
-        state.timers.push(Reverse(Timer {
-            at_ns,
-            number,
-            action,
-        }));
+        self.state
+            .borrow_mut()
+            .timers
+            .add(at_ns.max(self.now_ns()), action);
     }
 
     fn end(&self, id: ProcessId) {
         let mut state = self.state.borrow_mut();
-        let process = &mut state.processes[id.0 as usize];
+        let process = state.process(id);
         if process.life == Life::Dead {
             return;
         }
@@ -531,23 +493,7 @@ impl Executor {
         process.held.clear();
         let fuse = process.fuse.take();
         let runtime = process.runtime.take();
-        let mut bodies = Vec::new();
-        for index in 0..state.slots.len() {
-            let slot = &mut state.slots[index];
-            if slot
-                .occupant
-                .as_ref()
-                .is_some_and(|occupant| occupant.process == id)
-            {
-                let key = key_of(slot.generation, index as u32);
-                bodies.extend(
-                    slot.occupant
-                        .as_mut()
-                        .and_then(|occupant| occupant.body.take()),
-                );
-                state.free(key);
-            }
-        }
+        let bodies = state.tasks.remove_all(id);
         drop(state);
         let _entered = runtime.map(ambient::enter);
         drop(bodies);
@@ -565,20 +511,27 @@ impl Executor {
     }
 
     fn names(&self, keys: &VecDeque<u64>) -> Vec<String> {
-        let mut state = self.state.borrow_mut();
+        let mut guard = self.state.borrow_mut();
+        let state = &mut *guard;
         let mut names = BTreeSet::new();
         for key in keys {
-            if let Some(occupant) = state.occupant(*key) {
-                let (name, process) = (occupant.name, occupant.process);
-                names.insert(format!(
-                    "{} of {}",
-                    name, state.processes[process.0 as usize].label
-                ));
+            if let Some(occupant) = state.tasks.get(*key) {
+                let label = &state.processes[occupant.process.0 as usize].label;
+                names.insert(format!("{} of {label}", occupant.name));
             }
         }
         names.into_iter().collect()
     }
 }
+
+impl State {
+    fn process(&mut self, process: ProcessId) -> &mut Process {
+        &mut self.processes[process.0 as usize]
+    }
+}
+
+/// How many of the last polled tasks a livelock report looks at.
+const RECENT: u64 = 64;
 
 fn name_hash(name: &str) -> u64 {
     // Names are few and short: their length and ends tell them apart well enough for a trace.

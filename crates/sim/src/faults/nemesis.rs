@@ -1,1 +1,442 @@
-//! x
+//! The schedule of faults: a seeded adversary with a budget.
+//!
+//! Faults come as episodes: something is done to one node or to the network, lasts a while and is
+//! undone. Promises:
+//!
+//! * never more nodes are disturbed at once than [`NemesisOptions::disturbed_max`], except by a
+//!   power cut of all;
+//! * when [`Nemesis::run`] returns, every fault is undone and every node's process was started.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::Duration;
+
+use holdfast_runtime::NodeId;
+use holdfast_runtime::task::TaskGroup;
+
+use super::FaultClass;
+use crate::disk::Damage;
+use crate::random::Random;
+use crate::simulation::Simulation;
+use crate::trace::{Step, Timestamp};
+
+/// Starts the process of a node that has power and no process.
+pub type Starter = Rc<dyn Fn(NodeId)>;
+
+/// What the adversary may do.
+#[derive(Clone, Debug)]
+pub struct NemesisOptions {
+    /// How often each class is chosen, relative to the others. Torn and lost writes follow from
+    /// crashes and power cuts and cannot be chosen.
+    pub weights: BTreeMap<FaultClass, u32>,
+    /// Time between two episodes' begins.
+    pub pause: (Duration, Duration),
+    /// How long an episode lasts.
+    pub length: (Duration, Duration),
+    /// Nodes that may be disturbed at once.
+    pub disturbed_max: usize,
+    /// A disturbed clock's rate.
+    pub drift_ppm: u32,
+    /// How long a dead process that nobody killed waits for its restart.
+    pub restart_after: Duration,
+}
+
+impl NemesisOptions {
+    /// Every class except damage at rest and full disks, which need a scenario's consent.
+    pub fn everyday(disturbed_max: usize) -> Self {
+        let weights = [
+            (FaultClass::Delay, 2),
+            (FaultClass::Loss, 2),
+            (FaultClass::Duplication, 1),
+            (FaultClass::Reordering, 1),
+            (FaultClass::OneWayPartition, 2),
+            (FaultClass::FullPartition, 3),
+            (FaultClass::Crash, 4),
+            (FaultClass::CrashAtPoll, 4),
+            (FaultClass::PowerCut, 3),
+            (FaultClass::PowerCutOfAll, 1),
+            (FaultClass::DiskError, 1),
+            (FaultClass::SlowDisk, 2),
+            (FaultClass::ShortPause, 2),
+            (FaultClass::PausePastLease, 2),
+            (FaultClass::ClockDrift, 1),
+        ];
+        Self {
+            weights: weights.into_iter().collect(),
+            pause: (Duration::from_millis(100), Duration::from_secs(3)),
+            length: (Duration::from_millis(200), Duration::from_secs(6)),
+            disturbed_max,
+            drift_ppm: 1_000,
+            restart_after: Duration::from_millis(500),
+        }
+    }
+}
+
+/// The adversary.
+pub struct Nemesis {
+    simulation: Simulation,
+    options: NemesisOptions,
+    starter: Starter,
+    random: Random,
+    disturbed: RefCell<BTreeSet<NodeId>>,
+}
+
+impl Nemesis {
+    /// An adversary of all hosts of the simulation.
+    pub fn new(simulation: Simulation, options: NemesisOptions, starter: Starter) -> Rc<Self> {
+        let random = simulation.random("nemesis");
+        let disturbed = RefCell::default();
+        Rc::new(Self {
+            simulation,
+            options,
+            starter,
+            random,
+            disturbed,
+        })
+    }
+
+    /// Fires episodes for `duration`, then heals everything.
+    pub async fn run(self: &Rc<Self>, duration: Duration) {
+        let runtime = self.simulation.runtime();
+        let end = runtime.now() + duration;
+        let mut episodes = TaskGroup::default();
+        let keeper = self.clone();
+        episodes.add(runtime.spawn(
+            "nemesis-restarts",
+            async move { keeper.restart_dead().await },
+        ));
+        loop {
+            let (shortest, longest) = self.options.pause;
+            let pause = self.random.duration(shortest, longest);
+            if runtime.now() + pause >= end {
+                runtime.sleep_until(end).await;
+                break;
+            }
+            runtime.sleep(pause).await;
+            if let Some(class) = self.choose() {
+                let nemesis = self.clone();
+                episodes.add(runtime.spawn("nemesis", async move { nemesis.episode(class).await }));
+            }
+        }
+        drop(episodes);
+        self.heal();
+    }
+
+    /// Undoes every fault at once and starts what is not running.
+    pub fn heal(&self) {
+        self.say("heals everything".to_owned());
+        self.simulation.network().heal();
+        for node in self.simulation.hosts() {
+            self.simulation.disks(node).heal();
+            self.simulation.disarm_kill(node);
+            self.simulation.reset_drift(node);
+            self.revive(node);
+        }
+        self.disturbed.borrow_mut().clear();
+    }
+
+    fn choose(&self) -> Option<FaultClass> {
+        let total: u64 = self
+            .options
+            .weights
+            .values()
+            .map(|weight| u64::from(*weight))
+            .sum();
+        if total == 0 {
+            return None;
+        }
+        let mut left = self.random.below(total);
+        for (class, weight) in &self.options.weights {
+            match left.checked_sub(u64::from(*weight)) {
+                Some(rest) => left = rest,
+                None => return Some(*class),
+            }
+        }
+        None
+    }
+
+    async fn episode(&self, class: FaultClass) {
+        match class {
+            FaultClass::Delay
+            | FaultClass::Loss
+            | FaultClass::Duplication
+            | FaultClass::Reordering => self.bad_network(class).await,
+            FaultClass::OneWayPartition | FaultClass::FullPartition => self.partition(class).await,
+            FaultClass::PowerCutOfAll => self.power_cut_of_all().await,
+            FaultClass::Crash
+            | FaultClass::CrashAtPoll
+            | FaultClass::PowerCut
+            | FaultClass::TornWrite
+            | FaultClass::LostUnsyncedWrite
+            | FaultClass::DiskError
+            | FaultClass::SlowDisk
+            | FaultClass::FullDisk
+            | FaultClass::ShortPause
+            | FaultClass::PausePastLease
+            | FaultClass::ClockDrift => {
+                if let Some(node) = self.disturb_one() {
+                    self.bad_node(class, node).await;
+                    self.disturbed.borrow_mut().remove(&node);
+                }
+            }
+            FaultClass::Corruption | FaultClass::MisplacedWrite | FaultClass::UnreadablePage => {
+                self.damage(class);
+            }
+        }
+    }
+
+    async fn bad_network(&self, class: FaultClass) {
+        let hosts = self.simulation.hosts();
+        // One node's paths, or everyone's.
+        let victim = self
+            .random
+            .pick(&hosts)
+            .copied()
+            .filter(|_| self.random.chance(600_000));
+        let severity = [5_000, 50_000, 250_000][self.random.below(3) as usize];
+        let delay_ns = [1_000_000, 20_000_000, 400_000_000][self.random.below(3) as usize];
+        let wanted = |from, to| victim.is_none_or(|victim| victim == from || victim == to);
+        self.say(format!(
+            "{class} of {victim:?}: {severity} ppm, {delay_ns} ns"
+        ));
+        self.each_pair(wanted, |conditions| match class {
+            FaultClass::Delay => conditions.extra_delay_ns = delay_ns,
+            FaultClass::Loss => conditions.loss_ppm = severity,
+            FaultClass::Duplication => conditions.duplicate_ppm = severity,
+            _ => conditions.reorder_ppm = severity,
+        });
+        self.last().await;
+        self.each_pair(wanted, |conditions| match class {
+            FaultClass::Delay => conditions.extra_delay_ns = 0,
+            FaultClass::Loss => conditions.loss_ppm = 0,
+            FaultClass::Duplication => conditions.duplicate_ppm = 0,
+            _ => conditions.reorder_ppm = 0,
+        });
+    }
+
+    async fn partition(&self, class: FaultClass) {
+        let Some(first) = self.disturb_one() else {
+            return;
+        };
+        let mut island: BTreeSet<NodeId> = [first].into_iter().collect();
+        while self.random.chance(300_000)
+            && let Some(more) = self.disturb_one()
+        {
+            island.insert(more);
+        }
+        let hosts = self.simulation.hosts();
+        // The island against all, or against one other node only.
+        let single = self
+            .random
+            .pick(&hosts)
+            .copied()
+            .filter(|_| self.random.chance(250_000));
+        let outbound = self.random.chance(500_000);
+        let cut = |from: NodeId, to: NodeId| {
+            let leaves = island.contains(&from) && !island.contains(&to);
+            let enters = island.contains(&to) && !island.contains(&from);
+            let concerns = single.is_none_or(|single| single == from || single == to);
+            concerns
+                && match class {
+                    FaultClass::OneWayPartition => (leaves && outbound) || (enters && !outbound),
+                    _ => leaves || enters,
+                }
+        };
+        self.say(format!(
+            "{class} around {island:?}, other side {single:?}, outbound {outbound}"
+        ));
+        self.each_pair(cut, |conditions| conditions.blocked = Some(class));
+        self.last().await;
+        self.each_pair(cut, |conditions| conditions.blocked = None);
+        let mut disturbed = self.disturbed.borrow_mut();
+        for node in &island {
+            disturbed.remove(node);
+        }
+    }
+
+    async fn power_cut_of_all(&self) {
+        let hosts = self.simulation.hosts();
+        self.say("cuts the power of all".to_owned());
+        let before = std::mem::replace(
+            &mut *self.disturbed.borrow_mut(),
+            hosts.iter().copied().collect(),
+        );
+        self.simulation.cut_power(&hosts);
+        self.last().await;
+        let mut order = hosts;
+        self.random.shuffle(&mut order);
+        for node in order {
+            self.simulation
+                .runtime()
+                .sleep(
+                    self.random
+                        .duration(Duration::ZERO, Duration::from_millis(800)),
+                )
+                .await;
+            self.revive(node);
+            if !before.contains(&node) {
+                self.disturbed.borrow_mut().remove(&node);
+            }
+        }
+    }
+
+    async fn bad_node(&self, class: FaultClass, node: NodeId) {
+        let simulation = &self.simulation;
+        self.say(format!("{class} of node {node}"));
+        match class {
+            FaultClass::Crash => {
+                simulation.kill(node);
+                self.last().await;
+            }
+            FaultClass::CrashAtPoll => {
+                // Early polls hit the start, later ones the traffic.
+                let bound = [50, 1_000, 20_000][self.random.below(3) as usize];
+                if self.random.chance(300_000) {
+                    simulation.kill(node);
+                    self.revive(node);
+                }
+                simulation.kill_after_polls(node, self.random.below(bound));
+                self.last().await;
+                simulation.disarm_kill(node);
+            }
+            FaultClass::PowerCut | FaultClass::TornWrite | FaultClass::LostUnsyncedWrite => {
+                simulation.cut_power(&[node]);
+                self.last().await;
+            }
+            FaultClass::DiskError => {
+                simulation
+                    .disks(node)
+                    .set_error_ppm([2_000, 50_000][self.random.below(2) as usize]);
+                self.last().await;
+                simulation.disks(node).heal();
+                // A poisoned store recovers only by a restart.
+                simulation.kill(node);
+            }
+            FaultClass::SlowDisk => {
+                let factor = [10, 100, 1_000][self.random.below(3) as usize];
+                simulation.disks(node).set_slow_factor(factor);
+                self.last().await;
+                simulation.disks(node).set_slow_factor(1);
+            }
+            FaultClass::FullDisk => {
+                simulation.disks(node).set_full(true);
+                self.last().await;
+                simulation.disks(node).set_full(false);
+            }
+            FaultClass::ShortPause | FaultClass::PausePastLease => {
+                let lease = simulation.options().lease;
+                let (shortest, longest) = match class {
+                    FaultClass::ShortPause => (Duration::from_millis(20), lease * 9 / 10),
+                    _ => (lease * 11 / 10, lease * 3),
+                };
+                simulation.pause(node);
+                simulation
+                    .runtime()
+                    .sleep(self.random.duration(shortest, longest))
+                    .await;
+            }
+            FaultClass::ClockDrift => {
+                let bound = self.options.drift_ppm as i32;
+                let drift_ppm = if self.random.chance(500_000) {
+                    bound
+                } else {
+                    -bound
+                };
+                simulation.set_drift(node, drift_ppm);
+                self.last().await;
+                simulation.reset_drift(node);
+            }
+            other => panic!("{other} is not done to one node"),
+        }
+        self.revive(node);
+    }
+
+    fn damage(&self, class: FaultClass) {
+        let hosts = self.simulation.hosts();
+        let candidates: Vec<NodeId> = hosts
+            .into_iter()
+            .filter(|node| self.simulation.disks(*node).may_be_damaged())
+            .collect();
+        let Some(node) = self.random.pick(&candidates) else {
+            return;
+        };
+        let damage = match class {
+            FaultClass::UnreadablePage => Damage::Unreadable,
+            FaultClass::MisplacedWrite if self.random.chance(500_000) => Damage::LoseNextWrite,
+            FaultClass::MisplacedWrite => Damage::MisdirectNextWrite,
+            _ => Damage::FlipBits,
+        };
+        self.say(format!("{class} ({damage:?}) on node {node}"));
+        self.simulation.disks(*node).damage(damage);
+    }
+
+    /// Takes an undisturbed running node into the budget.
+    fn disturb_one(&self) -> Option<NodeId> {
+        let mut disturbed = self.disturbed.borrow_mut();
+        if disturbed.len() >= self.options.disturbed_max {
+            return None;
+        }
+        let mut calm = self.simulation.hosts();
+        calm.retain(|node| !disturbed.contains(node));
+        let node = self.random.pick(&calm).copied()?;
+        disturbed.insert(node);
+        Some(node)
+    }
+
+    fn revive(&self, node: NodeId) {
+        self.simulation.restore_power(node);
+        self.simulation.resume(node);
+        if self.simulation.incarnation(node).is_none() {
+            (self.starter)(node);
+        }
+    }
+
+    /// Restarts processes that ended on their own, as a service manager would.
+    async fn restart_dead(&self) {
+        loop {
+            self.simulation
+                .runtime()
+                .sleep(self.options.restart_after)
+                .await;
+            for node in self.simulation.hosts() {
+                let calm = !self.disturbed.borrow().contains(&node);
+                if calm && self.simulation.incarnation(node).is_none() {
+                    self.say(format!("restarts node {node}, which ended"));
+                    self.revive(node);
+                }
+            }
+        }
+    }
+
+    async fn last(&self) {
+        let (shortest, longest) = self.options.length;
+        let length = self.random.duration(shortest, longest);
+        self.simulation.runtime().sleep(length).await;
+    }
+
+    fn each_pair(
+        &self,
+        wanted: impl Fn(NodeId, NodeId) -> bool,
+        change: impl Fn(&mut crate::network::Conditions),
+    ) {
+        let hosts = self.simulation.hosts();
+        for from in &hosts {
+            for to in &hosts {
+                if from != to && wanted(*from, *to) {
+                    self.simulation.network().change(*from, *to, &change);
+                }
+            }
+        }
+    }
+
+    fn say(&self, words: String) {
+        let at = Timestamp(self.simulation.now_ns());
+        self.simulation.note(
+            Step::Fault,
+            0,
+            crate::trace::digest(words.as_bytes()),
+            || format!("nemesis at {at}: {words}"),
+        );
+    }
+}

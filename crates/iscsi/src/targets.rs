@@ -1,0 +1,70 @@
+//! What a node tells the iSCSI front about its targets.
+
+use std::rc::Rc;
+
+use holdfast_scsi::BlockDevice;
+use holdfast_scsi::ports::PortGroups;
+use holdfast_scsi::reservation::Reservations;
+
+use crate::chap::Secret;
+
+/// The targets that a node serves.
+pub trait Targets {
+    /// The targets that this initiator may use, for SendTargets.
+    fn list(&self, initiator: &str) -> Vec<TargetSummary>;
+
+    /// The target with this name, if this initiator may use it.
+    fn open(&self, iqn: &str, initiator: &str) -> Option<Target>;
+
+    /// How initiators prove themselves in discovery sessions.
+    fn discovery_auth(&self) -> TargetAuth;
+
+    /// Another portal, `ip:port[,tpgt]`, to which the login should go instead.
+    fn redirect(&self, iqn: &str, initiator: &str) -> Option<String> {
+        let _ = (iqn, initiator);
+        None
+    }
+}
+
+/// A target as SendTargets shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetSummary {
+    /// iSCSI name.
+    pub iqn: String,
+    /// `ip:port,tpgt`, with an IPv6 address in brackets.
+    pub portals: Vec<String>,
+}
+
+/// A target that may be logged in to.
+#[derive(Clone)]
+pub struct Target {
+    /// The volume behind LUN 0.
+    pub device: Rc<dyn BlockDevice>,
+    /// How initiators prove themselves.
+    pub auth: TargetAuth,
+    /// Portal group tag of this node; also the target port group identifier.
+    pub portal_group_tag: u16,
+    /// Relative target port identifier of this node, unique among the nodes.
+    pub relative_port_id: u16,
+    /// Access states of all portal groups; `None` if this node is the only one.
+    pub port_groups: Option<Rc<dyn PortGroups>>,
+    /// The reservation table; `None` keeps one in the memory of this process.
+    pub reservations: Option<Rc<dyn Reservations>>,
+}
+
+/// How initiators prove themselves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetAuth {
+    /// They need not.
+    None,
+    /// By CHAP.
+    Chap {
+        /// Name that the initiator must give.
+        username: String,
+        /// Secret that it must know.
+        secret: Secret,
+        /// Name and secret by which the target proves itself, if the initiator asks. Where they
+        /// are set, an initiator that does not ask is refused.
+        mutual: Option<(String, Secret)>,
+    },
+}

@@ -1,0 +1,152 @@
+//! A volume as the SCSI layer sees it.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use bytes::{Bytes, BytesMut};
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
+use holdfast_config::state::VolumeRecord;
+use holdfast_scsi::{BlockDevice, CompareOutcome, DeviceError, DeviceIdentity};
+use holdfast_volume::{IoError, Operation};
+use holdfast_wire::VolumeId;
+
+use crate::node::Node;
+
+/// See the module's header.
+pub struct VolumeDevice {
+    node: Rc<Node>,
+    volume: VolumeId,
+    identity: RefCell<DeviceIdentity>,
+}
+
+impl VolumeDevice {
+    /// The volume behind an iSCSI target name.
+    pub fn by_target(node: &Rc<Node>, target_name: &str) -> Option<Rc<Self>> {
+        let state = node.state();
+        let (volume, record) = state.volume_by_target(target_name)?;
+        let identity = RefCell::new(identity(record));
+        Some(Rc::new(Self {
+            node: node.clone(),
+            volume,
+            identity,
+        }))
+    }
+
+    fn run(
+        &self,
+        offset: u64,
+        length: u64,
+        operation: Operation,
+    ) -> LocalBoxFuture<'static, Result<Bytes, IoError>> {
+        let (node, volume) = (self.node.clone(), self.volume);
+        async move { node.run(volume, offset, length, operation).await }.boxed_local()
+    }
+}
+
+fn identity(record: &VolumeRecord) -> DeviceIdentity {
+    let serial: String = record
+        .naa
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    DeviceIdentity {
+        naa: record.naa,
+        serial: serial.into(),
+        vendor: "HOLDFAST".into(),
+        product: "VOLUME".into(),
+        revision: "0001".into(),
+        logical_block_bytes: record.logical_block_bytes,
+        capacity_bytes: record.size_bytes,
+    }
+}
+
+fn failed(error: IoError, offset: u64) -> DeviceError {
+    match error {
+        IoError::Busy => DeviceError::Busy,
+        IoError::Full => DeviceError::Full,
+        IoError::Damaged => DeviceError::Medium { offset },
+        IoError::Gone => DeviceError::Gone,
+        IoError::Invalid | IoError::Miscompare(_) => DeviceError::Internal,
+    }
+}
+
+impl BlockDevice for VolumeDevice {
+    fn identity(&self) -> DeviceIdentity {
+        let state = self.node.state();
+        if let Some(record) = state.volumes.get(&self.volume) {
+            self.identity.borrow_mut().capacity_bytes = record.size_bytes;
+        }
+        self.identity.borrow().clone()
+    }
+
+    fn read(
+        &self,
+        offset_bytes: u64,
+        length_bytes: u32,
+    ) -> LocalBoxFuture<'static, Result<Bytes, DeviceError>> {
+        let read = self.run(offset_bytes, u64::from(length_bytes), Operation::Read);
+        async move { read.await.map_err(|error| failed(error, offset_bytes)) }.boxed_local()
+    }
+
+    fn write(
+        &self,
+        offset_bytes: u64,
+        data: Bytes,
+    ) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
+        let length = data.len() as u64;
+        let write = self.run(offset_bytes, length, Operation::Write(data));
+        async move {
+            write
+                .await
+                .map(drop)
+                .map_err(|error| failed(error, offset_bytes))
+        }
+        .boxed_local()
+    }
+
+    fn zero(
+        &self,
+        offset_bytes: u64,
+        length_bytes: u64,
+    ) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
+        let zero = self.run(offset_bytes, length_bytes, Operation::Zero);
+        async move {
+            zero.await
+                .map(drop)
+                .map_err(|error| failed(error, offset_bytes))
+        }
+        .boxed_local()
+    }
+
+    fn flush(&self) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
+        // An acknowledged write is durable on every in-sync copy already.
+        async { Ok(()) }.boxed_local()
+    }
+
+    fn compare_and_write(
+        &self,
+        offset_bytes: u64,
+        compare: Bytes,
+        write: Bytes,
+    ) -> LocalBoxFuture<'static, Result<CompareOutcome, DeviceError>> {
+        let length = compare.len() as u64;
+        let mut both = BytesMut::from(compare.as_ref());
+        both.extend_from_slice(&write);
+        let run = self.run(
+            offset_bytes,
+            length,
+            Operation::CompareAndWrite(both.freeze()),
+        );
+        async move {
+            match run.await {
+                Ok(_) => Ok(CompareOutcome::Written),
+                Err(IoError::Miscompare(at)) => Ok(CompareOutcome::Miscompare {
+                    offset_bytes: at as u32,
+                }),
+                Err(error) => Err(failed(error, offset_bytes)),
+            }
+        }
+        .boxed_local()
+    }
+}

@@ -1,0 +1,219 @@
+//! A running node.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use holdfast_config::group::{ConfigGroup, GroupError, ProposeError};
+use holdfast_config::state::{Change, ClusterIdentity, ClusterState, Outcome, Refusal};
+use holdfast_gossip::{Gossip, Member};
+use holdfast_replica::Holder;
+use holdfast_runtime::{Directory, Links, NodeId, Rpc, Runtime};
+use holdfast_store::{RecoveryReport, Store, StoreError, StoreOptions};
+use holdfast_volume::{Context, IoError, Operation, Owner, Portal};
+use holdfast_wire::VolumeId;
+use thiserror::Error;
+use tokio::sync::watch;
+
+use crate::config::GroupConfig;
+use crate::options::NodeOptions;
+
+/// Blocks of the largest slice: what the store checks block numbers against.
+const SLICE_BLOCKS: u32 = (holdfast_config::state::SLICE_BYTES / 4096) as u32;
+
+/// Why a node did not start.
+#[derive(Debug, Error)]
+pub enum NodeError {
+    /// The store cannot be used; nothing was changed.
+    #[error("the store cannot be opened: {0}")]
+    Store(#[from] StoreError),
+    /// The config log cannot be used; nothing was changed.
+    #[error("the config group cannot be started: {0}")]
+    Group(#[from] GroupError),
+    /// The cluster could not be founded.
+    #[error("{0}")]
+    Refused(#[from] Refusal),
+    /// The config group did not decide in time; the change may still take effect.
+    #[error("the cluster did not decide: {0}")]
+    Undecided(#[from] ProposeError),
+}
+
+/// Why a node that was running must stop. It has promised nothing that it cannot keep: its
+/// copies are taken out of the in-sync sets by the others.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Failure {
+    /// The config group refuses this node.
+    #[error("the cluster refuses this node: {0}")]
+    Refused(Refusal),
+    /// The store failed.
+    #[error("the store failed: {0}")]
+    Store(String),
+}
+
+/// See the module's header.
+pub struct Node {
+    pub(crate) options: NodeOptions,
+    pub(crate) context: Context,
+    pub(crate) group: Rc<ConfigGroup>,
+    pub(crate) gossip: Rc<Gossip>,
+    pub(crate) portal: Rc<Portal>,
+    pub(crate) owners: Rc<RefCell<BTreeMap<VolumeId, Rc<Owner>>>>,
+    pub(crate) recovery: RecoveryReport,
+    pub(crate) failure: watch::Sender<Option<Failure>>,
+    pub(crate) leaving: Cell<bool>,
+}
+
+impl Node {
+    /// Recovers what the directory holds and takes part in the cluster from then on.
+    pub async fn start(
+        runtime: Runtime,
+        directory: Rc<dyn Directory>,
+        links: Rc<dyn Links>,
+        options: NodeOptions,
+    ) -> Result<Rc<Self>, NodeError> {
+        let rpc = Rpc::start(runtime.clone(), links);
+        let store_options = StoreOptions {
+            identity: options.identity.uuid,
+            journal_bytes: options.journal_bytes,
+            home_bytes: options.home_bytes,
+            slice_blocks: SLICE_BLOCKS,
+        };
+        let (store, recovery) =
+            Store::open(runtime.clone(), directory.clone(), store_options).await?;
+        let group =
+            ConfigGroup::start(runtime.clone(), rpc.clone(), directory, options.group).await?;
+        let holder = Holder::start(runtime.clone(), rpc.clone(), store.clone());
+        let local = Member {
+            node: rpc.local_node(),
+            incarnation: rpc.local_incarnation(),
+        };
+        let gossip = Gossip::start(runtime.clone(), rpc.clone(), local, options.gossip.clone());
+        let config = Rc::new(GroupConfig {
+            group: group.clone(),
+        });
+        let context = Context {
+            runtime,
+            rpc,
+            config,
+            holder,
+            store,
+        };
+        let owners: Rc<RefCell<BTreeMap<VolumeId, Rc<Owner>>>> = Rc::default();
+        let portal = Portal::start(context.clone(), owners.clone());
+        let node = Rc::new(Self {
+            options,
+            context,
+            group,
+            gossip,
+            portal,
+            owners,
+            recovery,
+            failure: watch::Sender::new(None),
+            leaving: Cell::new(false),
+        });
+        node.connect();
+        Ok(node)
+    }
+
+    /// Wires the parts together and starts the tasks that keep them so.
+    fn connect(self: &Rc<Self>) {
+        let owners = self.owners.clone();
+        self.context
+            .holder
+            .set_ack_handler(move |from, _incarnation, ack| {
+                let owner = owners.borrow().get(&VolumeId(ack.volume)).cloned();
+                if let Some(owner) = owner {
+                    owner.on_ack(from, &ack);
+                }
+            });
+        let owners = self.owners.clone();
+        self.context
+            .holder
+            .set_promise_handler(move |volume, view| {
+                let owner = owners.borrow().get(&VolumeId(volume)).cloned();
+                if let Some(owner) = owner {
+                    owner.on_promise(view);
+                }
+            });
+        let runtime = &self.context.runtime;
+        runtime.spawn("node-follow", self.clone().keep_following());
+        runtime.spawn("node-register", self.clone().keep_registered());
+        runtime.spawn("node-monitor", self.clone().keep_monitoring());
+        runtime.spawn("node-voters", self.clone().keep_voters());
+        runtime.spawn("node-links", self.clone().keep_noting_links());
+    }
+
+    /// Makes a new cluster with this node as its first. The links must know the node as number 1.
+    pub async fn found(&self, cluster: ClusterIdentity, limit: Duration) -> Result<(), NodeError> {
+        let change = Change::Found {
+            cluster,
+            uuid: self.options.identity.uuid,
+            link_address: self.options.link_address.clone(),
+        };
+        match self.group.initialize(change, limit).await? {
+            Outcome::Refused(refusal) => Err(refusal.into()),
+            Outcome::Done | Outcome::Admitted(_) | Outcome::Created(_) => Ok(()),
+        }
+    }
+
+    /// This node's number.
+    pub fn id(&self) -> NodeId {
+        self.context.node()
+    }
+
+    /// The node's shared parts.
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// The config group.
+    pub fn group(&self) -> &Rc<ConfigGroup> {
+        &self.group
+    }
+
+    /// The cluster's state as last applied here.
+    pub fn state(&self) -> Rc<ClusterState> {
+        self.group.state()
+    }
+
+    /// Changes whenever another state has been applied.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.group.watch()
+    }
+
+    /// Proposes a change to the cluster's state; refusals are outcomes.
+    pub async fn propose(&self, change: Change, limit: Duration) -> Result<Outcome, ProposeError> {
+        self.group.propose(change, limit).await
+    }
+
+    /// Runs an initiator's operation on `length` bytes at `offset` of a volume: through this
+    /// node's portal, wherever the owner is. Offset and length are multiples of 512.
+    pub async fn run(
+        &self,
+        volume: VolumeId,
+        offset: u64,
+        length: u64,
+        operation: Operation,
+    ) -> Result<Bytes, IoError> {
+        self.portal.run(volume, offset, length, operation).await
+    }
+
+    /// Becomes `Some` when the node has to stop.
+    pub fn failure(&self) -> watch::Receiver<Option<Failure>> {
+        self.failure.subscribe()
+    }
+
+    pub(crate) fn fail(&self, failure: Failure) {
+        tracing::error!(%failure, "this node has to stop");
+        for owner in self.owners.borrow().values() {
+            owner.close();
+        }
+        self.failure.send_if_modified(|now| {
+            let first = now.is_none();
+            now.get_or_insert(failure);
+            first
+        });
+    }
+}

@@ -1,0 +1,39 @@
+//! What a node has to be told.
+
+use holdfast_config::group::GroupOptions;
+use holdfast_gossip::Options as GossipOptions;
+use holdfast_runtime::NodeId;
+
+/// Who the node is; fixed when it joined.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeIdentity {
+    /// Random number of the cluster.
+    pub cluster: [u8; 16],
+    /// Random number of the node's data directory.
+    pub uuid: [u8; 16],
+}
+
+/// How the node runs.
+#[derive(Clone, Debug)]
+pub struct NodeOptions {
+    /// Who it is.
+    pub identity: NodeIdentity,
+    /// `host:port` for other nodes.
+    pub link_address: String,
+    /// `host:port` of its REST API.
+    pub api_address: String,
+    /// `host:port` of its iSCSI portal.
+    pub portal_address: String,
+    /// Version of its software.
+    pub version: String,
+    /// Nodes to talk to until the config state names them, with their `host:port`.
+    pub seeds: Vec<(NodeId, String)>,
+    /// Bytes of the journal's ring.
+    pub journal_bytes: u64,
+    /// Bytes for destaged blocks.
+    pub home_bytes: u64,
+    /// Timing of the config group.
+    pub group: GroupOptions,
+    /// Timing of gossip.
+    pub gossip: GossipOptions,
+}

@@ -1,0 +1,348 @@
+//! One block: which states can it be in, given everything observed so far?
+//!
+//! The checker keeps every *configuration* that some legal order of the operations leads to: the
+//! register's value, and which of the open operations have taken effect. An order can always be
+//! changed so that each operation takes effect as late as possible, right before the end of
+//! some operation (Lowe, "Testing for linearizability", 2016), so configurations change at ends
+//! only. Four rules keep them few and lose nothing:
+//!
+//! * a read takes effect as soon as the register holds its value: it changes nothing;
+//! * an unknown write takes effect before the operation that ends only if a waiting read wants
+//!   its value: unseen, it might as well not have happened yet;
+//! * of unknown writes of equal value (zeroes) the oldest free one stands for all;
+//! * a configuration is dropped if another one with the same value and the same acknowledged
+//!   writes done has no read less and no unknown write more done.
+//!
+//! An operation takes part only once its outcome is known: events wait in order until then.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::oracle::content::Value;
+
+/// What an operation does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Write(Value),
+    Read,
+}
+
+/// How an operation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// A write took effect.
+    Acknowledged,
+    /// A write may have taken effect, or may yet.
+    Unknown,
+    /// A write has no effect; a read has no data.
+    Void,
+    /// A read's data.
+    Returned(Value),
+}
+
+/// A set of places.
+type Places = u128;
+
+#[derive(Debug)]
+pub(super) struct Register {
+    next_number: u64,
+    /// Begins and ends that have not been taken in yet.
+    waiting: VecDeque<Event>,
+    /// Operations with an event in `waiting`.
+    operations: BTreeMap<u64, Operation>,
+    /// Operations taken in: acknowledged writes and reads until their end, unknown writes until
+    /// every configuration has them done.
+    open: Vec<Option<Open>>,
+    configurations: Vec<Configuration>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Begin(u64),
+    End(u64),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Operation {
+    kind: Kind,
+    outcome: Option<Outcome>,
+    place: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Open {
+    Write(Value),
+    UnknownWrite(Value),
+    Read(Value),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Configuration {
+    value: Value,
+    done: Places,
+}
+
+impl Default for Register {
+    fn default() -> Self {
+        Self {
+            next_number: 1,
+            waiting: VecDeque::new(),
+            operations: BTreeMap::new(),
+            open: Vec::new(),
+            configurations: vec![Configuration {
+                value: Value::ZERO,
+                done: 0,
+            }],
+        }
+    }
+}
+
+impl Register {
+    /// Takes the begin of an operation and gives it a number.
+    pub(super) fn begin(&mut self, kind: Kind) -> u64 {
+        let number = self.next_number;
+        self.next_number += 1;
+        self.operations.insert(
+            number,
+            Operation {
+                kind,
+                outcome: None,
+                place: None,
+            },
+        );
+        self.waiting.push_back(Event::Begin(number));
+        number
+    }
+
+    /// Takes an outcome. The error is the number of an operation that cannot be explained.
+    pub(super) fn end(&mut self, number: u64, outcome: Outcome) -> Result<(), u64> {
+        let operation = self
+            .operations
+            .get_mut(&number)
+            .expect("an operation ends once");
+        assert!(
+            operation.outcome.replace(outcome).is_none(),
+            "an operation ends once"
+        );
+        match outcome {
+            Outcome::Acknowledged | Outcome::Returned(_) => {
+                self.waiting.push_back(Event::End(number));
+            }
+            Outcome::Unknown | Outcome::Void => {}
+        }
+        self.take_in()
+    }
+
+    /// Gives operations without outcome the one that allows most.
+    pub(super) fn finish(&mut self) -> Result<(), u64> {
+        for operation in self.operations.values_mut() {
+            if operation.outcome.is_none() {
+                operation.outcome = Some(match operation.kind {
+                    Kind::Write(_) => Outcome::Unknown,
+                    Kind::Read => Outcome::Void,
+                });
+            }
+        }
+        self.take_in()
+    }
+
+    /// The values that the register may hold at the last event taken in.
+    pub(super) fn present_values(&self) -> Vec<Value> {
+        let values: BTreeSet<Value> = self
+            .configurations
+            .iter()
+            .map(|configuration| configuration.value)
+            .collect();
+        values.into_iter().collect()
+    }
+
+    fn take_in(&mut self) -> Result<(), u64> {
+        while let Some(event) = self.waiting.front().copied() {
+            match event {
+                Event::Begin(number) => {
+                    let operation = self.operations[&number];
+                    let Some(outcome) = operation.outcome else {
+                        return Ok(());
+                    };
+                    self.take_begin(number, operation.kind, outcome);
+                }
+                Event::End(number) => self.take_end(number)?,
+            }
+            self.waiting.pop_front();
+        }
+        Ok(())
+    }
+
+    fn take_begin(&mut self, number: u64, kind: Kind, outcome: Outcome) {
+        let open = match (kind, outcome) {
+            (Kind::Write(value), Outcome::Acknowledged) => Open::Write(value),
+            (Kind::Write(value), Outcome::Unknown) => Open::UnknownWrite(value),
+            (Kind::Read, Outcome::Returned(value)) => Open::Read(value),
+            (_, Outcome::Void) => {
+                self.operations.remove(&number);
+                return;
+            }
+            (kind, outcome) => panic!("{kind:?} cannot end with {outcome:?}"),
+        };
+        let place = self.place(open);
+        match open {
+            Open::Read(value) => {
+                for configuration in &mut self.configurations {
+                    if configuration.value == value {
+                        configuration.done |= 1 << place;
+                    }
+                }
+            }
+            Open::Write(_) | Open::UnknownWrite(_) => {}
+        }
+        if outcome == Outcome::Unknown {
+            self.operations.remove(&number);
+        } else if let Some(operation) = self.operations.get_mut(&number) {
+            operation.place = Some(place);
+        }
+    }
+
+    fn take_end(&mut self, number: u64) -> Result<(), u64> {
+        let place = self.operations[&number]
+            .place
+            .expect("its begin was taken in");
+        let mut reached = BTreeSet::new();
+        for configuration in &self.configurations {
+            self.explain(*configuration, place, &mut reached);
+        }
+        if reached.is_empty() {
+            return Err(number);
+        }
+        self.operations.remove(&number);
+        self.open[place] = None;
+        self.configurations = reached
+            .into_iter()
+            .map(|configuration| Configuration {
+                done: configuration.done & !(1 << place),
+                ..configuration
+            })
+            .collect();
+        self.drop_dominated();
+        self.free_used();
+        Ok(())
+    }
+
+    /// Adds every configuration with `target` done that can follow from `from`.
+    fn explain(&self, from: Configuration, target: usize, reached: &mut BTreeSet<Configuration>) {
+        let mut seen = BTreeSet::new();
+        let mut stack = vec![from];
+        while let Some(configuration) = stack.pop() {
+            if configuration.done >> target & 1 == 1 {
+                reached.insert(configuration);
+                continue;
+            }
+            if !seen.insert(configuration) {
+                continue;
+            }
+            let wanted = self.wanted_values(configuration);
+            let mut unknown_tried = BTreeSet::new();
+            for (place, open) in self.open.iter().enumerate() {
+                if configuration.done >> place & 1 == 1 {
+                    continue;
+                }
+                match open {
+                    Some(Open::Write(value)) => {
+                        stack.push(self.after(configuration, place, *value))
+                    }
+                    Some(Open::UnknownWrite(value)) => {
+                        if wanted.contains(value) && unknown_tried.insert(*value) {
+                            stack.push(self.after(configuration, place, *value));
+                        }
+                    }
+                    Some(Open::Read(_)) | None => {}
+                }
+            }
+        }
+    }
+
+    fn wanted_values(&self, configuration: Configuration) -> Vec<Value> {
+        let undone = |place: &usize| configuration.done >> place & 1 == 0;
+        self.open
+            .iter()
+            .enumerate()
+            .filter(|(place, _)| undone(place))
+            .filter_map(|(_, open)| match open {
+                Some(Open::Read(value)) => Some(*value),
+                Some(Open::Write(_) | Open::UnknownWrite(_)) | None => None,
+            })
+            .collect()
+    }
+
+    /// The write at `place` takes effect, and with it the reads that wait for its value.
+    fn after(&self, from: Configuration, place: usize, value: Value) -> Configuration {
+        let reads = self.places(|open| open == Open::Read(value));
+        Configuration {
+            value,
+            done: from.done | 1 << place | reads,
+        }
+    }
+
+    fn places(&self, wanted: impl Fn(Open) -> bool) -> Places {
+        self.open
+            .iter()
+            .enumerate()
+            .fold(0, |places, (place, open)| match open {
+                Some(open) if wanted(*open) => places | 1 << place,
+                Some(_) | None => places,
+            })
+    }
+
+    fn place(&mut self, open: Open) -> usize {
+        let free = self.open.iter().position(Option::is_none);
+        let place = free.unwrap_or_else(|| {
+            self.open.push(None);
+            self.open.len() - 1
+        });
+        assert!(
+            place < Places::BITS as usize,
+            "more than {} open or unknown operations on one block",
+            Places::BITS
+        );
+        self.open[place] = Some(open);
+        place
+    }
+
+    fn drop_dominated(&mut self) {
+        let writes = self.places(|open| matches!(open, Open::Write(_)));
+        let unknown = self.places(|open| matches!(open, Open::UnknownWrite(_)));
+        let reads = self.places(|open| matches!(open, Open::Read(_)));
+        let dominates = |better: &Configuration, worse: &Configuration| {
+            better.value == worse.value
+                && better.done & writes == worse.done & writes
+                && better.done & unknown & !worse.done == 0
+                && worse.done & reads & !better.done == 0
+        };
+        let mut kept: Vec<Configuration> = Vec::new();
+        for candidate in std::mem::take(&mut self.configurations) {
+            if !kept.iter().any(|better| dominates(better, &candidate)) {
+                kept.retain(|worse| !dominates(&candidate, worse));
+                kept.push(candidate);
+            }
+        }
+        self.configurations = kept;
+    }
+
+    /// Unknown writes that have taken effect in every configuration need no place any more.
+    fn free_used(&mut self) {
+        let used = self
+            .configurations
+            .iter()
+            .fold(Places::MAX, |used, configuration| used & configuration.done);
+        let freed = used & self.places(|open| matches!(open, Open::UnknownWrite(_)));
+        if freed == 0 {
+            return;
+        }
+        for (place, open) in self.open.iter_mut().enumerate() {
+            if freed >> place & 1 == 1 {
+                *open = None;
+            }
+        }
+        for configuration in &mut self.configurations {
+            configuration.done &= !freed;
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! What must hold, checked from outside: global, separate from workloads, always on.
+
+pub mod cluster;
+pub mod content;
+pub mod linearizability;

@@ -1,0 +1,217 @@
+//! The task that moves stable blocks from the journal to the home and frees the ring.
+//!
+//! One round, in this order:
+//! 1. note the stable points and choose the newest effective version of each block;
+//! 2. make those stable points durable: from here on recovery knows what the home may hold;
+//! 3. write blocks and descriptions, sync;
+//! 4. forget the versions, take their pins off, write the new tail.
+//!
+//! A crash between any two leaves the whole record in the journal, or its block whole in the
+//! home. What other code unpins meanwhile rests on stable points that may be newer than those
+//! of step 2, so it is taken off in the next round.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::error::StoreError;
+use crate::extent::EntryState;
+use crate::home::Arrival;
+use crate::index::{Content, Effective};
+use crate::journal::Submission;
+use crate::record::{CopyState, Seq, SliceKey};
+use crate::store::Inner;
+
+/// How long destageable blocks may wait, in the hope that they are overwritten, while the ring
+/// has room. It bounds what a recovery has to replay.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Runs rounds when the ring fills, when asked, and a while after something became stable.
+pub(crate) async fn run(inner: Rc<Inner>) {
+    loop {
+        inner.pressure.notified().await;
+        if !inner.urgent.get() && inner.destageable.get() {
+            let deadline = inner.runtime.now() + PATIENCE;
+            while !inner.urgent.get() {
+                let left = deadline - inner.runtime.now();
+                if left.is_zero() {
+                    break;
+                }
+                inner.runtime.timeout(left, inner.pressure.notified()).await;
+            }
+        }
+        if inner.poison.check().is_err() || !(inner.urgent.get() || inner.destageable.get()) {
+            inner.round_ended.notify_waiters();
+            continue;
+        }
+        inner.urgent.set(false);
+        inner.destageable.set(false);
+        inner.rounds_begun.set(inner.rounds_begun.get() + 1);
+        // A failure has poisoned the store; whoever waits asks the poison.
+        if round(&inner).await.is_ok() {
+            inner.rounds_ended.set(inner.rounds_begun.get());
+        }
+        inner.round_ended.notify_waiters();
+    }
+}
+
+/// Waits for a whole round that begins after this call.
+pub(crate) async fn flush(inner: &Rc<Inner>) -> Result<(), StoreError> {
+    let wanted = inner.rounds_begun.get() + 1;
+    loop {
+        let ended = inner.round_ended.notified();
+        let mut ended = std::pin::pin!(ended);
+        ended.as_mut().enable();
+        inner.poison.check()?;
+        if inner.rounds_ended.get() >= wanted {
+            return Ok(());
+        }
+        inner.press();
+        ended.await;
+    }
+}
+
+/// What one round does to one slice.
+struct Plan {
+    slice: SliceKey,
+    through: Seq,
+    /// Where an earlier, completed round left this slice.
+    home_through: Seq,
+    destaged: BTreeMap<u32, Seq>,
+}
+
+async fn round(inner: &Rc<Inner>) -> Result<(), StoreError> {
+    let _writers = inner.home_writers.lock().await;
+    let released = std::mem::take(&mut *inner.released.borrow_mut());
+    let through_lsn = inner.journal.written_lsn();
+    let dirty = std::mem::take(&mut *inner.dirty.borrow_mut());
+    let (plans, arrivals) = plan(inner, &dirty);
+    persist_stable(inner, &plans).await?;
+    if !arrivals.is_empty() {
+        inner.home.install(&arrivals).await.map_err(|error| inner.poison.set(error))?;
+    }
+    let mut unpinned = released;
+    {
+        let mut slices = inner.slices.borrow_mut();
+        for plan in &plans {
+            let Some(index) = slices.get_mut(&plan.slice) else { continue };
+            index.settle(plan.through, through_lsn, &plan.destaged, &mut unpinned);
+            if inner.copy_state(plan.slice) == CopyState::InSync {
+                index.home_through = index.home_through.max(plan.through);
+            }
+            if !index.is_settled() {
+                inner.dirty.borrow_mut().insert(plan.slice);
+            }
+        }
+    }
+    inner.journal.unpin(&unpinned);
+    let gone = inner.journal.advance().await.map_err(|error| inner.poison.set(error))?;
+    let mut slices = inner.slices.borrow_mut();
+    for (slice, seq, lsn) in gone {
+        if let Some(index) = slices.get_mut(&slice) {
+            index.evict(seq, lsn);
+        }
+    }
+    drop(slices);
+    relocate(inner);
+    let (ring, used) = inner.journal.usage();
+    inner.press_above.set((ring / 4).max(used + ring / 16));
+    Ok(())
+}
+
+fn plan(
+    inner: &Inner,
+    dirty: &BTreeSet<SliceKey>,
+) -> (Vec<Plan>, BTreeMap<(SliceKey, u32), Vec<Arrival>>) {
+    let slices = inner.slices.borrow();
+    let mut plans = Vec::new();
+    let mut arrivals = BTreeMap::new();
+    for slice in dirty {
+        let Some(index) = slices.get(slice) else { continue };
+        let mut destaged = BTreeMap::new();
+        let remembers_zeroes = inner.remembers_zeroes(*slice);
+        for extent in index.extents_from(0) {
+            let place = (*slice, extent);
+            let versions = index.effective_in(extent);
+            destaged.extend(versions.iter().map(|(block, version)| (*block, version.seq)));
+            let only_zero = versions.iter().all(|(_, version)| version.content == Content::Zero);
+            if !inner.home.has_extent(*slice, extent) {
+                // Zeroing what was never written changes nothing, unless it has to be told from
+                // an older version that is still on its way here.
+                let wanted = BTreeSet::from([place]);
+                let remember = remembers_zeroes && !versions.is_empty();
+                if only_zero && !(remember && inner.home.reserve(&wanted).is_ok()) {
+                    continue;
+                }
+            }
+            let blocks: Vec<Arrival> = versions
+                .into_iter()
+                .filter(|(block, version)| {
+                    let found = inner.home.entry(*slice, *block);
+                    found.is_none_or(|(_, entry)| entry.seq() <= version.seq)
+                })
+                .map(arrival)
+                .collect();
+            if !blocks.is_empty() {
+                arrivals.insert(place, blocks);
+            }
+        }
+        let (through, home_through) = (index.stable, index.home_through);
+        plans.push(Plan { slice: *slice, through, home_through, destaged });
+    }
+    (plans, arrivals)
+}
+
+fn arrival((block, version): Effective) -> Arrival {
+    let (state, checksum, data) = match version.content {
+        Content::Data(data, checksum) => (EntryState::Present, checksum, data),
+        Content::Zero => (EntryState::Zero, 0, bytes::Bytes::new()),
+        Content::Unknown => (EntryState::Unknown, 0, bytes::Bytes::new()),
+    };
+    let (seq, view) = (version.seq, version.view);
+    let block = block % crate::extent::EXTENT_BLOCKS;
+    Arrival { block, seq, view, state, checksum, data }
+}
+
+/// Makes the plans' stable points durable.
+async fn persist_stable(inner: &Inner, plans: &[Plan]) -> Result<(), StoreError> {
+    let points: Vec<(SliceKey, Seq, Seq)> =
+        plans.iter().map(|plan| (plan.slice, plan.through, plan.home_through)).collect();
+    let tail_lsn = inner.journal.tail_lsn();
+    let persisted = inner.facts.update(move |facts| {
+        for (slice, stable, home_through) in points {
+            let found = facts.slices.entry(slice).or_default();
+            match found.copy {
+                CopyState::InSync => found.destaged = found.destaged.max(home_through),
+                CopyState::Joining { .. } | CopyState::Absent => {}
+            }
+            found.stable = found.stable.max(stable);
+        }
+        facts.voids.retain(|void| void.before_lsn > tail_lsn);
+        facts.removals.retain(|removal| !removal.cleared || removal.before_lsn > tail_lsn);
+    });
+    persisted.await
+}
+
+/// Journals unstable records again that would otherwise hold a crowded ring's tail for as long
+/// as their owner stays silent. Only where that frees more than it takes.
+fn relocate(inner: &Inner) {
+    let Some(through_lsn) = inner.journal.crowded_through() else { return };
+    let slices = inner.slices.borrow();
+    let settled = slices.values().filter(|index| index.truncations == 0);
+    let mut items: Vec<_> = settled.flat_map(|index| index.pinned_tail(through_lsn)).collect();
+    drop(slices);
+    items.sort_by_key(|(lsn, _)| *lsn);
+    let bytes: u64 = items.iter().map(|(_, item)| item.data.len() as u64).sum();
+    let (ring, _) = inner.journal.usage();
+    let mut queue = inner.journal.queue.borrow_mut();
+    let already = queue.iter().any(|submission| submission.items.iter().any(|i| i.relocated));
+    if items.is_empty() || bytes > ring / 16 || already {
+        return;
+    }
+    // In front: what waits in the queue waits for the room that this makes.
+    let items = items.into_iter().map(|(_, item)| item).collect();
+    queue.push_front(Submission { items, reply: None });
+    drop(queue);
+    inner.journal.wake.notify_one();
+}

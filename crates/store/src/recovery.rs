@@ -1,0 +1,318 @@
+//! Opening: making a new store, or reading one back.
+//!
+//! | journal headers | facts | ring | decision |
+//! |---|---|---|---|
+//! | both zero, or never advanced | never written | no batch, home empty | make a new store: none was ever opened |
+//! | one readable | one readable | any | recover |
+//! | none readable | readable | any | refuse: the journal is lost |
+//! | readable | none readable | any | refuse: the promises are lost |
+//!
+//! Recovery reads the descriptions of the home, then replays the journal over them (see
+//! [`crate::scan`] for its cases), leaving out what the facts say is void. Where a hole swallowed
+//! whole batches, a slice whose stream continues behind it without a gap has lost nothing; every
+//! other slice is *suspect*: nothing of it is read until its copy has been made anew, from the
+//! point on that an earlier destage round had brought home.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use holdfast_runtime::{Directory, Disk, DiskOptions, PAGE_BYTES, Runtime};
+use tokio::sync::{Mutex, Notify};
+
+use crate::error::StoreError;
+use crate::extent::{EXTENT_BLOCKS, extents_in};
+use crate::facts::{self, COPY_BYTES, Facts, FactsState};
+use crate::home::{self, Home};
+use crate::index::{Item, Kind, SliceIndex};
+use crate::journal::{
+    self, Header, HeaderFound, JOURNAL_BYTES_MIN, Journal, RING_AT, read_header, write_header,
+};
+use crate::poison::Poison;
+use crate::record::{CopyState, RecoveryReport, Seq, SliceKey};
+use crate::scan::{Scanned, scan};
+use crate::store::{Inner, StoreOptions};
+use crate::writer;
+
+/// Opens or makes the store; its tasks are not running yet.
+pub(crate) async fn open(
+    runtime: Runtime,
+    directory: Rc<dyn Directory>,
+    options: StoreOptions,
+) -> Result<(Rc<Inner>, RecoveryReport), StoreError> {
+    let ring_bytes = check(options)?;
+    let journal_bytes = RING_AT + ring_bytes;
+    let journal_disk = area(&directory, journal::AREA, journal_bytes, true).await?;
+    let facts_disk = area(&directory, facts::AREA, facts::AREA_BYTES, true).await?;
+    let home_bytes = options.home_bytes / PAGE_BYTES as u64 * PAGE_BYTES as u64;
+    let home_disk = area(&directory, home::AREA, home_bytes, false).await?;
+
+    let mut report = RecoveryReport::default();
+    let identity = options.identity;
+    let found = Facts::load(&facts_disk, identity, options.slice_blocks).await?;
+    let header = read_header(&journal_disk, identity).await?;
+    let (header, state, sequence) = match (header, found) {
+        (HeaderFound::Header { header, page_lost }, facts::Found::Facts { state, sequence, copy_lost }) => {
+            report.header_page_lost = page_lost;
+            report.facts_copy_lost = copy_lost;
+            (header, state, sequence)
+        }
+        (header @ (HeaderFound::Nothing | HeaderFound::Header { .. }), facts::Found::Nothing) => {
+            let header = make(&journal_disk, identity, ring_bytes, header).await?;
+            report.created = true;
+            (header, FactsState::default(), 0)
+        }
+        (HeaderFound::Nothing | HeaderFound::Lost, _) => {
+            return Err(StoreError::Lost { area: journal::AREA, what: "header pages" });
+        }
+        (HeaderFound::Header { .. }, facts::Found::Lost) => {
+            return Err(StoreError::Lost { area: facts::AREA, what: "durable facts" });
+        }
+    };
+    if header.ring_bytes + RING_AT > journal_disk.size_bytes() {
+        return Err(StoreError::Foreign { area: journal::AREA, what: "ring size" });
+    }
+
+    let (home, home_scan) = Home::load(home_disk, identity).await?;
+    if report.created && (home.extents().1 > 0 || home.has_unattributed()) {
+        return Err(StoreError::Lost { area: facts::AREA, what: "durable facts" });
+    }
+    report.unknown_blocks = home_scan.unknown_blocks;
+    report.unattributed_extents = home_scan.unattributed_extents;
+    let scanned = scan(&journal_disk, identity, header).await?;
+    report.end = scanned.end;
+    report.holes = scanned.holes;
+    report.batches = scanned.batches.len() as u64;
+
+    let poison = Rc::new(Poison::default());
+    // Numbers a void speaks of stay below every batch to come, even if the last ones were cut.
+    let voids = state.voids.iter().map(|void| void.before_lsn);
+    let removals = state.removals.iter().map(|removal| removal.before_lsn);
+    let next_lsn = voids.chain(removals).fold(scanned.next_lsn, u64::max);
+    let (head, previous) = (scanned.head, scanned.previous);
+    let journal = Journal::new(journal_disk, identity, header, head, next_lsn, previous);
+    let before = state.clone();
+    let facts = Facts::new(
+        facts_disk,
+        poison.clone(),
+        identity,
+        options.slice_blocks,
+        state.clone(),
+        sequence,
+    );
+    let inner = Rc::new(Inner {
+        runtime,
+        options,
+        poison: poison.clone(),
+        journal,
+        home,
+        facts: Rc::new(facts),
+        slices: RefCell::default(),
+        dirty: RefCell::default(),
+        unsealed: RefCell::default(),
+        released: RefCell::default(),
+        home_writers: Mutex::new(()),
+        pressure: Rc::new(Notify::new()),
+        destageable: Cell::new(false),
+        urgent: Cell::new(false),
+        blocked: Cell::new(false),
+        press_above: Cell::new(header.ring_bytes / 4),
+        rounds_begun: Cell::new(0),
+        rounds_ended: Cell::new(0),
+        round_ended: Rc::new(Notify::new()),
+        damaged: Cell::new(false),
+    });
+    for listener in [&inner.journal.wake, &inner.journal.progress, &inner.pressure] {
+        poison.listen(listener.clone());
+    }
+    poison.listen(inner.round_ended.clone());
+
+    let mut state = state;
+    finish_removals(&inner, &mut state).await?;
+    let hole = replay(&inner, &mut state, scanned, &mut report)?;
+    if hole || state != before || report.facts_copy_lost || report.created {
+        state.hole |= hole;
+        inner.facts.restore(state).await?;
+    }
+    if report.header_page_lost {
+        inner.journal.repair_header().await.map_err(|error| poison.set(error))?;
+    }
+    let damaged = report.damaged_records > 0
+        || report.unknown_blocks > 0
+        || report.unattributed_extents > 0;
+    inner.damaged.set(damaged);
+    report.suspect_slices = inner.facts.with(|facts| {
+        let suspect = facts.slices.iter().filter(|(_, found)| found.suspect.is_some());
+        suspect.map(|(key, _)| *key).collect()
+    });
+    // The journal's end was decided here; from now on it is written there.
+    writer::seal(&inner).await;
+    poison.check()?;
+    Ok((inner, report))
+}
+
+fn check(options: StoreOptions) -> Result<u64, StoreError> {
+    if options.journal_bytes < JOURNAL_BYTES_MIN {
+        return Err(StoreError::Options { reason: "journal_bytes is below 512 KiB" });
+    }
+    if extents_in(options.home_bytes) == 0 {
+        return Err(StoreError::Options { reason: "home_bytes holds no extent: 2 MiB at least" });
+    }
+    if options.slice_blocks == 0 || options.slice_blocks > 1 << 31 {
+        return Err(StoreError::Options { reason: "slice_blocks is not within 1 to 2^31" });
+    }
+    Ok((options.journal_bytes - RING_AT) / PAGE_BYTES as u64 * PAGE_BYTES as u64)
+}
+
+async fn area(
+    directory: &Rc<dyn Directory>,
+    name: &'static str,
+    size_bytes: u64,
+    journal_like: bool,
+) -> Result<Rc<dyn Disk>, StoreError> {
+    let durable_writes = journal_like;
+    let preallocate = journal_like;
+    let options = DiskOptions { size_bytes, durable_writes, preallocate };
+    Ok(directory.open(name, options).await?)
+}
+
+/// Writes the first header pages. Facts that are gone while the journal was in use are lost, not
+/// new.
+async fn make(
+    disk: &Rc<dyn Disk>,
+    identity: [u8; 16],
+    ring_bytes: u64,
+    found: HeaderFound,
+) -> Result<Header, StoreError> {
+    let lost = StoreError::Lost { area: facts::AREA, what: "durable facts" };
+    let ring_bytes = match found {
+        HeaderFound::Header { header, .. } if header.sequence > 1 => return Err(lost),
+        HeaderFound::Header { header, .. } => header.ring_bytes,
+        HeaderFound::Nothing => ring_bytes,
+        HeaderFound::Lost => return Err(lost),
+    };
+    let header = Header { ring_bytes, sequence: 1, tail: 0, tail_lsn: 1, previous: 0 };
+    if !scan(disk, identity, header).await?.batches.is_empty() {
+        return Err(lost);
+    }
+    write_header(disk, identity, header).await?;
+    Ok(header)
+}
+
+/// Clears what a removal had not cleared yet, before anything is replayed over it.
+async fn finish_removals(inner: &Inner, state: &mut FactsState) -> Result<(), StoreError> {
+    for removal in state.removals.iter_mut().filter(|removal| !removal.cleared) {
+        let cleared = inner.home.clear_volume(removal.volume).await;
+        cleared.map_err(|error| inner.poison.set(error))?;
+        removal.cleared = true;
+    }
+    Ok(())
+}
+
+/// Enters the journal's batches into the index. Returns whether there was a hole.
+fn replay(
+    inner: &Inner,
+    state: &mut FactsState,
+    scanned: Scanned,
+    report: &mut RecoveryReport,
+) -> Result<bool, StoreError> {
+    let mut slices: BTreeMap<SliceKey, SliceIndex> = BTreeMap::new();
+    for (key, found) in &state.slices {
+        let index = slices.entry(*key).or_default();
+        index.stable = found.stable;
+        index.home_through = found.destaged;
+    }
+    // Slices that may have lost records in a hole, with the next record each would have had.
+    let mut unproven: BTreeMap<SliceKey, Seq> = BTreeMap::new();
+    let mut suspect: BTreeSet<SliceKey> = BTreeSet::new();
+    let mut unpinned = Vec::new();
+    for batch in &scanned.batches {
+        inner.journal.hold(batch.lsn, batch.position, batch.previous, &batch.items);
+        if batch.after_hole {
+            let known = slices.iter().map(|(key, index)| (*key, index));
+            unproven.extend(known.map(|(key, i)| (key, i.durable.max(i.stable).next())));
+            for key in inner.home.slices() {
+                unproven.entry(key).or_insert(Seq(1));
+            }
+        }
+        let mut pins = 0;
+        for item in &batch.items {
+            if is_void(state, item, batch.lsn) {
+                report.voided_records += 1;
+                continue;
+            }
+            if scanned.holes > 0 && item.kind.is_stream() && !item.relocated {
+                match unproven.remove(&item.slice) {
+                    Some(expected) if expected != item.seq => {
+                        suspect.insert(item.slice);
+                    }
+                    Some(_) | None => {}
+                }
+            }
+            report.damaged_records += u64::from(!item.lost.is_empty());
+            report.records += u64::from(item.kind != Kind::Stable);
+            if item.kind.has_data() || item.kind == Kind::CopyZero {
+                inner.home.reserve(&extents_of(item))?;
+            }
+            let index = slices.entry(item.slice).or_default();
+            let elsewhere = item.relocated && !index.holds(item.seq, item.view);
+            pins += u64::from(if elsewhere {
+                index.insert_relocated(item, batch.lsn, &mut unpinned)
+            } else {
+                index.insert(item, batch.lsn, &mut unpinned)
+            });
+            inner.dirty.borrow_mut().insert(item.slice);
+        }
+        inner.journal.pin(batch.lsn, pins);
+    }
+    for (key, index) in &mut slices {
+        index.reserved = index.durable;
+        if state.slices.get(key).is_some_and(|found| found.copy == CopyState::InSync) {
+            index.reserved = index.reserved.max(index.stable);
+        }
+    }
+    suspect.extend(unproven.into_keys());
+    if scanned.holes > 0 {
+        // A joining copy may have lost copied blocks, of which nothing keeps count.
+        let joining = state.slices.iter().filter(|(_, found)| match found.copy {
+            CopyState::Joining { .. } => true,
+            CopyState::InSync | CopyState::Absent => false,
+        });
+        suspect.extend(joining.map(|(key, _)| *key));
+    }
+    for key in suspect {
+        let found = state.slices.entry(key).or_default();
+        let point = match found.copy {
+            CopyState::InSync => found.destaged,
+            CopyState::Joining { base } => base,
+            CopyState::Absent => Seq(0),
+        };
+        found.suspect = Some(found.suspect.map_or(point, |earlier| earlier.min(point)));
+    }
+    if !slices.is_empty() {
+        inner.destageable.set(true);
+        inner.pressure.notify_one();
+    }
+    *inner.slices.borrow_mut() = slices;
+    *inner.released.borrow_mut() = unpinned;
+    Ok(scanned.holes > 0)
+}
+
+fn is_void(state: &FactsState, item: &Item, lsn: u64) -> bool {
+    let removed = state.removals.iter().any(|removal| {
+        removal.volume == item.slice.volume && lsn < removal.before_lsn
+    });
+    removed
+        || item.kind.is_stream()
+            && state.voids.iter().any(|void| {
+                void.slice == item.slice && item.seq > void.keep_through && lsn < void.before_lsn
+            })
+}
+
+fn extents_of(item: &Item) -> BTreeSet<(SliceKey, u32)> {
+    let last = item.first_block + item.blocks - 1;
+    let touched = item.first_block / EXTENT_BLOCKS..=last / EXTENT_BLOCKS;
+    touched.map(|extent| (item.slice, extent)).collect()
+}
+
+const _: () = assert!(COPY_BYTES.is_multiple_of(PAGE_BYTES));

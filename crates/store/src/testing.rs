@@ -1,0 +1,389 @@
+//! An in-memory machine with crash simulation, for tests of this crate and of those above it.
+//!
+//! [`run`] executes a test in virtual time on one thread; [`MemoryDirectory`] keeps disk areas
+//! whose unfinished and unsynced writes a [`MemoryDirectory::crash`] keeps, tears at 512 bytes,
+//! or drops.
+// The one place of this crate that stands in for the machine.
+#![allow(clippy::disallowed_methods)]
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
+use holdfast_runtime::{
+    Backend, Buffer, Directory, Disk, DiskError, DiskOptions, Instant, PAGE_BYTES, Runtime, Task,
+};
+
+const SECTOR_BYTES: usize = 512;
+
+/// A seeded source of randomness (splitmix64).
+#[derive(Debug)]
+pub struct Dice(Cell<u64>);
+
+impl Dice {
+    /// Dice that always fall the same for a seed.
+    pub fn new(seed: u64) -> Self {
+        Self(Cell::new(seed))
+    }
+
+    /// 64 random bits.
+    pub fn next(&self) -> u64 {
+        let state = self.0.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.0.set(state);
+        let mut word = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        word ^ (word >> 31)
+    }
+
+    /// A draw from `0..bound`.
+    pub fn below(&self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+}
+
+struct VirtualTime {
+    start: tokio::time::Instant,
+    dice: Dice,
+}
+
+impl Backend for VirtualTime {
+    fn now(&self) -> Instant {
+        Instant::from_nanos(self.start.elapsed().as_nanos() as u64)
+    }
+
+    fn unix_time_ms(&self) -> u64 {
+        self.start.elapsed().as_millis() as u64
+    }
+
+    fn sleep_until(&self, deadline: Instant) -> LocalBoxFuture<'static, ()> {
+        let deadline = self.start + Duration::from_nanos(deadline.as_nanos());
+        tokio::time::sleep_until(deadline).boxed_local()
+    }
+
+    fn spawn(&self, _name: &'static str, future: LocalBoxFuture<'static, ()>) -> Task {
+        let handle = tokio::task::spawn_local(future);
+        Task::new(move || handle.abort())
+    }
+
+    fn random_u64(&self) -> u64 {
+        self.dice.next()
+    }
+}
+
+/// Runs a test in virtual time.
+pub fn run<T, F: Future<Output = T>>(seed: u64, test: impl FnOnce(Runtime) -> F) -> T {
+    let executor = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("an executor without input or output");
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&executor, async {
+        let start = tokio::time::Instant::now();
+        test(Runtime::new(Rc::new(VirtualTime { start, dice: Dice::new(seed) }))).await
+    })
+}
+
+type Pages = BTreeMap<u64, Box<[u8]>>;
+
+struct PendingWrite {
+    ticket: u64,
+    offset: u64,
+    data: Buffer,
+    complete: bool,
+}
+
+#[derive(Default)]
+struct Area {
+    size_bytes: u64,
+    /// What reads see.
+    current: Pages,
+    /// What survives a crash for certain.
+    durable: Pages,
+    /// Writes that may or may not survive.
+    pending: Vec<PendingWrite>,
+    fail_writes_after: Option<u64>,
+    fail_next_sync: bool,
+    unreadable: Vec<std::ops::Range<u64>>,
+    writes: u64,
+}
+
+impl Area {
+    fn settle(&mut self, is_settled: impl Fn(&PendingWrite) -> bool) {
+        for write in self.pending.extract_if(.., |write| is_settled(write)) {
+            put(&mut self.durable, write.offset, &write.data);
+        }
+    }
+}
+
+#[derive(Default)]
+struct Machine {
+    areas: BTreeMap<String, Area>,
+    life: u64,
+    next_ticket: u64,
+}
+
+/// Disk areas in memory. Clones are handles on the same areas.
+#[derive(Clone)]
+pub struct MemoryDirectory {
+    runtime: Runtime,
+    machine: Rc<RefCell<Machine>>,
+}
+
+impl MemoryDirectory {
+    /// No areas yet. `runtime` gives operations their (random, short) durations.
+    pub fn new(runtime: Runtime) -> Self {
+        Self { runtime, machine: Rc::default() }
+    }
+
+    /// Cuts the power: every write that is not durable survives wholly, in part or not at all.
+    /// Operations of disks opened before never complete.
+    pub fn crash(&self, dice: &Dice) {
+        let mut machine = self.machine.borrow_mut();
+        machine.life += 1;
+        for area in machine.areas.values_mut() {
+            for write in std::mem::take(&mut area.pending) {
+                let fate = dice.below(4);
+                for (number, sector) in write.data.chunks(SECTOR_BYTES).enumerate() {
+                    let survives = match fate {
+                        0 => false,
+                        1 => true,
+                        _ => dice.below(2) == 0,
+                    };
+                    if survives {
+                        let offset = write.offset + (number * SECTOR_BYTES) as u64;
+                        put(&mut area.durable, offset, sector);
+                    }
+                }
+            }
+            area.current = area.durable.clone();
+            area.fail_next_sync = false;
+            area.fail_writes_after = None;
+        }
+    }
+
+    /// Ends the process: what was written stays, what was in flight is lost.
+    pub fn kill(&self) {
+        let mut machine = self.machine.borrow_mut();
+        machine.life += 1;
+        for area in machine.areas.values_mut() {
+            area.pending.clear();
+            area.durable = area.current.clone();
+        }
+    }
+
+    /// Lets the area's write after `writes` more of them fail.
+    pub fn fail_write_after(&self, area: &str, writes: u64) {
+        self.with(area, |area| area.fail_writes_after = Some(writes));
+    }
+
+    /// Lets the area's next sync fail.
+    pub fn fail_next_sync(&self, area: &str) {
+        self.with(area, |area| area.fail_next_sync = true);
+    }
+
+    /// Lets reads that touch `range` fail.
+    pub fn fail_reads(&self, area: &str, range: std::ops::Range<u64>) {
+        self.with(area, |area| area.unreadable.push(range));
+    }
+
+    /// How many writes the area has seen.
+    pub fn writes(&self, area: &str) -> u64 {
+        self.with(area, |area| area.writes)
+    }
+
+    /// The bytes a read would see, whatever faults are set.
+    pub fn peek(&self, area: &str, offset: u64, len: usize) -> Vec<u8> {
+        self.with(area, |area| get(&area.current, offset, len))
+    }
+
+    /// Changes bytes at rest.
+    pub fn poke(&self, area: &str, offset: u64, bytes: &[u8]) {
+        self.with(area, |area| {
+            put(&mut area.current, offset, bytes);
+            put(&mut area.durable, offset, bytes);
+        });
+    }
+
+    /// Flips one bit at rest.
+    pub fn flip(&self, area: &str, offset: u64) {
+        let byte = self.peek(area, offset, 1)[0];
+        self.poke(area, offset, &[byte ^ 0x10]);
+    }
+
+    fn with<T>(&self, name: &str, act: impl FnOnce(&mut Area) -> T) -> T {
+        act(self.machine.borrow_mut().areas.get_mut(name).expect("an area that was opened"))
+    }
+}
+
+impl Directory for MemoryDirectory {
+    fn open(
+        &self,
+        name: &str,
+        options: DiskOptions,
+    ) -> LocalBoxFuture<'static, Result<Rc<dyn Disk>, DiskError>> {
+        let mut machine = self.machine.borrow_mut();
+        let life = machine.life;
+        let area = machine.areas.entry(name.to_owned()).or_default();
+        area.size_bytes = area.size_bytes.max(options.size_bytes);
+        let disk = MemoryDisk {
+            directory: self.clone(),
+            name: name.to_owned(),
+            life,
+            durable_writes: options.durable_writes,
+        };
+        async move { Ok(Rc::new(disk) as Rc<dyn Disk>) }.boxed_local()
+    }
+
+    fn exists(&self, name: &str) -> bool {
+        self.machine.borrow().areas.contains_key(name)
+    }
+
+    fn remove(&self, name: &str) -> LocalBoxFuture<'static, Result<(), DiskError>> {
+        self.machine.borrow_mut().areas.remove(name);
+        async { Ok(()) }.boxed_local()
+    }
+}
+
+#[derive(Clone)]
+struct MemoryDisk {
+    directory: MemoryDirectory,
+    name: String,
+    life: u64,
+    durable_writes: bool,
+}
+
+impl MemoryDisk {
+    /// Waits as long as an operation may take; for ever if the machine has crashed meanwhile.
+    async fn work(&self) {
+        let runtime = &self.directory.runtime;
+        runtime.sleep(Duration::from_micros(5 + runtime.random_below(100))).await;
+        if self.directory.machine.borrow().life != self.life {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn failure(&self, operation: &'static str, offset: u64) -> DiskError {
+        let reason = "injected".to_owned();
+        DiskError::Io { name: self.name.clone(), operation, offset, reason }
+    }
+
+    fn check(&self, offset: u64, len: usize) {
+        assert!(offset.is_multiple_of(PAGE_BYTES as u64) && len.is_multiple_of(PAGE_BYTES));
+        let size = self.size_bytes();
+        assert!(offset + len as u64 <= size, "{offset}+{len} leaves {} of {size}", self.name);
+    }
+}
+
+impl Disk for MemoryDisk {
+    fn size_bytes(&self) -> u64 {
+        self.directory.with(&self.name, |area| area.size_bytes)
+    }
+
+    fn read(&self, offset: u64, len: usize) -> LocalBoxFuture<'static, Result<Buffer, DiskError>> {
+        self.check(offset, len);
+        let disk = self.clone();
+        async move {
+            disk.work().await;
+            disk.directory.with(&disk.name, |area| {
+                let end = offset + len as u64;
+                if area.unreadable.iter().any(|bad| bad.start < end && offset < bad.end) {
+                    return Err(disk.failure("read", offset));
+                }
+                Ok(Buffer::padded_from(&get(&area.current, offset, len)))
+            })
+        }
+        .boxed_local()
+    }
+
+    fn write(&self, offset: u64, data: Buffer) -> LocalBoxFuture<'static, Result<(), DiskError>> {
+        self.check(offset, data.len());
+        let disk = self.clone();
+        async move {
+            let ticket = {
+                let mut machine = disk.directory.machine.borrow_mut();
+                if machine.life != disk.life {
+                    drop(machine);
+                    return std::future::pending().await;
+                }
+                machine.next_ticket += 1;
+                machine.next_ticket
+            };
+            let failing = disk.directory.with(&disk.name, |area| {
+                area.writes += 1;
+                let failing = area.fail_writes_after == Some(0);
+                area.fail_writes_after = area.fail_writes_after.map(|left| left.saturating_sub(1));
+                area.pending.push(PendingWrite { ticket, offset, data, complete: false });
+                failing
+            });
+            disk.work().await;
+            if failing {
+                return Err(disk.failure("write", offset));
+            }
+            disk.directory.with(&disk.name, |area| {
+                let Area { pending, current, .. } = area;
+                let write = pending.iter_mut().find(|write| write.ticket == ticket);
+                if let Some(write) = write {
+                    put(current, write.offset, &write.data);
+                    write.complete = true;
+                }
+                if disk.durable_writes {
+                    area.settle(|write| write.ticket == ticket);
+                }
+            });
+            Ok(())
+        }
+        .boxed_local()
+    }
+
+    fn sync(&self) -> LocalBoxFuture<'static, Result<(), DiskError>> {
+        let disk = self.clone();
+        async move {
+            let complete: Vec<u64> = disk.directory.with(&disk.name, |area| {
+                let complete = area.pending.iter().filter(|write| write.complete);
+                complete.map(|write| write.ticket).collect()
+            });
+            disk.work().await;
+            disk.directory.with(&disk.name, |area| {
+                if std::mem::take(&mut area.fail_next_sync) {
+                    return Err(disk.failure("sync", 0));
+                }
+                area.settle(|write| complete.contains(&write.ticket));
+                Ok(())
+            })
+        }
+        .boxed_local()
+    }
+}
+
+fn put(pages: &mut Pages, offset: u64, bytes: &[u8]) {
+    let mut offset = offset;
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let page = offset / PAGE_BYTES as u64;
+        let within = (offset % PAGE_BYTES as u64) as usize;
+        let (part, after) = rest.split_at(rest.len().min(PAGE_BYTES - within));
+        let target = pages.entry(page).or_insert_with(|| vec![0; PAGE_BYTES].into_boxed_slice());
+        target[within..within + part.len()].copy_from_slice(part);
+        offset += part.len() as u64;
+        rest = after;
+    }
+}
+
+fn get(pages: &Pages, offset: u64, len: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let at = offset + bytes.len() as u64;
+        let within = (at % PAGE_BYTES as u64) as usize;
+        let part = (PAGE_BYTES - within).min(len - bytes.len());
+        match pages.get(&(at / PAGE_BYTES as u64)) {
+            Some(page) => bytes.extend_from_slice(&page[within..within + part]),
+            None => bytes.resize(bytes.len() + part, 0),
+        }
+    }
+    bytes
+}

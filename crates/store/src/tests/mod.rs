@@ -1,0 +1,52 @@
+//! The store as its callers see it, on a simulated machine.
+
+mod basics;
+mod crashes;
+mod damage;
+mod resync;
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use holdfast_runtime::Runtime;
+
+use crate::testing::MemoryDirectory;
+use crate::{
+    BLOCK_BYTES, Body, OperationId, Record, RecoveryReport, Seq, SliceKey, Store, StoreOptions,
+    View,
+};
+
+const SLICE: SliceKey = SliceKey { volume: 7, slice: 2 };
+const MIB: u64 = 1 << 20;
+
+fn options() -> StoreOptions {
+    StoreOptions {
+        identity: *b"a store for test",
+        journal_bytes: MIB,
+        home_bytes: 9 * MIB,
+        slice_blocks: 1024,
+    }
+}
+
+async fn open(runtime: &Runtime, directory: &MemoryDirectory) -> (Rc<Store>, RecoveryReport) {
+    let directory = Rc::new(directory.clone());
+    Store::open(runtime.clone(), directory, options()).await.expect("the store opens")
+}
+
+fn block(fill: u8) -> Bytes {
+    Bytes::from(vec![fill; BLOCK_BYTES])
+}
+
+fn record(slice: SliceKey, seq: u64, body: Body) -> Record {
+    let operation = OperationId { origin: 1, number: seq };
+    Record { slice, view: View(1), seq: Seq(seq), stable: Seq(0), operation, body }
+}
+
+/// A write of one block filled with `fill`.
+fn write(seq: u64, first_block: u32, fill: u8) -> Record {
+    record(SLICE, seq, Body::Write { first_block, data: block(fill) })
+}
+
+fn zero(seq: u64, first_block: u32, blocks: u32) -> Record {
+    record(SLICE, seq, Body::Zero { first_block, blocks })
+}
