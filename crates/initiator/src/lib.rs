@@ -25,6 +25,8 @@ mod multipath;
 mod options;
 mod paths;
 mod pdu;
+#[cfg(test)]
+mod scripted_target;
 mod scsi;
 mod session;
 mod statistics;

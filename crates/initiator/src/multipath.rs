@@ -252,7 +252,11 @@ impl Disk {
                 Reaction::Repeat | Reaction::RepeatLater => sleep(RETRY_PAUSE).await,
             }
             if Instant::now() >= deadline {
-                return Err(error);
+                let waited = self.core.options.give_up;
+                return Err(Error::AllPathsDown {
+                    waited,
+                    last: Box::new(error),
+                });
             }
             self.core.count(|counters| counters.retries += 1);
         }
@@ -496,27 +500,5 @@ async fn hand_over(core: &Rc<Paths>, path: Rc<Path>, seconds: u16) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_kind_of_failure_has_its_reaction() {
-        let sense = |key, asc, ascq| reaction(&Error::CheckCondition { key, asc, ascq });
-        assert_eq!(sense(0x06, 0x29, 0x00), Reaction::Repeat);
-        assert_eq!(sense(0x02, 0x04, 0x0a), Reaction::RepeatLater);
-        assert_eq!(sense(0x02, 0x04, 0x0b), Reaction::ChangePath);
-        assert_eq!(sense(0x02, 0x04, 0x0c), Reaction::ChangePath);
-        assert_eq!(sense(0x0b, 0x00, 0x00), Reaction::RepeatLater);
-        assert_eq!(sense(0x03, 0x11, 0x00), Reaction::Report);
-        assert_eq!(sense(0x07, 0x27, 0x07), Reaction::Report);
-        assert_eq!(
-            reaction(&Error::Busy { status: 0x28 }),
-            Reaction::RepeatLater
-        );
-        assert_eq!(reaction(&Error::ReservationConflict), Reaction::Report);
-        let lost = Error::ConnectionLost {
-            reason: LostReason::Announced,
-        };
-        assert_eq!(reaction(&lost), Reaction::ChangePath);
-    }
-}
+#[path = "multipath_tests.rs"]
+mod tests;

@@ -58,7 +58,8 @@ impl Algorithm {
     pub fn strongest_of(list: &str) -> Option<Self> {
         let supported = [Self::Sha3, Self::Sha256, Self::Sha1, Self::Md5];
         supported.into_iter().find(|algorithm| {
-            list.split(',').any(|offered| offered.trim() == (*algorithm as u8).to_string())
+            list.split(',')
+                .any(|offered| offered.trim() == (*algorithm as u8).to_string())
         })
     }
 
@@ -109,7 +110,9 @@ pub fn decode_binary(value: &str) -> Option<Vec<u8>> {
         "0b" | "0B" => STANDARD.decode(&value[2..]).ok()?,
         _ => return None,
     };
-    (1..=BINARY_BYTES_MAX).contains(&bytes.len()).then_some(bytes)
+    (1..=BINARY_BYTES_MAX)
+        .contains(&bytes.len())
+        .then_some(bytes)
 }
 
 /// A binary value as hexadecimal text.
@@ -125,7 +128,11 @@ pub fn encode_binary(bytes: &[u8]) -> String {
 
 fn decode_hex(digits: &str) -> Option<Vec<u8>> {
     // An odd number of digits means a leading zero.
-    let padded = if digits.len().is_multiple_of(2) { digits.to_owned() } else { format!("0{digits}") };
+    let padded = if digits.len().is_multiple_of(2) {
+        digits.to_owned()
+    } else {
+        format!("0{digits}")
+    };
     padded
         .as_bytes()
         .chunks(2)
@@ -150,7 +157,10 @@ mod tests {
         let challenge: Vec<u8> = (0..16).collect();
         let secret = Secret::from("secretsecret1234");
         let response = Algorithm::Md5.response(0x27, &secret, &challenge);
-        assert_eq!(encode_binary(&response), "0x296f112870ee0e26e662ee3036d60bac");
+        assert_eq!(
+            encode_binary(&response),
+            "0x296f112870ee0e26e662ee3036d60bac"
+        );
         assert!(Algorithm::Md5.verify(0x27, &secret, &challenge, &response));
         assert!(!Algorithm::Md5.verify(0x28, &secret, &challenge, &response));
         assert!(!Algorithm::Md5.verify(0x27, &secret, &challenge, &response[..15]));
@@ -158,7 +168,12 @@ mod tests {
 
     #[test]
     fn every_algorithm_answers_with_its_own_length() {
-        for algorithm in [Algorithm::Md5, Algorithm::Sha1, Algorithm::Sha256, Algorithm::Sha3] {
+        for algorithm in [
+            Algorithm::Md5,
+            Algorithm::Sha1,
+            Algorithm::Sha256,
+            Algorithm::Sha3,
+        ] {
             let response = algorithm.response(1, &Secret::from("s"), b"c");
             assert_eq!(response.len(), algorithm.response_bytes());
         }

@@ -80,7 +80,10 @@ pub struct Negotiation {
 
 /// Whether a key may be offered in any login stage.
 pub fn allowed_in_security_stage(key: &str) -> bool {
-    matches!(key, "InitiatorAlias" | "MaxRecvDataSegmentLength" | "TargetAlias")
+    matches!(
+        key,
+        "InitiatorAlias" | "MaxRecvDataSegmentLength" | "TargetAlias"
+    )
 }
 
 /// Whether only the login itself reads the key.
@@ -112,14 +115,16 @@ fn first_common(value: &str, supported: &[&str]) -> Reply {
 impl Negotiation {
     /// A negotiation for a discovery or a normal session.
     pub fn new(discovery: bool) -> Self {
-        Self { discovery, ..Self::default() }
+        Self {
+            discovery,
+            ..Self::default()
+        }
     }
 
     /// What has been agreed so far.
     pub fn parameters(&self) -> Parameters {
         let mut parameters = self.parameters;
-        parameters.first_burst_bytes =
-            parameters.first_burst_bytes.min(parameters.max_burst_bytes);
+        parameters.first_burst_bytes = parameters.first_burst_bytes.min(parameters.max_burst_bytes);
         parameters
     }
 
@@ -151,8 +156,14 @@ impl Negotiation {
                 None => Reply::Reject,
             },
             "InitiatorAlias" => Reply::Silent,
-            "InitialR2T" | "ImmediateData" | "MaxBurstLength" | "FirstBurstLength"
-            | "MaxOutstandingR2T" | "DataPDUInOrder" | "DataSequenceInOrder" | "MaxConnections"
+            "InitialR2T"
+            | "ImmediateData"
+            | "MaxBurstLength"
+            | "FirstBurstLength"
+            | "MaxOutstandingR2T"
+            | "DataPDUInOrder"
+            | "DataSequenceInOrder"
+            | "MaxConnections"
                 if self.discovery =>
             {
                 Reply::Irrelevant
@@ -249,7 +260,13 @@ mod tests {
             assert_eq!(negotiation.offer(key, offered), expected, "{key}");
         }
         let parameters = negotiation.parameters();
-        assert_eq!(parameters.digests, Digests { header: false, data: true });
+        assert_eq!(
+            parameters.digests,
+            Digests {
+                header: false,
+                data: true
+            }
+        );
         assert!(!parameters.initial_r2t && parameters.immediate_data);
         assert_eq!(parameters.send_bytes_max, 262_144);
         assert_eq!(parameters.max_burst_bytes, 1 << 20);
@@ -273,8 +290,15 @@ mod tests {
             ("ErrorRecoveryLevel", "3"),
         ] {
             let mut negotiation = Negotiation::new(false);
-            assert_eq!(negotiation.offer(key, wrong), Reply::Reject, "{key}={wrong}");
-            assert_eq!(negotiation.parameters(), Negotiation::new(false).parameters());
+            assert_eq!(
+                negotiation.offer(key, wrong),
+                Reply::Reject,
+                "{key}={wrong}"
+            );
+            assert_eq!(
+                negotiation.parameters(),
+                Negotiation::new(false).parameters()
+            );
         }
     }
 
@@ -283,7 +307,10 @@ mod tests {
         let mut negotiation = Negotiation::new(false);
         assert_eq!(negotiation.offer("IFMarker", "Yes"), value("No"));
         assert_eq!(negotiation.offer("OFMarkInt", "2048"), Reply::Reject);
-        assert_eq!(negotiation.offer("X-com.example.key", "1"), Reply::NotUnderstood);
+        assert_eq!(
+            negotiation.offer("X-com.example.key", "1"),
+            Reply::NotUnderstood
+        );
     }
 
     #[test]

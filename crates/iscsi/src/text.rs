@@ -36,7 +36,10 @@ pub struct Pair {
 /// leave it out.
 pub fn parse(bytes: &[u8]) -> Result<Vec<Pair>, TextError> {
     let mut pairs = Vec::new();
-    for pair in bytes.split(|byte| *byte == 0).filter(|pair| !pair.is_empty()) {
+    for pair in bytes
+        .split(|byte| *byte == 0)
+        .filter(|pair| !pair.is_empty())
+    {
         let pair = std::str::from_utf8(pair).map_err(|_| TextError::Malformed)?;
         let (key, value) = pair.split_once('=').ok_or(TextError::Malformed)?;
         if key.is_empty() {
@@ -45,7 +48,10 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Pair>, TextError> {
         if key.len() > KEY_BYTES_MAX || value.len() > VALUE_BYTES_MAX || pairs.len() >= PAIRS_MAX {
             return Err(TextError::TooLong);
         }
-        pairs.push(Pair { key: key.to_owned(), value: value.to_owned() });
+        pairs.push(Pair {
+            key: key.to_owned(),
+            value: value.to_owned(),
+        });
     }
     Ok(pairs)
 }
@@ -72,7 +78,10 @@ impl Writer {
 
 /// A number in decimal or in hexadecimal after `0x`.
 pub fn parse_number(value: &str) -> Option<u32> {
-    match value.strip_prefix("0x").or_else(|| value.strip_prefix("0X")) {
+    match value
+        .strip_prefix("0x")
+        .or_else(|| value.strip_prefix("0X"))
+    {
         Some(digits) => u32::from_str_radix(digits, 16).ok(),
         None if value.bytes().all(|byte| byte.is_ascii_digit()) => value.parse().ok(),
         None => None,
@@ -92,9 +101,14 @@ mod tests {
         writer.put("Empty", "");
         writer.put("Equals", "a=b");
         let pairs = parse(&writer.finish()).unwrap();
-        let seen: Vec<_> =
-            pairs.iter().map(|pair| (pair.key.as_str(), pair.value.as_str())).collect();
-        assert_eq!(seen, [("TargetName", "iqn.x"), ("Empty", ""), ("Equals", "a=b")]);
+        let seen: Vec<_> = pairs
+            .iter()
+            .map(|pair| (pair.key.as_str(), pair.value.as_str()))
+            .collect();
+        assert_eq!(
+            seen,
+            [("TargetName", "iqn.x"), ("Empty", ""), ("Equals", "a=b")]
+        );
     }
 
     #[test]
@@ -104,7 +118,10 @@ mod tests {
         assert_eq!(parse(b"\xff=x\0"), Err(TextError::Malformed));
         let key = format!("{}=1\0", "k".repeat(64));
         assert_eq!(parse(key.as_bytes()), Err(TextError::TooLong));
-        assert_eq!(parse("a=1\0".repeat(257).as_bytes()), Err(TextError::TooLong));
+        assert_eq!(
+            parse("a=1\0".repeat(257).as_bytes()),
+            Err(TextError::TooLong)
+        );
     }
 
     #[test]

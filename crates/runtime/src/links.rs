@@ -92,6 +92,7 @@ pub enum LinkEvent {
         incarnation: Incarnation,
     },
     /// The link broke. Frames in flight in either direction may be lost.
+    /// A `Lost` may be followed by a `Refused` for the same incarnation, once that is known.
     Down {
         /// The peer.
         peer: NodeId,

@@ -16,6 +16,7 @@ pub mod device;
 mod execute;
 pub mod inquiry;
 pub mod limits;
+pub mod memory;
 pub mod mode;
 pub mod nexus;
 pub mod opcodes;
@@ -28,6 +29,7 @@ pub mod unit;
 
 pub use command::Command;
 pub use device::{BlockDevice, CompareOutcome, DeviceError, DeviceIdentity, MappedExtent};
+pub use memory::MemoryDevice;
 pub use nexus::{Attention, Nexus};
 pub use ports::{AccessState, PortGroup, PortGroups, TargetPort};
 pub use sense::{Sense, SenseKey};

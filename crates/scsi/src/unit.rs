@@ -192,9 +192,9 @@ impl LogicalUnit {
         let known = registered || shared.nexuses.contains_key(&nexus);
         if shared.nexuses.len() > NEXUSES_REMEMBERED_MAX {
             let table = self.reservations.table();
-            shared.nexuses.retain(|absent, state| {
-                state.attachments > 0 || table.key_of(absent).is_some()
-            });
+            shared
+                .nexuses
+                .retain(|absent, state| state.attachments > 0 || table.key_of(absent).is_some());
         }
         let state = shared.nexuses.entry(nexus.clone()).or_default();
         state.attachments += 1;

@@ -11,6 +11,7 @@ pub mod oracle;
 pub mod random;
 pub mod report;
 pub mod runner;
+pub mod scenario;
 pub mod simulation;
 pub mod trace;
 

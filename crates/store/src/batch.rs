@@ -153,7 +153,12 @@ impl Opening {
         let sane = (FIXED_BYTES..=HEADER_BYTES_MAX).contains(&header_bytes)
             && data_blocks <= DATA_BLOCKS_MAX
             && owner == identity;
-        let place = Place { position, lap, lsn, previous };
+        let place = Place {
+            position,
+            lap,
+            lsn,
+            previous,
+        };
         sane.then_some(Self {
             place,
             header_bytes,
@@ -181,7 +186,9 @@ impl Opening {
 
     /// Whether the header's bytes are the ones that were written.
     pub(crate) fn verify(&self, header: &[u8]) -> bool {
-        let Some(header) = header.get(..self.header_bytes) else { return false };
+        let Some(header) = header.get(..self.header_bytes) else {
+            return false;
+        };
         let mut covered = header.to_vec();
         covered[CHECKSUM_AT..FIXED_BYTES].fill(0);
         plain_checksum(&covered) == self.checksum
@@ -199,7 +206,10 @@ impl Opening {
             let view = View(reader.u64()?);
             let seq = Seq(reader.u64()?);
             let stable = Seq(reader.u64()?);
-            let operation = OperationId { origin: reader.u64()?, number: reader.u64()? };
+            let operation = OperationId {
+                origin: reader.u64()?,
+                number: reader.u64()?,
+            };
             let first_block = reader.u32()?;
             let blocks = reader.u32()?;
             let mut checksums = Vec::new();

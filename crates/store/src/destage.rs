@@ -88,13 +88,19 @@ async fn round(inner: &Rc<Inner>) -> Result<(), StoreError> {
     let (plans, arrivals) = plan(inner, &dirty);
     persist_stable(inner, &plans).await?;
     if !arrivals.is_empty() {
-        inner.home.install(&arrivals).await.map_err(|error| inner.poison.set(error))?;
+        inner
+            .home
+            .install(&arrivals)
+            .await
+            .map_err(|error| inner.poison.set(error))?;
     }
     let mut unpinned = released;
     {
         let mut slices = inner.slices.borrow_mut();
         for plan in &plans {
-            let Some(index) = slices.get_mut(&plan.slice) else { continue };
+            let Some(index) = slices.get_mut(&plan.slice) else {
+                continue;
+            };
             index.settle(plan.through, through_lsn, &plan.destaged, &mut unpinned);
             if inner.copy_state(plan.slice) == CopyState::InSync {
                 index.home_through = index.home_through.max(plan.through);
@@ -105,7 +111,11 @@ async fn round(inner: &Rc<Inner>) -> Result<(), StoreError> {
         }
     }
     inner.journal.unpin(&unpinned);
-    let gone = inner.journal.advance().await.map_err(|error| inner.poison.set(error))?;
+    let gone = inner
+        .journal
+        .advance()
+        .await
+        .map_err(|error| inner.poison.set(error))?;
     let mut slices = inner.slices.borrow_mut();
     for (slice, seq, lsn) in gone {
         if let Some(index) = slices.get_mut(&slice) {
@@ -127,14 +137,22 @@ fn plan(
     let mut plans = Vec::new();
     let mut arrivals = BTreeMap::new();
     for slice in dirty {
-        let Some(index) = slices.get(slice) else { continue };
+        let Some(index) = slices.get(slice) else {
+            continue;
+        };
         let mut destaged = BTreeMap::new();
         let remembers_zeroes = inner.remembers_zeroes(*slice);
         for extent in index.extents_from(0) {
             let place = (*slice, extent);
             let versions = index.effective_in(extent);
-            destaged.extend(versions.iter().map(|(block, version)| (*block, version.seq)));
-            let only_zero = versions.iter().all(|(_, version)| version.content == Content::Zero);
+            destaged.extend(
+                versions
+                    .iter()
+                    .map(|(block, version)| (*block, version.seq)),
+            );
+            let only_zero = versions
+                .iter()
+                .all(|(_, version)| version.content == Content::Zero);
             if !inner.home.has_extent(*slice, extent) {
                 // Zeroing what was never written changes nothing, unless it has to be told from
                 // an older version that is still on its way here.
@@ -157,7 +175,12 @@ fn plan(
             }
         }
         let (through, home_through) = (index.stable, index.home_through);
-        plans.push(Plan { slice: *slice, through, home_through, destaged });
+        plans.push(Plan {
+            slice: *slice,
+            through,
+            home_through,
+            destaged,
+        });
     }
     (plans, arrivals)
 }
@@ -170,13 +193,22 @@ fn arrival((block, version): Effective) -> Arrival {
     };
     let (seq, view) = (version.seq, version.view);
     let block = block % crate::extent::EXTENT_BLOCKS;
-    Arrival { block, seq, view, state, checksum, data }
+    Arrival {
+        block,
+        seq,
+        view,
+        state,
+        checksum,
+        data,
+    }
 }
 
 /// Makes the plans' stable points durable.
 async fn persist_stable(inner: &Inner, plans: &[Plan]) -> Result<(), StoreError> {
-    let points: Vec<(SliceKey, Seq, Seq)> =
-        plans.iter().map(|plan| (plan.slice, plan.through, plan.home_through)).collect();
+    let points: Vec<(SliceKey, Seq, Seq)> = plans
+        .iter()
+        .map(|plan| (plan.slice, plan.through, plan.home_through))
+        .collect();
     let tail_lsn = inner.journal.tail_lsn();
     let persisted = inner.facts.update(move |facts| {
         for (slice, stable, home_through) in points {
@@ -188,7 +220,9 @@ async fn persist_stable(inner: &Inner, plans: &[Plan]) -> Result<(), StoreError>
             found.stable = found.stable.max(stable);
         }
         facts.voids.retain(|void| void.before_lsn > tail_lsn);
-        facts.removals.retain(|removal| !removal.cleared || removal.before_lsn > tail_lsn);
+        facts
+            .removals
+            .retain(|removal| !removal.cleared || removal.before_lsn > tail_lsn);
     });
     persisted.await
 }
@@ -196,16 +230,22 @@ async fn persist_stable(inner: &Inner, plans: &[Plan]) -> Result<(), StoreError>
 /// Journals unstable records again that would otherwise hold a crowded ring's tail for as long
 /// as their owner stays silent. Only where that frees more than it takes.
 fn relocate(inner: &Inner) {
-    let Some(through_lsn) = inner.journal.crowded_through() else { return };
+    let Some(through_lsn) = inner.journal.crowded_through() else {
+        return;
+    };
     let slices = inner.slices.borrow();
     let settled = slices.values().filter(|index| index.truncations == 0);
-    let mut items: Vec<_> = settled.flat_map(|index| index.pinned_tail(through_lsn)).collect();
+    let mut items: Vec<_> = settled
+        .flat_map(|index| index.pinned_tail(through_lsn))
+        .collect();
     drop(slices);
     items.sort_by_key(|(lsn, _)| *lsn);
     let bytes: u64 = items.iter().map(|(_, item)| item.data.len() as u64).sum();
     let (ring, _) = inner.journal.usage();
     let mut queue = inner.journal.queue.borrow_mut();
-    let already = queue.iter().any(|submission| submission.items.iter().any(|i| i.relocated));
+    let already = queue
+        .iter()
+        .any(|submission| submission.items.iter().any(|i| i.relocated));
     if items.is_empty() || bytes > ring / 16 || already {
         return;
     }

@@ -78,6 +78,9 @@ impl<'a> FieldReader<'a> {
     }
 
     pub(crate) fn slice(&mut self) -> Option<SliceKey> {
-        Some(SliceKey { volume: self.u64()?, slice: self.u32()? })
+        Some(SliceKey {
+            volume: self.u64()?,
+            slice: self.u32()?,
+        })
     }
 }

@@ -69,14 +69,21 @@ const SEQ_MASK: u64 = (1 << 62) - 1;
 
 impl Entry {
     pub(crate) fn new(state: EntryState, seq: Seq, view: View, checksum: u64) -> Self {
-        assert!(seq.0 <= SEQ_MASK, "a slice's stream never reaches 2^62 records");
+        assert!(
+            seq.0 <= SEQ_MASK,
+            "a slice's stream never reaches 2^62 records"
+        );
         let tag = match state {
             EntryState::Never => 0,
             EntryState::Present => 1,
             EntryState::Zero => 2,
             EntryState::Unknown => 3,
         };
-        Self { tagged_seq: seq.0 | (tag << 62), view: view.0, checksum }
+        Self {
+            tagged_seq: seq.0 | (tag << 62),
+            view: view.0,
+            checksum,
+        }
     }
 
     pub(crate) fn state(self) -> EntryState {
@@ -129,15 +136,12 @@ pub(crate) struct Owner {
 }
 
 /// The bytes of a description.
-pub(crate) fn encode(
-    identity: [u8; 16],
-    physical: u32,
-    owner: Owner,
-    entries: &[Entry],
-) -> Buffer {
+pub(crate) fn encode(identity: [u8; 16], physical: u32, owner: Owner, entries: &[Entry]) -> Buffer {
     let mut image = Buffer::zeroed(DESCRIPTION_BYTES);
-    for (number, (sector, entries)) in
-        image.chunks_mut(SECTOR_BYTES).zip(entries.chunks(SECTOR_ENTRIES)).enumerate()
+    for (number, (sector, entries)) in image
+        .chunks_mut(SECTOR_BYTES)
+        .zip(entries.chunks(SECTOR_ENTRIES))
+        .enumerate()
     {
         let mut writer = FieldWriter::default();
         writer.u64(0);
@@ -169,14 +173,20 @@ pub(crate) enum Description {
     /// The extent is free, or was never filled.
     Free,
     /// The extent of `owner`; blocks of damaged sectors are [`EntryState::Unknown`].
-    Owned { owner: Owner, entries: Vec<Entry>, unknown_blocks: u64 },
+    Owned {
+        owner: Owner,
+        entries: Vec<Entry>,
+        unknown_blocks: u64,
+    },
     /// No sector is readable: somebody's extent, nobody can tell whose.
     Unattributed,
 }
 
 /// Reads a description; `None` stands for bytes the disk could not deliver.
 pub(crate) fn decode(identity: [u8; 16], physical: u32, image: Option<&[u8]>) -> Description {
-    let Some(image) = image else { return Description::Unattributed };
+    let Some(image) = image else {
+        return Description::Unattributed;
+    };
     let mut owner: Option<Owner> = None;
     let mut entries = vec![Entry::default(); EXTENT_BLOCKS as usize];
     let mut damaged = Vec::new();
@@ -196,9 +206,15 @@ pub(crate) fn decode(identity: [u8; 16], physical: u32, image: Option<&[u8]>) ->
         }
     }
     let Some(owner) = owner else {
-        return if damaged.is_empty() { Description::Free } else { Description::Unattributed };
+        return if damaged.is_empty() {
+            Description::Free
+        } else {
+            Description::Unattributed
+        };
     };
-    let empty = entries.iter().all(|entry| entry.state() == EntryState::Never);
+    let empty = entries
+        .iter()
+        .all(|entry| entry.state() == EntryState::Never);
     if empty && damaged.is_empty() {
         // Being made when the node stopped, or made and never filled.
         return Description::Free;
@@ -208,7 +224,11 @@ pub(crate) fn decode(identity: [u8; 16], physical: u32, image: Option<&[u8]>) ->
         unknown_blocks += place.len() as u64;
         entries[place].fill(Entry::new(EntryState::Unknown, Seq(0), View(0), 0));
     }
-    Description::Owned { owner, entries, unknown_blocks }
+    Description::Owned {
+        owner,
+        entries,
+        unknown_blocks,
+    }
 }
 
 fn decode_sector(
@@ -223,7 +243,10 @@ fn decode_sector(
         return None;
     }
     let foreign = reader.array::<16>()? != identity;
-    let owner = Owner { slice: reader.slice()?, extent: reader.u32()? };
+    let owner = Owner {
+        slice: reader.slice()?,
+        extent: reader.u32()?,
+    };
     let misplaced = reader.u32()? != number || reader.u32()? != physical;
     let unsupported = reader.u32()? != VERSION;
     let _reserved = reader.u32()?;

@@ -100,7 +100,11 @@ pub(crate) enum Found {
     /// No copy is usable and one was never written.
     Nothing,
     /// The facts, their sequence, and whether one copy was unreadable.
-    Facts { state: FactsState, sequence: u64, copy_lost: bool },
+    Facts {
+        state: FactsState,
+        sequence: u64,
+        copy_lost: bool,
+    },
     /// Neither copy is usable.
     Lost,
 }
@@ -135,7 +139,11 @@ impl Facts {
             }
         }
         Ok(match best {
-            Some((state, sequence)) => Found::Facts { state, sequence, copy_lost: bad + zero > 0 },
+            Some((state, sequence)) => Found::Facts {
+                state,
+                sequence,
+                copy_lost: bad + zero > 0,
+            },
             // One copy of the very first write may be torn; the caller knows if it was the first.
             None if zero > 0 => Found::Nothing,
             None => Found::Lost,
@@ -210,7 +218,10 @@ impl Facts {
             change(&mut changed);
             let wanted_bytes = HEADER_BYTES + encode_body(&changed).len();
             if wanted_bytes > COPY_BYTES {
-                let refusal = StoreError::FactsFull { wanted_bytes, limit_bytes: COPY_BYTES };
+                let refusal = StoreError::FactsFull {
+                    wanted_bytes,
+                    limit_bytes: COPY_BYTES,
+                };
                 let _ = reply.send(Err(refusal));
                 continue;
             }
@@ -237,7 +248,10 @@ impl Facts {
         let sequence = self.sequence.get() + 1;
         let image = encode(&state, self.identity, self.slice_blocks, sequence);
         for copy in 0..2u64 {
-            let written = self.disk.write(copy * COPY_BYTES as u64, image.clone()).await;
+            let written = self
+                .disk
+                .write(copy * COPY_BYTES as u64, image.clone())
+                .await;
             written.map_err(|error| self.poison.set(error))?;
         }
         self.sequence.set(sequence);
@@ -319,7 +333,10 @@ fn decode(
     let Some((magic, version, blocks, owner, sequence, length, checksum)) = fields else {
         return Ok(None);
     };
-    let Some(end) = length.checked_add(HEADER_BYTES).filter(|end| *end <= bytes.len()) else {
+    let Some(end) = length
+        .checked_add(HEADER_BYTES)
+        .filter(|end| *end <= bytes.len())
+    else {
         return Ok(None);
     };
     let mut covered = bytes[..end].to_vec();
@@ -328,20 +345,33 @@ fn decode(
         return Ok(None);
     }
     if version > VERSION {
-        return Err(StoreError::Version { area: AREA, found: version, supported: VERSION });
+        return Err(StoreError::Version {
+            area: AREA,
+            found: version,
+            supported: VERSION,
+        });
     }
     if owner != identity {
-        return Err(StoreError::Foreign { area: AREA, what: "identity" });
+        return Err(StoreError::Foreign {
+            area: AREA,
+            what: "identity",
+        });
     }
     if blocks != slice_blocks {
-        return Err(StoreError::Foreign { area: AREA, what: "blocks per slice" });
+        return Err(StoreError::Foreign {
+            area: AREA,
+            what: "blocks per slice",
+        });
     }
     Ok(decode_body(&bytes[HEADER_BYTES..end]).map(|state| (state, sequence)))
 }
 
 fn decode_body(bytes: &[u8]) -> Option<FactsState> {
     let mut reader = FieldReader::new(bytes);
-    let mut state = FactsState { hole: reader.u32()? != 0, ..FactsState::default() };
+    let mut state = FactsState {
+        hole: reader.u32()? != 0,
+        ..FactsState::default()
+    };
     for _ in 0..reader.u32()? {
         state.promises.insert(reader.u64()?, View(reader.u64()?));
     }
@@ -358,17 +388,33 @@ fn decode_body(bytes: &[u8]) -> Option<FactsState> {
         let stable = Seq(reader.u64()?);
         let destaged = Seq(reader.u64()?);
         let suspect = Some(Seq(reader.u64()?)).filter(|_| tag & 0x100 != 0);
-        state.slices.insert(key, SliceFacts { copy, stable, destaged, suspect });
+        state.slices.insert(
+            key,
+            SliceFacts {
+                copy,
+                stable,
+                destaged,
+                suspect,
+            },
+        );
     }
     for _ in 0..reader.u32()? {
         let slice = reader.slice()?;
         let keep_through = Seq(reader.u64()?);
-        state.voids.push(Void { slice, keep_through, before_lsn: reader.u64()? });
+        state.voids.push(Void {
+            slice,
+            keep_through,
+            before_lsn: reader.u64()?,
+        });
     }
     for _ in 0..reader.u32()? {
         let volume = reader.u64()?;
         let before_lsn = reader.u64()?;
-        state.removals.push(Removal { volume, before_lsn, cleared: reader.u32()? != 0 });
+        state.removals.push(Removal {
+            volume,
+            before_lsn,
+            cleared: reader.u32()? != 0,
+        });
     }
     Some(state)
 }

@@ -81,14 +81,20 @@ impl Home {
         identity: [u8; 16],
     ) -> Result<(Self, Scan), StoreError> {
         let capacity = extents_in(disk.size_bytes());
-        let mut map = Map { unused_from: capacity, ..Map::default() };
+        let mut map = Map {
+            unused_from: capacity,
+            ..Map::default()
+        };
         let mut scan = Scan::default();
         let mut twice: BTreeSet<(SliceKey, u32)> = BTreeSet::new();
         let mut last_used = None;
         for first in (0..capacity).step_by(GROUP_EXTENTS as usize) {
             let count = GROUP_EXTENTS.min(capacity - first);
             let offset = description_offset(first);
-            let group = disk.read(offset, count as usize * DESCRIPTION_BYTES).await.ok();
+            let group = disk
+                .read(offset, count as usize * DESCRIPTION_BYTES)
+                .await
+                .ok();
             for physical in first..first + count {
                 let within = (physical - first) as usize * DESCRIPTION_BYTES;
                 let single;
@@ -105,10 +111,18 @@ impl Home {
                         map.freed.insert(physical);
                         continue;
                     }
-                    Description::Owned { owner, entries, unknown_blocks } => {
+                    Description::Owned {
+                        owner,
+                        entries,
+                        unknown_blocks,
+                    } => {
                         scan.unknown_blocks += unknown_blocks;
                         let key = (owner.slice, owner.extent);
-                        let extent = Extent { physical, entries, described: true };
+                        let extent = Extent {
+                            physical,
+                            entries,
+                            described: true,
+                        };
                         if map.extents.insert(key, extent).is_some() {
                             twice.insert(key);
                         }
@@ -130,12 +144,24 @@ impl Home {
         let unused_from = map.unused_from;
         map.freed.retain(|physical| *physical < unused_from);
         let unattributed = Cell::new(scan.unattributed_extents);
-        Ok((Self { disk, identity, capacity, map: RefCell::new(map), unattributed }, scan))
+        Ok((
+            Self {
+                disk,
+                identity,
+                capacity,
+                map: RefCell::new(map),
+                unattributed,
+            },
+            scan,
+        ))
     }
 
     /// Capacity and use, in extents.
     pub(crate) fn extents(&self) -> (u64, u64) {
-        (u64::from(self.capacity), self.map.borrow().extents.len() as u64)
+        (
+            u64::from(self.capacity),
+            self.map.borrow().extents.len() as u64,
+        )
     }
 
     /// Whether some slice's extent can no longer be told from a free one.
@@ -145,7 +171,12 @@ impl Home {
 
     /// Slices that have extents.
     pub(crate) fn slices(&self) -> BTreeSet<SliceKey> {
-        self.map.borrow().extents.keys().map(|(slice, _)| *slice).collect()
+        self.map
+            .borrow()
+            .extents
+            .keys()
+            .map(|(slice, _)| *slice)
+            .collect()
     }
 
     /// Whether an extent is allocated.
@@ -156,11 +187,17 @@ impl Home {
     /// Allocates those of `wanted` that are not yet, all or none.
     pub(crate) fn reserve(&self, wanted: &BTreeSet<(SliceKey, u32)>) -> Result<(), StoreError> {
         let mut map = self.map.borrow_mut();
-        let missing: Vec<_> =
-            wanted.iter().filter(|key| !map.extents.contains_key(key)).copied().collect();
+        let missing: Vec<_> = wanted
+            .iter()
+            .filter(|key| !map.extents.contains_key(key))
+            .copied()
+            .collect();
         let free_extents = map.freed.len() as u64 + u64::from(self.capacity - map.unused_from);
         if missing.len() as u64 > free_extents {
-            return Err(StoreError::Full { wanted_extents: missing.len() as u64, free_extents });
+            return Err(StoreError::Full {
+                wanted_extents: missing.len() as u64,
+                free_extents,
+            });
         }
         for key in missing {
             let physical = match map.freed.pop_first() {
@@ -170,7 +207,14 @@ impl Home {
                     map.unused_from - 1
                 }
             };
-            map.extents.insert(key, Extent { physical, entries: Vec::new(), described: false });
+            map.extents.insert(
+                key,
+                Extent {
+                    physical,
+                    entries: Vec::new(),
+                    described: false,
+                },
+            );
         }
         Ok(())
     }
@@ -178,7 +222,9 @@ impl Home {
     /// Gives back a reservation that nothing was written to.
     pub(crate) fn release(&self, slice: SliceKey, extent: u32) {
         let mut map = self.map.borrow_mut();
-        let Some(found) = map.extents.get(&(slice, extent)) else { return };
+        let Some(found) = map.extents.get(&(slice, extent)) else {
+            return;
+        };
         if !found.described {
             let physical = found.physical;
             map.extents.remove(&(slice, extent));
@@ -191,13 +237,19 @@ impl Home {
         let map = self.map.borrow();
         let extent = map.extents.get(&(slice, block / EXTENT_BLOCKS))?;
         let within = (block % EXTENT_BLOCKS) as usize;
-        Some((extent.physical, extent.entries.get(within).copied().unwrap_or_default()))
+        Some((
+            extent.physical,
+            extent.entries.get(within).copied().unwrap_or_default(),
+        ))
     }
 
     /// Extents of a slice from extent `from` on, ascending.
     pub(crate) fn extents_of(&self, slice: SliceKey, from: u32) -> Vec<u32> {
         let map = self.map.borrow();
-        map.extents.range((slice, from)..=(slice, u32::MAX)).map(|((_, extent), _)| *extent).collect()
+        map.extents
+            .range((slice, from)..=(slice, u32::MAX))
+            .map(|((_, extent), _)| *extent)
+            .collect()
     }
 
     /// Reads `blocks` neighbouring blocks of one extent, unverified.
@@ -207,7 +259,9 @@ impl Home {
         block: u32,
         blocks: u32,
     ) -> Result<Buffer, DiskError> {
-        self.disk.read(data_offset(physical, block), blocks as usize * BLOCK_BYTES).await
+        self.disk
+            .read(data_offset(physical, block), blocks as usize * BLOCK_BYTES)
+            .await
     }
 
     /// Makes all arrivals durable, then visible. The caller holds the lock of the home's
@@ -221,7 +275,10 @@ impl Home {
         let mut first = Vec::new();
         let mut writes = Vec::new();
         for ((slice, extent), blocks) in arrivals {
-            let owner = Owner { slice: *slice, extent: *extent };
+            let owner = Owner {
+                slice: *slice,
+                extent: *extent,
+            };
             let map = self.map.borrow();
             let Some(found) = map.extents.get(&(*slice, *extent)) else {
                 unreachable!("an arrival without a reserved extent")
@@ -231,7 +288,10 @@ impl Home {
                 first.push((offset, encode(self.identity, found.physical, owner, &blank)));
             }
             let entries = merged(&found.entries, blocks);
-            writes.push((offset, encode(self.identity, found.physical, owner, &entries)));
+            writes.push((
+                offset,
+                encode(self.identity, found.physical, owner, &entries),
+            ));
             for run in runs(blocks) {
                 let mut data = Buffer::zeroed(run.len() * BLOCK_BYTES);
                 for (place, arrival) in data.chunks_mut(BLOCK_BYTES).zip(run) {
@@ -259,10 +319,19 @@ impl Home {
     /// Forgets all extents of a volume, durably, then frees them.
     pub(crate) async fn clear_volume(&self, volume: u64) -> Result<(), DiskError> {
         let first = (SliceKey { volume, slice: 0 }, 0);
-        let last = (SliceKey { volume, slice: u32::MAX }, u32::MAX);
+        let last = (
+            SliceKey {
+                volume,
+                slice: u32::MAX,
+            },
+            u32::MAX,
+        );
         let owned: Vec<_> = {
             let map = self.map.borrow();
-            map.extents.range(first..=last).map(|(key, found)| (*key, found.physical)).collect()
+            map.extents
+                .range(first..=last)
+                .map(|(key, found)| (*key, found.physical))
+                .collect()
         };
         let blank = Buffer::zeroed(DESCRIPTION_BYTES);
         let writes = owned
@@ -280,7 +349,9 @@ impl Home {
     }
 
     async fn write_all(&self, writes: Vec<(u64, Buffer)>) -> Result<(), DiskError> {
-        let pending = writes.into_iter().map(|(offset, data)| self.disk.write(offset, data));
+        let pending = writes
+            .into_iter()
+            .map(|(offset, data)| self.disk.write(offset, data));
         let mut pending = futures::stream::iter(pending).buffered(WRITES_IN_FLIGHT);
         while let Some(outcome) = pending.next().await {
             outcome?;

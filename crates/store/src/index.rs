@@ -86,7 +86,9 @@ impl Item {
         if self.lost.get(index).copied().unwrap_or(false) {
             return Content::Unknown;
         }
-        let data = self.data.slice(index * BLOCK_BYTES..(index + 1) * BLOCK_BYTES);
+        let data = self
+            .data
+            .slice(index * BLOCK_BYTES..(index + 1) * BLOCK_BYTES);
         Content::Data(data, self.checksums[index])
     }
 
@@ -164,7 +166,14 @@ impl SliceIndex {
         if item.kind.is_stream() {
             self.drop_from(item.seq, u64::MAX, unpinned);
             self.remember(item);
-            self.stream.insert(item.seq, Resident { item: item.clone(), lsn, pinned: true });
+            self.stream.insert(
+                item.seq,
+                Resident {
+                    item: item.clone(),
+                    lsn,
+                    pinned: true,
+                },
+            );
             pins += 1;
         }
         pins + self.insert_versions(item, lsn, unpinned)
@@ -204,7 +213,13 @@ impl SliceIndex {
                     let extent = first / EXTENT_BLOCKS;
                     let last = end.min((extent + 1) * EXTENT_BLOCKS);
                     let (seq, view) = (item.seq, item.view);
-                    let span = ZeroSpan { seq, view, first, end: last, lsn };
+                    let span = ZeroSpan {
+                        seq,
+                        view,
+                        first,
+                        end: last,
+                        lsn,
+                    };
                     self.zeroes.entry(extent).or_default().push(span);
                     pins += 1;
                     first = last;
@@ -217,7 +232,9 @@ impl SliceIndex {
 
     /// A record that was journaled again: what there is of it moves to the new batch.
     fn relocate(&mut self, item: &Item, lsn: u64, unpinned: &mut Vec<u64>) -> u32 {
-        let Some(resident) = self.stream.get_mut(&item.seq) else { return 0 };
+        let Some(resident) = self.stream.get_mut(&item.seq) else {
+            return 0;
+        };
         if resident.item.view != item.view {
             return 0;
         }
@@ -237,7 +254,12 @@ impl SliceIndex {
             if block % EXTENT_BLOCKS != 0 && block != item.first_block {
                 continue;
             }
-            for span in self.zeroes.get_mut(&(block / EXTENT_BLOCKS)).into_iter().flatten() {
+            for span in self
+                .zeroes
+                .get_mut(&(block / EXTENT_BLOCKS))
+                .into_iter()
+                .flatten()
+            {
                 if span.seq == item.seq {
                     unpinned.push(std::mem::replace(&mut span.lsn, lsn));
                     pins += 1;
@@ -249,7 +271,9 @@ impl SliceIndex {
 
     /// Whether a relocated record found in the journal has its first place there too.
     pub(crate) fn holds(&self, seq: Seq, view: View) -> bool {
-        self.stream.get(&seq).is_some_and(|resident| resident.item.view == view)
+        self.stream
+            .get(&seq)
+            .is_some_and(|resident| resident.item.view == view)
     }
 
     /// Takes in a relocated record whose first place is gone, during recovery.
@@ -264,7 +288,14 @@ impl SliceIndex {
         self.stable = self.stable.max(item.stable);
         self.remember(item);
         let pins = 1 + self.insert_versions(&original, lsn, unpinned);
-        self.stream.insert(item.seq, Resident { item: original, lsn, pinned: true });
+        self.stream.insert(
+            item.seq,
+            Resident {
+                item: original,
+                lsn,
+                pinned: true,
+            },
+        );
         pins
     }
 
@@ -285,11 +316,14 @@ impl SliceIndex {
             .map(|(seq, _)| *seq)
             .collect();
         for seq in &above {
-            let Some(resident) = self.stream.remove(seq) else { continue };
+            let Some(resident) = self.stream.remove(seq) else {
+                continue;
+            };
             if resident.pinned {
                 unpinned.push(resident.lsn);
             }
             let first = resident.item.first_block;
+            let mut visited = None;
             for block in first..first + resident.item.blocks {
                 if resident.item.kind == Kind::Write {
                     if let Some(versions) = self.blocks.get_mut(&block) {
@@ -302,7 +336,7 @@ impl SliceIndex {
                     }
                 }
                 let extent = block / EXTENT_BLOCKS;
-                if extents.last() == Some(&extent) {
+                if visited.replace(extent) == Some(extent) {
                     continue;
                 }
                 extents.push(extent);
@@ -339,8 +373,15 @@ impl SliceIndex {
 
     /// The newest effective version of a block in the journal.
     pub(crate) fn newest_effective(&self, block: u32) -> Option<Version> {
-        let versions = self.blocks.get(&block).map(Vec::as_slice).unwrap_or_default();
-        let written = versions.iter().rev().find(|version| effective(version, self.stable));
+        let versions = self
+            .blocks
+            .get(&block)
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let written = versions
+            .iter()
+            .rev()
+            .find(|version| effective(version, self.stable));
         let spans = self.zeroes.get(&(block / EXTENT_BLOCKS)).map(Vec::as_slice);
         let zeroed = spans
             .unwrap_or_default()
@@ -363,7 +404,11 @@ impl SliceIndex {
 
     /// Extents from `from` on of which the journal holds a version, ascending.
     pub(crate) fn extents_from(&self, from: u32) -> Vec<u32> {
-        let mut extents: Vec<u32> = self.zeroes.range(from..).map(|(extent, _)| *extent).collect();
+        let mut extents: Vec<u32> = self
+            .zeroes
+            .range(from..)
+            .map(|(extent, _)| *extent)
+            .collect();
         let mut next = from.checked_mul(EXTENT_BLOCKS);
         while let Some((block, _)) = next.and_then(|next| self.blocks.range(next..).next()) {
             let extent = block / EXTENT_BLOCKS;
@@ -392,10 +437,16 @@ impl SliceIndex {
                 newest.insert(*block, version.clone());
             }
         }
-        let spans = self.zeroes.get(&extent).map(Vec::as_slice).unwrap_or_default();
+        let spans = self
+            .zeroes
+            .get(&extent)
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         for span in spans.iter().filter(|span| span.seq <= self.stable) {
             for block in span.first..span.end {
-                let older = newest.get(&block).is_none_or(|version| version.seq < span.seq);
+                let older = newest
+                    .get(&block)
+                    .is_none_or(|version| version.seq < span.seq);
                 if older {
                     newest.insert(block, span.version());
                 }
@@ -414,13 +465,19 @@ impl SliceIndex {
         destaged: &BTreeMap<u32, Seq>,
         unpinned: &mut Vec<u64>,
     ) {
-        for resident in self.stream.range_mut(..=through).map(|(_, resident)| resident) {
+        for resident in self
+            .stream
+            .range_mut(..=through)
+            .map(|(_, resident)| resident)
+        {
             if resident.lsn <= through_lsn && std::mem::replace(&mut resident.pinned, false) {
                 unpinned.push(resident.lsn);
             }
         }
         self.blocks.retain(|block, versions| {
-            let Some(newest) = destaged.get(block) else { return true };
+            let Some(newest) = destaged.get(block) else {
+                return true;
+            };
             take(versions, unpinned, |version| version.seq <= *newest);
             !versions.is_empty()
         });
@@ -438,7 +495,11 @@ impl SliceIndex {
 
     /// The batch holding record `seq` has left the ring.
     pub(crate) fn evict(&mut self, seq: Seq, lsn: u64) {
-        if self.stream.get(&seq).is_some_and(|resident| resident.lsn == lsn) {
+        if self
+            .stream
+            .get(&seq)
+            .is_some_and(|resident| resident.lsn == lsn)
+        {
             self.stream.remove(&seq);
         }
     }
@@ -449,7 +510,13 @@ impl SliceIndex {
             .range(self.stable.next()..)
             .filter(|(_, resident)| resident.lsn <= through_lsn && !resident.item.is_damaged())
             .map(|(_, resident)| {
-                (resident.lsn, Item { relocated: true, ..resident.item.clone() })
+                (
+                    resident.lsn,
+                    Item {
+                        relocated: true,
+                        ..resident.item.clone()
+                    },
+                )
             })
             .collect()
     }
@@ -472,7 +539,9 @@ impl SliceIndex {
 
     /// A record still in the ring: `Err` with a block of it if its data is lost.
     pub(crate) fn record(&self, view: View, seq: Seq) -> Result<Option<Record>, u32> {
-        let Some(resident) = self.stream.get(&seq) else { return Ok(None) };
+        let Some(resident) = self.stream.get(&seq) else {
+            return Ok(None);
+        };
         let item = &resident.item;
         if item.view != view {
             return Ok(None);
@@ -482,12 +551,25 @@ impl SliceIndex {
         }
         let first_block = item.first_block;
         let body = match item.kind {
-            Kind::Write | Kind::CopyWrite => Body::Write { first_block, data: item.data.clone() },
-            Kind::Zero | Kind::CopyZero => Body::Zero { first_block, blocks: item.blocks },
+            Kind::Write | Kind::CopyWrite => Body::Write {
+                first_block,
+                data: item.data.clone(),
+            },
+            Kind::Zero | Kind::CopyZero => Body::Zero {
+                first_block,
+                blocks: item.blocks,
+            },
             Kind::Nothing | Kind::Stable => Body::Nothing,
         };
         let (slice, stable, operation) = (item.slice, item.stable, item.operation);
-        Ok(Some(Record { slice, view, seq, stable, operation, body }))
+        Ok(Some(Record {
+            slice,
+            view,
+            seq,
+            stable,
+            operation,
+            body,
+        }))
     }
 
     /// The last operations, oldest first.
@@ -499,7 +581,13 @@ impl SliceIndex {
 impl ZeroSpan {
     fn version(&self) -> Version {
         let (seq, view, lsn) = (self.seq, self.view, self.lsn);
-        Version { seq, view, content: Content::Zero, copied: false, lsn }
+        Version {
+            seq,
+            view,
+            content: Content::Zero,
+            copied: false,
+            lsn,
+        }
     }
 }
 
@@ -513,19 +601,20 @@ fn effective(version: &Version, stable: Seq) -> bool {
 
 /// Drops effective versions that a newer effective one hides.
 fn prune(versions: &mut Vec<Version>, stable: Seq, unpinned: &mut Vec<u64>) {
-    let Some(newest) = versions.iter().rposition(|version| effective(version, stable)) else {
+    let Some(newest) = versions
+        .iter()
+        .rposition(|version| effective(version, stable))
+    else {
         return;
     };
     let newest_seq = versions[newest].seq;
-    take(versions, unpinned, |version| effective(version, stable) && version.seq < newest_seq);
+    take(versions, unpinned, |version| {
+        effective(version, stable) && version.seq < newest_seq
+    });
 }
 
 /// Removes what `is_gone` accepts, reporting the pins.
-fn take(
-    versions: &mut Vec<Version>,
-    unpinned: &mut Vec<u64>,
-    is_gone: impl Fn(&Version) -> bool,
-) {
+fn take(versions: &mut Vec<Version>, unpinned: &mut Vec<u64>, is_gone: impl Fn(&Version) -> bool) {
     versions.retain(|version| {
         let gone = is_gone(version);
         if gone {

@@ -160,7 +160,12 @@ impl Journal {
         let position = self.head.get();
         let lsn = self.next_lsn.get();
         let previous = self.previous.get();
-        let place = Place { position, lap: position / self.ring_bytes, lsn, previous };
+        let place = Place {
+            position,
+            lap: position / self.ring_bytes,
+            lsn,
+            previous,
+        };
         let (batch, checksum) = encode(self.identity, place, items);
         self.next_lsn.set(lsn + 1);
         let len = batch.len() as u64;
@@ -191,7 +196,13 @@ impl Journal {
             .filter(|item| item.kind.is_stream())
             .map(|item| (item.slice, item.seq))
             .collect();
-        self.held.borrow_mut().push_back(Held { lsn, position, previous, pins: 0, records });
+        self.held.borrow_mut().push_back(Held {
+            lsn,
+            position,
+            previous,
+            pins: 0,
+            records,
+        });
     }
 
     /// Puts pins on a batch.
@@ -206,7 +217,9 @@ impl Journal {
     pub(crate) fn unpin(&self, lsns: &[u64]) {
         let mut held = self.held.borrow_mut();
         for lsn in lsns {
-            let Some(place) = place_of(&held, *lsn) else { unreachable!("an unheld batch") };
+            let Some(place) = place_of(&held, *lsn) else {
+                unreachable!("an unheld batch")
+            };
             let pins = &mut held[place].pins;
             assert!(*pins > 0, "batch {lsn} lost a pin it never had");
             *pins -= 1;
@@ -222,7 +235,10 @@ impl Journal {
         }
         let middle = self.tail.get() + used / 4;
         let held = self.held.borrow();
-        held.iter().take_while(|batch| batch.position <= middle).last().map(|batch| batch.lsn)
+        held.iter()
+            .take_while(|batch| batch.position <= middle)
+            .last()
+            .map(|batch| batch.lsn)
     }
 
     /// Frees unpinned batches at the tail, durably. Returns the records that left the ring.
@@ -233,7 +249,12 @@ impl Journal {
             match held.get(count) {
                 Some(first) => (count, first.position, first.lsn, first.previous),
                 // Whatever is being written right now follows the last batch held.
-                None => (count, self.head.get(), self.written_lsn.get() + 1, self.previous.get()),
+                None => (
+                    count,
+                    self.head.get(),
+                    self.written_lsn.get() + 1,
+                    self.previous.get(),
+                ),
             }
         };
         if count == 0 {
@@ -241,13 +262,24 @@ impl Journal {
         }
         let sequence = self.header.get().sequence + 1;
         let ring_bytes = self.ring_bytes;
-        let header = Header { ring_bytes, sequence, tail, tail_lsn, previous };
+        let header = Header {
+            ring_bytes,
+            sequence,
+            tail,
+            tail_lsn,
+            previous,
+        };
         write_header(&self.disk, self.identity, header).await?;
         self.header.set(header);
         self.tail.set(tail);
         let mut gone = Vec::new();
         for batch in self.held.borrow_mut().drain(..count) {
-            gone.extend(batch.records.iter().map(|(slice, seq)| (*slice, *seq, batch.lsn)));
+            gone.extend(
+                batch
+                    .records
+                    .iter()
+                    .map(|(slice, seq)| (*slice, *seq, batch.lsn)),
+            );
         }
         self.wake.notify_one();
         Ok(gone)
@@ -260,7 +292,10 @@ impl Journal {
 
     /// The oldest lsn that recovery would read.
     pub(crate) fn tail_lsn(&self) -> u64 {
-        self.held.borrow().front().map_or(self.written_lsn.get() + 1, |batch| batch.lsn)
+        self.held
+            .borrow()
+            .front()
+            .map_or(self.written_lsn.get() + 1, |batch| batch.lsn)
     }
 }
 
@@ -332,7 +367,10 @@ pub(crate) async fn read_header(
         }
     }
     Ok(match best {
-        Some(header) => HeaderFound::Header { header, page_lost: bad + zero > 0 },
+        Some(header) => HeaderFound::Header {
+            header,
+            page_lost: bad + zero > 0,
+        },
         None if bad == 0 => HeaderFound::Nothing,
         None => HeaderFound::Lost,
     })
@@ -354,15 +392,24 @@ fn decode_header(bytes: &[u8], identity: [u8; 16]) -> Result<Option<Header>, Sto
         };
         Some((magic, version, owner, header, reader.u64()?))
     })();
-    let Some((magic, version, owner, header, checksum)) = fields else { return Ok(None) };
+    let Some((magic, version, owner, header, checksum)) = fields else {
+        return Ok(None);
+    };
     if magic != MAGIC || checksum != plain_checksum(&bytes[..HEADER_BYTES - 8]) {
         return Ok(None);
     }
     if version > VERSION {
-        return Err(StoreError::Version { area: AREA, found: version, supported: VERSION });
+        return Err(StoreError::Version {
+            area: AREA,
+            found: version,
+            supported: VERSION,
+        });
     }
     if owner != identity {
-        return Err(StoreError::Foreign { area: AREA, what: "identity" });
+        return Err(StoreError::Foreign {
+            area: AREA,
+            what: "identity",
+        });
     }
     Ok(Some(header))
 }

@@ -20,7 +20,9 @@ impl Poison {
     /// Fails once the latch has fallen.
     pub(crate) fn check(&self) -> Result<(), StoreError> {
         match &*self.cause.borrow() {
-            Some(cause) => Err(StoreError::Poisoned { cause: cause.clone() }),
+            Some(cause) => Err(StoreError::Poisoned {
+                cause: cause.clone(),
+            }),
             None => Ok(()),
         }
     }

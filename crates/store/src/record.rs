@@ -48,7 +48,10 @@ impl Body {
                 let blocks = u32::try_from(data.len() / BLOCK_BYTES).unwrap_or(u32::MAX);
                 (*first_block, blocks)
             }
-            Self::Zero { first_block, blocks } => (*first_block, *blocks),
+            Self::Zero {
+                first_block,
+                blocks,
+            } => (*first_block, *blocks),
             Self::Nothing => (0, 0),
         }
     }

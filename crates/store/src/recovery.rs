@@ -52,7 +52,14 @@ pub(crate) async fn open(
     let found = Facts::load(&facts_disk, identity, options.slice_blocks).await?;
     let header = read_header(&journal_disk, identity).await?;
     let (header, state, sequence) = match (header, found) {
-        (HeaderFound::Header { header, page_lost }, facts::Found::Facts { state, sequence, copy_lost }) => {
+        (
+            HeaderFound::Header { header, page_lost },
+            facts::Found::Facts {
+                state,
+                sequence,
+                copy_lost,
+            },
+        ) => {
             report.header_page_lost = page_lost;
             report.facts_copy_lost = copy_lost;
             (header, state, sequence)
@@ -63,19 +70,31 @@ pub(crate) async fn open(
             (header, FactsState::default(), 0)
         }
         (HeaderFound::Nothing | HeaderFound::Lost, _) => {
-            return Err(StoreError::Lost { area: journal::AREA, what: "header pages" });
+            return Err(StoreError::Lost {
+                area: journal::AREA,
+                what: "header pages",
+            });
         }
         (HeaderFound::Header { .. }, facts::Found::Lost) => {
-            return Err(StoreError::Lost { area: facts::AREA, what: "durable facts" });
+            return Err(StoreError::Lost {
+                area: facts::AREA,
+                what: "durable facts",
+            });
         }
     };
     if header.ring_bytes + RING_AT > journal_disk.size_bytes() {
-        return Err(StoreError::Foreign { area: journal::AREA, what: "ring size" });
+        return Err(StoreError::Foreign {
+            area: journal::AREA,
+            what: "ring size",
+        });
     }
 
     let (home, home_scan) = Home::load(home_disk, identity).await?;
     if report.created && (home.extents().1 > 0 || home.has_unattributed()) {
-        return Err(StoreError::Lost { area: facts::AREA, what: "durable facts" });
+        return Err(StoreError::Lost {
+            area: facts::AREA,
+            what: "durable facts",
+        });
     }
     report.unknown_blocks = home_scan.unknown_blocks;
     report.unattributed_extents = home_scan.unattributed_extents;
@@ -122,7 +141,11 @@ pub(crate) async fn open(
         round_ended: Rc::new(Notify::new()),
         damaged: Cell::new(false),
     });
-    for listener in [&inner.journal.wake, &inner.journal.progress, &inner.pressure] {
+    for listener in [
+        &inner.journal.wake,
+        &inner.journal.progress,
+        &inner.pressure,
+    ] {
         poison.listen(listener.clone());
     }
     poison.listen(inner.round_ended.clone());
@@ -135,14 +158,20 @@ pub(crate) async fn open(
         inner.facts.restore(state).await?;
     }
     if report.header_page_lost {
-        inner.journal.repair_header().await.map_err(|error| poison.set(error))?;
+        inner
+            .journal
+            .repair_header()
+            .await
+            .map_err(|error| poison.set(error))?;
     }
-    let damaged = report.damaged_records > 0
-        || report.unknown_blocks > 0
-        || report.unattributed_extents > 0;
+    let damaged =
+        report.damaged_records > 0 || report.unknown_blocks > 0 || report.unattributed_extents > 0;
     inner.damaged.set(damaged);
     report.suspect_slices = inner.facts.with(|facts| {
-        let suspect = facts.slices.iter().filter(|(_, found)| found.suspect.is_some());
+        let suspect = facts
+            .slices
+            .iter()
+            .filter(|(_, found)| found.suspect.is_some());
         suspect.map(|(key, _)| *key).collect()
     });
     // The journal's end was decided here; from now on it is written there.
@@ -153,13 +182,19 @@ pub(crate) async fn open(
 
 fn check(options: StoreOptions) -> Result<u64, StoreError> {
     if options.journal_bytes < JOURNAL_BYTES_MIN {
-        return Err(StoreError::Options { reason: "journal_bytes is below 512 KiB" });
+        return Err(StoreError::Options {
+            reason: "journal_bytes is below 512 KiB",
+        });
     }
     if extents_in(options.home_bytes) == 0 {
-        return Err(StoreError::Options { reason: "home_bytes holds no extent: 2 MiB at least" });
+        return Err(StoreError::Options {
+            reason: "home_bytes holds no extent: 2 MiB at least",
+        });
     }
     if options.slice_blocks == 0 || options.slice_blocks > 1 << 31 {
-        return Err(StoreError::Options { reason: "slice_blocks is not within 1 to 2^31" });
+        return Err(StoreError::Options {
+            reason: "slice_blocks is not within 1 to 2^31",
+        });
     }
     Ok((options.journal_bytes - RING_AT) / PAGE_BYTES as u64 * PAGE_BYTES as u64)
 }
@@ -172,7 +207,11 @@ async fn area(
 ) -> Result<Rc<dyn Disk>, StoreError> {
     let durable_writes = journal_like;
     let preallocate = journal_like;
-    let options = DiskOptions { size_bytes, durable_writes, preallocate };
+    let options = DiskOptions {
+        size_bytes,
+        durable_writes,
+        preallocate,
+    };
     Ok(directory.open(name, options).await?)
 }
 
@@ -184,14 +223,23 @@ async fn make(
     ring_bytes: u64,
     found: HeaderFound,
 ) -> Result<Header, StoreError> {
-    let lost = StoreError::Lost { area: facts::AREA, what: "durable facts" };
+    let lost = StoreError::Lost {
+        area: facts::AREA,
+        what: "durable facts",
+    };
     let ring_bytes = match found {
         HeaderFound::Header { header, .. } if header.sequence > 1 => return Err(lost),
         HeaderFound::Header { header, .. } => header.ring_bytes,
         HeaderFound::Nothing => ring_bytes,
         HeaderFound::Lost => return Err(lost),
     };
-    let header = Header { ring_bytes, sequence: 1, tail: 0, tail_lsn: 1, previous: 0 };
+    let header = Header {
+        ring_bytes,
+        sequence: 1,
+        tail: 0,
+        tail_lsn: 1,
+        previous: 0,
+    };
     if !scan(disk, identity, header).await?.batches.is_empty() {
         return Err(lost);
     }
@@ -227,7 +275,9 @@ fn replay(
     let mut suspect: BTreeSet<SliceKey> = BTreeSet::new();
     let mut unpinned = Vec::new();
     for batch in &scanned.batches {
-        inner.journal.hold(batch.lsn, batch.position, batch.previous, &batch.items);
+        inner
+            .journal
+            .hold(batch.lsn, batch.position, batch.previous, &batch.items);
         if batch.after_hole {
             let known = slices.iter().map(|(key, index)| (*key, index));
             unproven.extend(known.map(|(key, i)| (key, i.durable.max(i.stable).next())));
@@ -267,7 +317,11 @@ fn replay(
     }
     for (key, index) in &mut slices {
         index.reserved = index.durable;
-        if state.slices.get(key).is_some_and(|found| found.copy == CopyState::InSync) {
+        if state
+            .slices
+            .get(key)
+            .is_some_and(|found| found.copy == CopyState::InSync)
+        {
             index.reserved = index.reserved.max(index.stable);
         }
     }
@@ -299,9 +353,10 @@ fn replay(
 }
 
 fn is_void(state: &FactsState, item: &Item, lsn: u64) -> bool {
-    let removed = state.removals.iter().any(|removal| {
-        removal.volume == item.slice.volume && lsn < removal.before_lsn
-    });
+    let removed = state
+        .removals
+        .iter()
+        .any(|removal| removal.volume == item.slice.volume && lsn < removal.before_lsn);
     removed
         || item.kind.is_stream()
             && state.voids.iter().any(|void| {

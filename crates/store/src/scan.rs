@@ -62,7 +62,12 @@ pub(crate) async fn scan(
     identity: [u8; 16],
     header: Header,
 ) -> Result<Scanned, StoreError> {
-    let mut ring = Ring { disk, identity, bytes: header.ring_bytes, chunk: None };
+    let mut ring = Ring {
+        disk,
+        identity,
+        bytes: header.ring_bytes,
+        chunk: None,
+    };
     let limit = header.tail + header.ring_bytes;
     let mut scanned = Scanned {
         batches: Vec::new(),
@@ -100,7 +105,10 @@ pub(crate) async fn scan(
                 scanned.previous = opening.checksum();
             }
             found @ (Place::Batch(..) | Place::Begun | Place::Other) => {
-                if let Some(later) = ring.look_ahead(scanned.head, scanned.next_lsn, limit).await? {
+                if let Some(later) = ring
+                    .look_ahead(scanned.head, scanned.next_lsn, limit)
+                    .await?
+                {
                     scanned.batches.extend(undecided.take());
                     scanned.holes += 1;
                     after_hole = true;
@@ -167,7 +175,9 @@ impl Ring<'_> {
         limit: u64,
     ) -> Result<Option<(Opening, Bytes)>, StoreError> {
         let page = self.read(position, PAGE_BYTES).await;
-        let Some(opening) = Opening::read(self.identity, &page) else { return Ok(None) };
+        let Some(opening) = Opening::read(self.identity, &page) else {
+            return Ok(None);
+        };
         if opening.place.position != position || position + opening.batch_bytes() > limit {
             return Ok(None);
         }
@@ -177,7 +187,11 @@ impl Ring<'_> {
         }
         if !opening.is_supported() {
             let found = opening.version;
-            return Err(StoreError::Version { area: AREA, found, supported: SUPPORTED });
+            return Err(StoreError::Version {
+                area: AREA,
+                found,
+                supported: SUPPORTED,
+            });
         }
         Ok(Some((opening, header)))
     }

@@ -95,7 +95,13 @@ impl Store {
         tasks.add(runtime.spawn("store facts", inner.facts.clone().run()));
         tasks.add(runtime.spawn("store journal", writer::run(inner.clone())));
         tasks.add(runtime.spawn("store destage", destage::run(inner.clone())));
-        Ok((Rc::new(Self { inner, _tasks: tasks }), report))
+        Ok((
+            Rc::new(Self {
+                inner,
+                _tasks: tasks,
+            }),
+            report,
+        ))
     }
 
     /// Journals records. They take their place in the journal at the time of the call; the
@@ -131,14 +137,20 @@ impl Store {
 
     /// The highest sequence number known to be journaled on all in-sync copies.
     pub fn stable(&self, slice: SliceKey) -> Seq {
-        self.inner.slices.borrow().get(&slice).map_or(Seq(0), |index| index.stable)
+        self.inner
+            .slices
+            .borrow()
+            .get(&slice)
+            .map_or(Seq(0), |index| index.stable)
     }
 
     /// The highest sequence number durably journaled in this copy's stream, or the stable point
     /// if that is higher.
     pub fn last_seq(&self, slice: SliceKey) -> Seq {
         let slices = self.inner.slices.borrow();
-        slices.get(&slice).map_or(Seq(0), |index| index.durable.max(index.stable))
+        slices
+            .get(&slice)
+            .map_or(Seq(0), |index| index.durable.max(index.stable))
     }
 
     /// The newest stable bytes of `blocks` blocks; zeroes where nothing was written.
@@ -157,7 +169,12 @@ impl Store {
 
     /// Durable records above the stable point, in order.
     pub fn tail(&self, slice: SliceKey) -> Vec<TailEntry> {
-        self.inner.slices.borrow().get(&slice).map(SliceIndex::tail).unwrap_or_default()
+        self.inner
+            .slices
+            .borrow()
+            .get(&slice)
+            .map(SliceIndex::tail)
+            .unwrap_or_default()
     }
 
     /// A durable record that is still in the journal; `None` if it is not, or not of `view`.
@@ -172,8 +189,12 @@ impl Store {
         seq: Seq,
     ) -> Result<Option<Record>, StoreError> {
         let slices = self.inner.slices.borrow();
-        let Some(index) = slices.get(&slice) else { return Ok(None) };
-        index.record(view, seq).map_err(|block| StoreError::Damaged { slice, block })
+        let Some(index) = slices.get(&slice) else {
+            return Ok(None);
+        };
+        index
+            .record(view, seq)
+            .map_err(|block| StoreError::Damaged { slice, block })
     }
 
     /// Durably voids all stream records above `keep_through` that were submitted before this
@@ -196,7 +217,12 @@ impl Store {
     /// The last 1024 stream records of the slice that were seen since start or found in the
     /// journal, oldest first.
     pub fn recent_operations(&self, slice: SliceKey) -> Vec<(OperationId, View, Seq)> {
-        self.inner.slices.borrow().get(&slice).map(SliceIndex::recent).unwrap_or_default()
+        self.inner
+            .slices
+            .borrow()
+            .get(&slice)
+            .map(SliceIndex::recent)
+            .unwrap_or_default()
     }
 
     /// Durably takes in blocks copied from another copy's stable state. A block takes effect
@@ -241,7 +267,9 @@ impl Store {
 
     /// The newest view promised for a volume.
     pub fn promised(&self, volume: u64) -> View {
-        self.inner.facts.with(|facts| facts.promises.get(&volume).copied().unwrap_or_default())
+        self.inner
+            .facts
+            .with(|facts| facts.promises.get(&volume).copied().unwrap_or_default())
     }
 
     /// Durably promises a view; a lower one changes nothing.
@@ -256,7 +284,10 @@ impl Store {
     /// What this node's copy of the slice is good for.
     pub fn copy_state(&self, slice: SliceKey) -> CopyState {
         self.inner.facts.with(|facts| {
-            facts.slices.get(&slice).map_or(CopyState::Absent, |found| found.copy)
+            facts
+                .slices
+                .get(&slice)
+                .map_or(CopyState::Absent, |found| found.copy)
         })
     }
 
@@ -294,7 +325,9 @@ impl Store {
     pub fn base(&self, slice: SliceKey) -> Seq {
         let stable = self.stable(slice);
         self.inner.facts.with(|facts| {
-            let Some(found) = facts.slices.get(&slice) else { return Seq(0) };
+            let Some(found) = facts.slices.get(&slice) else {
+                return Seq(0);
+            };
             let base = match found.copy {
                 CopyState::Absent => Seq(0),
                 CopyState::InSync => stable,
@@ -315,7 +348,9 @@ impl Store {
     pub fn slices(&self) -> Vec<SliceKey> {
         let mut keys: BTreeSet<SliceKey> = self.inner.slices.borrow().keys().copied().collect();
         keys.extend(self.inner.home.slices());
-        self.inner.facts.with(|facts| keys.extend(facts.slices.keys().copied()));
+        self.inner
+            .facts
+            .with(|facts| keys.extend(facts.slices.keys().copied()));
         keys.into_iter().collect()
     }
 
@@ -324,7 +359,12 @@ impl Store {
         let (capacity, used) = self.inner.home.extents();
         let (journal_bytes, journal_used_bytes) = self.inner.journal.usage();
         let (home_bytes, home_used_bytes) = (data_bytes(capacity), data_bytes(used));
-        Usage { home_bytes, home_used_bytes, journal_bytes, journal_used_bytes }
+        Usage {
+            home_bytes,
+            home_used_bytes,
+            journal_bytes,
+            journal_used_bytes,
+        }
     }
 
     /// Whether recovery met records or blocks it could not tell, now or earlier, that are not
@@ -339,7 +379,10 @@ impl Store {
     /// Slices of which nothing is read because records of theirs may have been lost.
     pub fn suspect_slices(&self) -> Vec<SliceKey> {
         self.inner.facts.with(|facts| {
-            let suspect = facts.slices.iter().filter(|(_, found)| found.suspect.is_some());
+            let suspect = facts
+                .slices
+                .iter()
+                .filter(|(_, found)| found.suspect.is_some());
             suspect.map(|(key, _)| *key).collect()
         })
     }
@@ -381,14 +424,22 @@ impl Inner {
         let limit = self.options.slice_blocks;
         let end = first_block.checked_add(blocks);
         if blocks == 0 || end.is_none_or(|end| end > limit) {
-            return Err(StoreError::OutOfRange { slice, first_block, blocks, limit });
+            return Err(StoreError::OutOfRange {
+                slice,
+                first_block,
+                blocks,
+                limit,
+            });
         }
         Ok(())
     }
 
     pub(crate) fn copy_state(&self, slice: SliceKey) -> CopyState {
         self.facts.with(|facts| {
-            facts.slices.get(&slice).map_or(CopyState::Absent, |found| found.copy)
+            facts
+                .slices
+                .get(&slice)
+                .map_or(CopyState::Absent, |found| found.copy)
         })
     }
 
@@ -431,10 +482,18 @@ impl Inner {
             let (slice, seq) = (record.slice, record.seq);
             let reserved = match last.get(&slice) {
                 Some(last) => *last,
-                None => self.slices.borrow().get(&slice).map_or(Seq(0), |index| index.reserved),
+                None => self
+                    .slices
+                    .borrow()
+                    .get(&slice)
+                    .map_or(Seq(0), |index| index.reserved),
             };
             if seq <= reserved {
-                return Err(StoreError::OutOfOrder { slice, seq, last: reserved });
+                return Err(StoreError::OutOfOrder {
+                    slice,
+                    seq,
+                    last: reserved,
+                });
             }
             last.insert(slice, seq);
             let (first, blocks) = record.body.range();
@@ -443,10 +502,18 @@ impl Inner {
                     if data.len() % BLOCK_BYTES != 0 {
                         let limit = self.options.slice_blocks;
                         let first_block = first;
-                        return Err(StoreError::OutOfRange { slice, first_block, blocks, limit });
+                        return Err(StoreError::OutOfRange {
+                            slice,
+                            first_block,
+                            blocks,
+                            limit,
+                        });
                     }
                     if blocks > blocks_max {
-                        return Err(StoreError::TooLarge { blocks, limit: blocks_max });
+                        return Err(StoreError::TooLarge {
+                            blocks,
+                            limit: blocks_max,
+                        });
                     }
                     true
                 }
@@ -477,9 +544,18 @@ impl Inner {
         let mut items = Vec::new();
         for copied in blocks {
             self.check_range(slice, copied.block, 1)?;
-            if copied.data.as_ref().is_some_and(|data| data.len() != BLOCK_BYTES) {
+            if copied
+                .data
+                .as_ref()
+                .is_some_and(|data| data.len() != BLOCK_BYTES)
+            {
                 let (first_block, limit) = (copied.block, self.options.slice_blocks);
-                return Err(StoreError::OutOfRange { slice, first_block, blocks: 0, limit });
+                return Err(StoreError::OutOfRange {
+                    slice,
+                    first_block,
+                    blocks: 0,
+                    limit,
+                });
             }
             if !self.wants_copy(slice, &copied) {
                 continue;
@@ -500,7 +576,12 @@ impl Inner {
             None if copied.seq == Seq(0) => false,
             None => match self.copy_state(slice) {
                 CopyState::InSync => {
-                    copied.seq > self.slices.borrow().get(&slice).map_or(Seq(0), |i| i.stable)
+                    copied.seq
+                        > self
+                            .slices
+                            .borrow()
+                            .get(&slice)
+                            .map_or(Seq(0), |i| i.stable)
                         || self.home.has_unattributed()
                 }
                 CopyState::Joining { .. } | CopyState::Absent => true,
@@ -514,7 +595,10 @@ impl Inner {
             return Submitted(None);
         }
         let (reply, receiver) = oneshot::channel();
-        let submission = Submission { items: items.into(), reply: Some(reply) };
+        let submission = Submission {
+            items: items.into(),
+            reply: Some(reply),
+        };
         self.journal.queue.borrow_mut().push_back(submission);
         self.journal.wake.notify_one();
         Submitted(Some(receiver))
@@ -546,7 +630,11 @@ impl Inner {
             let index = slices.entry(slice).or_default();
             let stable = index.stable;
             if keep_through < stable {
-                return Err(StoreError::BelowStable { slice, stable, keep_through });
+                return Err(StoreError::BelowStable {
+                    slice,
+                    stable,
+                    keep_through,
+                });
             }
             index.reserved = index.reserved.min(keep_through);
             index.truncations += 1;
@@ -579,17 +667,27 @@ impl Inner {
         let mut extents = Vec::new();
         {
             let mut slices = self.slices.borrow_mut();
-            let Some(index) = slices.get_mut(&slice) else { return Ok(()) };
+            let Some(index) = slices.get_mut(&slice) else {
+                return Ok(());
+            };
             let stable = index.stable;
             if keep_through < stable {
-                return Err(StoreError::BelowStable { slice, stable, keep_through });
+                return Err(StoreError::BelowStable {
+                    slice,
+                    stable,
+                    keep_through,
+                });
             }
             extents.extend(index.drop_from(keep_through.next(), before_lsn, &mut unpinned));
         }
         let tail_lsn = self.journal.tail_lsn();
         let voided = self.facts.update(move |facts| {
             facts.voids.retain(|void| void.before_lsn > tail_lsn);
-            facts.voids.push(Void { slice, keep_through, before_lsn });
+            facts.voids.push(Void {
+                slice,
+                keep_through,
+                before_lsn,
+            });
         });
         voided.await?;
         self.released.borrow_mut().extend(unpinned);
@@ -607,7 +705,10 @@ impl Inner {
         }
         let slices = self.slices.borrow();
         for extent in extents {
-            if slices.get(&slice).is_none_or(|index| !index.touches_extent(*extent)) {
+            if slices
+                .get(&slice)
+                .is_none_or(|index| !index.touches_extent(*extent))
+            {
                 self.home.release(slice, *extent);
             }
         }
@@ -632,15 +733,24 @@ impl Inner {
         let forgotten = self.facts.update(move |facts| {
             facts.slices.retain(|key, _| key.volume != volume);
             facts.voids.retain(|void| void.slice.volume != volume);
-            facts.removals.retain(|removal| !removal.cleared || removal.before_lsn > tail_lsn);
-            facts.removals.push(Removal { volume, before_lsn, cleared: false });
+            facts
+                .removals
+                .retain(|removal| !removal.cleared || removal.before_lsn > tail_lsn);
+            facts.removals.push(Removal {
+                volume,
+                before_lsn,
+                cleared: false,
+            });
         });
         forgotten.await?;
         let mut unpinned = Vec::new();
         {
             let mut slices = self.slices.borrow_mut();
-            let keys: Vec<SliceKey> =
-                slices.keys().filter(|key| key.volume == volume).copied().collect();
+            let keys: Vec<SliceKey> = slices
+                .keys()
+                .filter(|key| key.volume == volume)
+                .copied()
+                .collect();
             for key in keys {
                 if let Some(index) = slices.remove(&key) {
                     index.drop_all(&mut unpinned);
@@ -648,11 +758,20 @@ impl Inner {
             }
         }
         self.dirty.borrow_mut().retain(|key| key.volume != volume);
-        self.unsealed.borrow_mut().retain(|key| key.volume != volume);
+        self.unsealed
+            .borrow_mut()
+            .retain(|key| key.volume != volume);
         self.released.borrow_mut().extend(unpinned);
-        self.home.clear_volume(volume).await.map_err(|error| self.poison.set(error))?;
+        self.home
+            .clear_volume(volume)
+            .await
+            .map_err(|error| self.poison.set(error))?;
         let cleared = self.facts.update(move |facts| {
-            for removal in facts.removals.iter_mut().filter(|found| found.volume == volume) {
+            for removal in facts
+                .removals
+                .iter_mut()
+                .filter(|found| found.volume == volume)
+            {
                 removal.cleared = true;
             }
         });
@@ -708,8 +827,10 @@ fn copied_item(slice: SliceKey, copied: CopiedBlock) -> Item {
         Some(data) => (Kind::CopyWrite, data),
         None => (Kind::CopyZero, Bytes::new()),
     };
-    let checksums =
-        data.chunks(BLOCK_BYTES).map(|b| block_checksum(slice, copied.block, b)).collect();
+    let checksums = data
+        .chunks(BLOCK_BYTES)
+        .map(|b| block_checksum(slice, copied.block, b))
+        .collect();
     Item {
         kind,
         slice,

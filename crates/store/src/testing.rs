@@ -84,7 +84,11 @@ pub fn run<T, F: Future<Output = T>>(seed: u64, test: impl FnOnce(Runtime) -> F)
     let local = tokio::task::LocalSet::new();
     local.block_on(&executor, async {
         let start = tokio::time::Instant::now();
-        test(Runtime::new(Rc::new(VirtualTime { start, dice: Dice::new(seed) }))).await
+        test(Runtime::new(Rc::new(VirtualTime {
+            start,
+            dice: Dice::new(seed),
+        })))
+        .await
     })
 }
 
@@ -137,7 +141,10 @@ pub struct MemoryDirectory {
 impl MemoryDirectory {
     /// No areas yet. `runtime` gives operations their (random, short) durations.
     pub fn new(runtime: Runtime) -> Self {
-        Self { runtime, machine: Rc::default() }
+        Self {
+            runtime,
+            machine: Rc::default(),
+        }
     }
 
     /// Cuts the power: every write that is not durable survives wholly, in part or not at all.
@@ -216,7 +223,12 @@ impl MemoryDirectory {
     }
 
     fn with<T>(&self, name: &str, act: impl FnOnce(&mut Area) -> T) -> T {
-        act(self.machine.borrow_mut().areas.get_mut(name).expect("an area that was opened"))
+        act(self
+            .machine
+            .borrow_mut()
+            .areas
+            .get_mut(name)
+            .expect("an area that was opened"))
     }
 }
 
@@ -261,7 +273,9 @@ impl MemoryDisk {
     /// Waits as long as an operation may take; for ever if the machine has crashed meanwhile.
     async fn work(&self) {
         let runtime = &self.directory.runtime;
-        runtime.sleep(Duration::from_micros(5 + runtime.random_below(100))).await;
+        runtime
+            .sleep(Duration::from_micros(5 + runtime.random_below(100)))
+            .await;
         if self.directory.machine.borrow().life != self.life {
             std::future::pending::<()>().await;
         }
@@ -269,13 +283,22 @@ impl MemoryDisk {
 
     fn failure(&self, operation: &'static str, offset: u64) -> DiskError {
         let reason = "injected".to_owned();
-        DiskError::Io { name: self.name.clone(), operation, offset, reason }
+        DiskError::Io {
+            name: self.name.clone(),
+            operation,
+            offset,
+            reason,
+        }
     }
 
     fn check(&self, offset: u64, len: usize) {
         assert!(offset.is_multiple_of(PAGE_BYTES as u64) && len.is_multiple_of(PAGE_BYTES));
         let size = self.size_bytes();
-        assert!(offset + len as u64 <= size, "{offset}+{len} leaves {} of {size}", self.name);
+        assert!(
+            offset + len as u64 <= size,
+            "{offset}+{len} leaves {} of {size}",
+            self.name
+        );
     }
 }
 
@@ -291,7 +314,11 @@ impl Disk for MemoryDisk {
             disk.work().await;
             disk.directory.with(&disk.name, |area| {
                 let end = offset + len as u64;
-                if area.unreadable.iter().any(|bad| bad.start < end && offset < bad.end) {
+                if area
+                    .unreadable
+                    .iter()
+                    .any(|bad| bad.start < end && offset < bad.end)
+                {
                     return Err(disk.failure("read", offset));
                 }
                 Ok(Buffer::padded_from(&get(&area.current, offset, len)))
@@ -317,7 +344,12 @@ impl Disk for MemoryDisk {
                 area.writes += 1;
                 let failing = area.fail_writes_after == Some(0);
                 area.fail_writes_after = area.fail_writes_after.map(|left| left.saturating_sub(1));
-                area.pending.push(PendingWrite { ticket, offset, data, complete: false });
+                area.pending.push(PendingWrite {
+                    ticket,
+                    offset,
+                    data,
+                    complete: false,
+                });
                 failing
             });
             disk.work().await;
@@ -325,7 +357,9 @@ impl Disk for MemoryDisk {
                 return Err(disk.failure("write", offset));
             }
             disk.directory.with(&disk.name, |area| {
-                let Area { pending, current, .. } = area;
+                let Area {
+                    pending, current, ..
+                } = area;
                 let write = pending.iter_mut().find(|write| write.ticket == ticket);
                 if let Some(write) = write {
                     put(current, write.offset, &write.data);
@@ -367,7 +401,9 @@ fn put(pages: &mut Pages, offset: u64, bytes: &[u8]) {
         let page = offset / PAGE_BYTES as u64;
         let within = (offset % PAGE_BYTES as u64) as usize;
         let (part, after) = rest.split_at(rest.len().min(PAGE_BYTES - within));
-        let target = pages.entry(page).or_insert_with(|| vec![0; PAGE_BYTES].into_boxed_slice());
+        let target = pages
+            .entry(page)
+            .or_insert_with(|| vec![0; PAGE_BYTES].into_boxed_slice());
         target[within..within + part.len()].copy_from_slice(part);
         offset += part.len() as u64;
         rest = after;

@@ -36,20 +36,25 @@ impl Found {
 impl Inner {
     /// The newest stable version of a block; `None` if it was never written.
     pub(crate) fn newest_stable(&self, slice: SliceKey, block: u32) -> Option<Found> {
-        let journaled =
-            self.slices.borrow().get(&slice).and_then(|index| index.newest_effective(block));
+        let journaled = self
+            .slices
+            .borrow()
+            .get(&slice)
+            .and_then(|index| index.newest_effective(block));
         let home = self.home.entry(slice, block);
         let home = home.filter(|(_, entry)| entry.state() != EntryState::Never);
         match (journaled, home) {
-            (Some(version), home)
-                if home.is_none_or(|(_, entry)| entry.seq() <= version.seq) =>
-            {
+            (Some(version), home) if home.is_none_or(|(_, entry)| entry.seq() <= version.seq) => {
                 let source = match version.content {
                     Content::Data(data, _) => Source::Memory(data),
                     Content::Zero => Source::Zero,
                     Content::Unknown => Source::Unknown,
                 };
-                Some(Found { seq: version.seq, view: version.view, source })
+                Some(Found {
+                    seq: version.seq,
+                    view: version.view,
+                    source,
+                })
             }
             (_, Some((physical, entry))) => {
                 let source = match entry.state() {
@@ -57,7 +62,11 @@ impl Inner {
                     EntryState::Present => Source::Home { physical, entry },
                     EntryState::Unknown => Source::Unknown,
                 };
-                Some(Found { seq: entry.seq(), view: entry.view(), source })
+                Some(Found {
+                    seq: entry.seq(),
+                    view: entry.view(),
+                    source,
+                })
             }
             (_, None) => None,
         }
@@ -84,12 +93,21 @@ impl Inner {
     ) -> Result<Bytes, StoreError> {
         self.check_range(slice, first_block, blocks)?;
         if self.is_suspect(slice) {
-            return Err(StoreError::Damaged { slice, block: first_block });
+            return Err(StoreError::Damaged {
+                slice,
+                block: first_block,
+            });
         }
         let found: Vec<Option<Found>> = (first_block..first_block + blocks)
             .map(|block| self.newest_stable(slice, block))
             .collect();
-        if let [Some(Found { source: Source::Memory(data), .. })] = found.as_slice() {
+        if let [
+            Some(Found {
+                source: Source::Memory(data),
+                ..
+            }),
+        ] = found.as_slice()
+        {
             return Ok(data.clone());
         }
         if let Some(whole) = self.read_run(slice, first_block, &found).await? {
@@ -101,7 +119,10 @@ impl Inner {
             let run = run_length(first_block + done as u32, &found[done..]);
             let block = first_block + done as u32;
             let place = &mut bytes[done * BLOCK_BYTES..(done + run) * BLOCK_BYTES];
-            match self.read_run(slice, block, &found[done..done + run]).await? {
+            match self
+                .read_run(slice, block, &found[done..done + run])
+                .await?
+            {
                 Some(read) => place.copy_from_slice(&read),
                 None => {
                     for (place, (found, block)) in place
@@ -127,7 +148,11 @@ impl Inner {
         first_block: u32,
         found: &[Option<Found>],
     ) -> Result<Option<Bytes>, StoreError> {
-        let Some(Some(Found { source: Source::Home { physical, .. }, .. })) = found.first() else {
+        let Some(Some(Found {
+            source: Source::Home { physical, .. },
+            ..
+        })) = found.first()
+        else {
             return Ok(None);
         };
         if found.len() < 2 || run_length(first_block, found) < found.len() {
@@ -138,14 +163,17 @@ impl Inner {
             // One bad sector must not hide its neighbours: read one by one.
             return Ok(None);
         };
-        let good = found.iter().zip(first_block..).zip(read.chunks(BLOCK_BYTES)).all(
-            |((found, block), bytes)| match found {
-                Some(Found { source: Source::Home { entry, .. }, .. }) => {
-                    matches(slice, block, *entry, bytes)
-                }
+        let good = found
+            .iter()
+            .zip(first_block..)
+            .zip(read.chunks(BLOCK_BYTES))
+            .all(|((found, block), bytes)| match found {
+                Some(Found {
+                    source: Source::Home { entry, .. },
+                    ..
+                }) => matches(slice, block, *entry, bytes),
                 Some(_) | None => false,
-            },
-        );
+            });
         Ok(good.then(|| Bytes::from(read)))
     }
 
@@ -160,7 +188,11 @@ impl Inner {
         loop {
             let Some(version) = &found else {
                 let zero = self.absence_is_zero(slice, block);
-                return if zero { Ok(None) } else { Err(StoreError::Damaged { slice, block }) };
+                return if zero {
+                    Ok(None)
+                } else {
+                    Err(StoreError::Damaged { slice, block })
+                };
             };
             match &version.source {
                 Source::Memory(data) => return Ok(Some(data.clone())),
@@ -247,7 +279,12 @@ impl Inner {
             let data = self.block(slice, block, found.clone()).await?;
             let now = self.newest_stable(slice, block);
             if version_of(now.as_ref()) == (view, seq) {
-                return Ok(CopiedBlock { block, view, seq, data });
+                return Ok(CopiedBlock {
+                    block,
+                    view,
+                    seq,
+                    data,
+                });
             }
         }
     }
@@ -264,7 +301,13 @@ fn run_length(first_block: u32, found: &[Option<Found>]) -> usize {
         .iter()
         .take(to_extent_end)
         .take_while(|found| {
-            matches!(found, Some(Found { source: Source::Home { .. }, .. }))
+            matches!(
+                found,
+                Some(Found {
+                    source: Source::Home { .. },
+                    ..
+                })
+            )
         })
         .count();
     in_home.max(1)

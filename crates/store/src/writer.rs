@@ -31,27 +31,24 @@ pub(crate) async fn run(inner: Rc<Inner>) {
             inner.journal.wake.notified().await;
             continue;
         }
-        if !inner.journal.queue.borrow().is_empty() {
-            if write_next(&inner).await {
-                unsealed_batch = true;
-            } else {
-                // No room: only the destage task can make some.
-                inner.blocked.set(true);
-                inner.press();
-                inner.journal.wake.notified().await;
-                inner.blocked.set(false);
-            }
+        let queued = !inner.journal.queue.borrow().is_empty();
+        if queued && write_next(&inner).await {
+            unsealed_batch = true;
             continue;
         }
+        if queued {
+            // No room: only the destage task can make some.
+            inner.blocked.set(true);
+            inner.press();
+        }
+        let woken = inner.journal.wake.notified();
         if !unsealed_batch {
-            inner.journal.wake.notified().await;
-            continue;
-        }
-        let woken = inner.runtime.timeout(SEAL_AFTER, inner.journal.wake.notified()).await;
-        if woken.is_none() && inner.journal.queue.borrow().is_empty() {
+            woken.await;
+        } else if inner.runtime.timeout(SEAL_AFTER, woken).await.is_none() {
             seal(&inner).await;
             unsealed_batch = false;
         }
+        inner.blocked.set(false);
     }
 }
 
@@ -81,9 +78,17 @@ fn take_batch(inner: &Inner) -> (Vec<Item>, Vec<Reply>) {
     let mut size = Size::default();
     while let Some(submission) = queue.front_mut() {
         while let Some(item) = submission.items.front() {
-            let purpose = if item.relocated { Purpose::Relocate } else { Purpose::Append };
-            let larger = size.with(item).filter(|size| inner.journal.has_room(*size, purpose));
-            let Some(larger) = larger else { return (items, replies) };
+            let purpose = if item.relocated {
+                Purpose::Relocate
+            } else {
+                Purpose::Append
+            };
+            let larger = size
+                .with(item)
+                .filter(|size| inner.journal.has_room(*size, purpose));
+            let Some(larger) = larger else {
+                return (items, replies);
+            };
             size = larger;
             items.extend(submission.items.pop_front());
         }
@@ -96,21 +101,35 @@ fn take_batch(inner: &Inner) -> (Vec<Item>, Vec<Reply>) {
 /// Writes a small batch behind the last one. It proves that that one was complete, and carries
 /// stable points. Skipped when even the reserve is used up: it only ever narrows doubt.
 pub(crate) async fn seal(inner: &Rc<Inner>) {
-    let keys: Vec<SliceKey> =
-        inner.unsealed.borrow().iter().take(SEAL_SLICES).copied().collect();
+    let keys: Vec<SliceKey> = inner
+        .unsealed
+        .borrow()
+        .iter()
+        .take(SEAL_SLICES)
+        .copied()
+        .collect();
     let items: Vec<Item> = {
         let slices = inner.slices.borrow();
-        let known = keys.iter().filter_map(|key| slices.get(key).map(|index| (key, index)));
-        known.map(|(key, index)| stable_item(*key, index.stable)).collect()
+        let known = keys
+            .iter()
+            .filter_map(|key| slices.get(key).map(|index| (key, index)));
+        known
+            .map(|(key, index)| stable_item(*key, index.stable))
+            .collect()
     };
-    let size = items.iter().try_fold(Size::default(), |size, item| size.with(item));
+    let size = items
+        .iter()
+        .try_fold(Size::default(), |size, item| size.with(item));
     if size.is_none_or(|size| !inner.journal.has_room(size, Purpose::Seal)) {
         return;
     }
     match inner.journal.write(&items).await {
         Ok(lsn) => {
             inner.journal.unpin(&[lsn]);
-            inner.unsealed.borrow_mut().retain(|key| !keys.contains(key));
+            inner
+                .unsealed
+                .borrow_mut()
+                .retain(|key| !keys.contains(key));
         }
         Err(error) => {
             inner.poison.set(error);

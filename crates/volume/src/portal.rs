@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use holdfast_config::state::Owner as OwnerRecord;
 use holdfast_runtime::rpc::Incoming;
 use holdfast_runtime::{Frame, Service};
 use holdfast_wire::VolumeId;
@@ -25,6 +26,7 @@ const CALL_LIMIT: Duration = Duration::from_millis(4000);
 /// How long a portal tries before it tells the initiator to come again. Initiators of every
 /// kind wait at least 30 s for a command.
 const PATIENCE: Duration = Duration::from_secs(20);
+const BARRIER_LIMIT: Duration = Duration::from_millis(2000);
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
 /// What to do.
@@ -162,6 +164,20 @@ impl Portal {
             let news = watch.changed();
             let _ = self.context.runtime.timeout(RETRY_PAUSE, news).await;
         }
+    }
+
+    /// Who owns the volume, as far as this node knows. A volume that it does not know may have
+    /// been created a moment ago through another node, so the config group is asked once.
+    async fn office(&self, volume: VolumeId) -> Result<Option<OwnerRecord>, IoError> {
+        let config = &self.context.config;
+        if let Some(record) = config.state().volumes.get(&volume) {
+            return Ok(record.owner);
+        }
+        if !config.read_barrier(BARRIER_LIMIT).await {
+            return Ok(None);
+        }
+        let state = config.state();
+        state.volumes.get(&volume).map(|record| record.owner).ok_or(IoError::Gone)
     }
 
     /// Asks whoever owns the volume now; "not owner" if nobody does or can be reached.

@@ -186,7 +186,13 @@ impl Area {
         // A write that a killed process left on its way may still vanish with the power: what is
         // read now must not.
         disk.sync().await?;
-        let mut area = Self { disk, node, half_bytes, live: None, failed: None };
+        let mut area = Self {
+            disk,
+            node,
+            half_bytes,
+            live: None,
+            failed: None,
+        };
         let first = area.read_prefix(0).await?;
         let second = area.read_prefix(1).await?;
         let Some((half, header)) = choose(first, second, half_bytes)? else {
@@ -218,11 +224,20 @@ impl Area {
         for copy in 0..2 {
             let start = copy * bytes;
             let target = &mut buffer[start as usize..(start + bytes) as usize];
-            encode_record(target, live.generation, live.sequence, live.end + start, payload);
+            encode_record(
+                target,
+                live.generation,
+                live.sequence,
+                live.end + start,
+                payload,
+            );
         }
         self.write(live.end, buffer).await?;
-        self.live =
-            Some(Live { sequence: live.sequence + 1, end: live.end + 2 * bytes, ..live });
+        self.live = Some(Live {
+            sequence: live.sequence + 1,
+            end: live.end + 2 * bytes,
+            ..live
+        });
         Ok(())
     }
 
@@ -232,7 +247,10 @@ impl Area {
         self.check_usable()?;
         let image_space = (image.len() as u64).next_multiple_of(PAGE);
         if PREFIX_BYTES + image_space > self.half_bytes {
-            return Err(AreaError::Full { wanted: image.len() as u64, half: self.half_bytes });
+            return Err(AreaError::Full {
+                wanted: image.len() as u64,
+                half: self.half_bytes,
+            });
         }
         let (half, generation) = match self.live {
             None => (0, 1),
@@ -256,7 +274,12 @@ impl Area {
         };
         self.write(base, self.encode_header(header, base)).await?;
         self.write_retirement(1 - half, generation).await?;
-        self.live = Some(Live { half, generation, sequence: 1, end: offset });
+        self.live = Some(Live {
+            half,
+            generation,
+            sequence: 1,
+            end: offset,
+        });
         Ok(())
     }
 
@@ -339,11 +362,17 @@ impl Area {
         }
         let found = NodeId(u64_at(page, 16));
         if found != self.node {
-            return Err(AreaError::WrongNode { found, expected: self.node });
+            return Err(AreaError::WrongNode {
+                found,
+                expected: self.node,
+            });
         }
         let half_bytes = u64_at(page, 24);
         if half_bytes != self.half_bytes {
-            return Err(AreaError::OtherSize { found: half_bytes, expected: self.half_bytes });
+            return Err(AreaError::OtherSize {
+                found: half_bytes,
+                expected: self.half_bytes,
+            });
         }
         Ok(HeaderState::Valid(Header {
             generation: u64_at(page, 32),
@@ -355,9 +384,16 @@ impl Area {
     async fn read_half(&mut self, half: u64, header: Header) -> Result<Contents, AreaError> {
         let base = half * self.half_bytes;
         let bytes = self.read_body(base).await;
-        let damaged_image = AreaError::Damaged { offset: base + PREFIX_BYTES, what: Damage::Image };
-        let image_end = usize::try_from(header.image_bytes).ok().filter(|end| *end <= bytes.len());
-        let Some(image_end) = image_end else { return Err(damaged_image) };
+        let damaged_image = AreaError::Damaged {
+            offset: base + PREFIX_BYTES,
+            what: Damage::Image,
+        };
+        let image_end = usize::try_from(header.image_bytes)
+            .ok()
+            .filter(|end| *end <= bytes.len());
+        let Some(image_end) = image_end else {
+            return Err(damaged_image);
+        };
         let image = &bytes[..image_end];
         if xxh3_64_with_seed(image, base) != header.image_checksum {
             return Err(damaged_image);
@@ -382,7 +418,10 @@ impl Area {
                     let second_copy = next == live.end + record_bytes;
                     if next != live.end && !second_copy {
                         let offset = live.end;
-                        return Err(AreaError::Damaged { offset, what: Damage::Record });
+                        return Err(AreaError::Damaged {
+                            offset,
+                            what: Damage::Record,
+                        });
                     }
                     records.push(payload.to_vec());
                     live.sequence += 1;
@@ -391,7 +430,10 @@ impl Area {
                 }
                 Some(_out_of_sequence) => {
                     let offset = live.end;
-                    return Err(AreaError::Damaged { offset, what: Damage::Record });
+                    return Err(AreaError::Damaged {
+                        offset,
+                        what: Damage::Record,
+                    });
                 }
             }
         }
@@ -444,13 +486,19 @@ fn choose(
         return if second == (HeaderState::Blank, Retirement::Blank) {
             Ok(None)
         } else {
-            Err(AreaError::Damaged { offset: 0, what: Damage::NoHeader })
+            Err(AreaError::Damaged {
+                offset: 0,
+                what: Damage::NoHeader,
+            })
         };
     };
     let retirement = if half == 0 { first.1 } else { second.1 };
     if retirement.covers(header.generation) {
         let offset = (1 - half) * half_bytes;
-        return Err(AreaError::Damaged { offset, what: Damage::LiveHalfUnreadable });
+        return Err(AreaError::Damaged {
+            offset,
+            what: Damage::LiveHalfUnreadable,
+        });
     }
     Ok(Some((half, header)))
 }
@@ -486,7 +534,10 @@ fn encode_record(target: &mut [u8], generation: u64, sequence: u64, offset: u64,
 
 fn record_checksum(record: &[u8], payload_bytes: usize, offset: u64) -> u64 {
     let header = xxh3_64_with_seed(&record[..24], offset);
-    xxh3_64_with_seed(&record[RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + payload_bytes], header)
+    xxh3_64_with_seed(
+        &record[RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + payload_bytes],
+        header,
+    )
 }
 
 fn decode_record(body: &[u8], generation: u64, offset: u64) -> Option<(u64, &[u8])> {

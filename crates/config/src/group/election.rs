@@ -50,8 +50,16 @@ pub(super) fn judge(
     if last_log_id < own || (state.is_leader() && !pulse.is_cut_off()) {
         return Verdict::Refuse;
     }
-    let lease = if state.is_leader() { Duration::ZERO } else { pulse.rest_of_lease() };
-    let wait = if lease.is_zero() { pulse.promise(candidate).err() } else { Some(lease) };
+    let lease = if state.is_leader() {
+        Duration::ZERO
+    } else {
+        pulse.rest_of_lease()
+    };
+    let wait = if lease.is_zero() {
+        pulse.promise(candidate).err()
+    } else {
+        Some(lease)
+    };
     match wait {
         None => Verdict::Grant,
         Some(wait) => Verdict::Later(u64::try_from(wait.as_micros()).unwrap_or(u64::MAX)),
@@ -60,7 +68,9 @@ pub(super) fn judge(
 
 /// Whether `votes` hold a majority of every voter set.
 pub(super) fn is_quorum(votes: &BTreeSet<NodeId>, configs: &[BTreeSet<NodeId>]) -> bool {
-    configs.iter().all(|voters| votes.intersection(voters).count() * 2 > voters.len())
+    configs
+        .iter()
+        .all(|voters| votes.intersection(voters).count() * 2 > voters.len())
 }
 
 /// Runs elections for one node.
@@ -79,12 +89,15 @@ impl<M: Machine> Elector<M> {
         let mut metrics = self.raft.server_metrics();
         let mut anchor = self.pulse.heard();
         let mut deadline = anchor + self.draw_timeout();
+        // The only voter has nobody to wait for, but for its own attempt to end.
+        let mut tried = false;
         loop {
-            let (leading, voters) = {
+            let (state, voters) = {
                 let metrics = metrics.borrow_and_update();
                 let membership = metrics.membership_config.membership();
-                (metrics.state.is_leader(), membership.get_joint_config().clone())
+                (metrics.state, membership.get_joint_config().clone())
             };
+            let leading = state.is_leader();
             self.pulse.set_leading(leading);
             let waits = leading || !voters.iter().any(|config| config.contains(&node));
             if waits {
@@ -92,14 +105,18 @@ impl<M: Machine> Elector<M> {
                     return;
                 }
                 deadline = self.runtime.now() + self.draw_timeout();
+                tried = false;
                 continue;
             }
             if self.pulse.heard() > anchor {
                 anchor = self.pulse.heard();
                 deadline = anchor + self.draw_timeout();
             }
-            let alone = voters.iter().all(|config| config.len() == 1 && config.contains(&node));
-            if !alone && self.runtime.now() < deadline {
+            let alone = voters
+                .iter()
+                .all(|config| config.len() == 1 && config.contains(&node));
+            let at_once = alone && !tried && state.is_follower();
+            if !at_once && self.runtime.now() < deadline {
                 tokio::select! {
                     biased;
                     changed = metrics.changed() => {
@@ -116,11 +133,9 @@ impl<M: Machine> Elector<M> {
                 }
                 continue;
             }
+            tried = true;
             let pause = self.campaign(node, &voters, anchor).await;
             deadline = self.runtime.now() + pause;
-            if alone && metrics.changed().await.is_err() {
-                return;
-            }
         }
     }
 
@@ -139,8 +154,13 @@ impl<M: Machine> Elector<M> {
             .iter()
             .filter(|voter| **voter != node)
             .map(|voter| {
-                let asking =
-                    ask(&self.rpc, *voter, &request, Bytes::new(), self.timing.election_least);
+                let asking = ask(
+                    &self.rpc,
+                    *voter,
+                    &request,
+                    Bytes::new(),
+                    self.timing.election_least,
+                );
                 async move { (*voter, asking.await) }
             })
             .collect();
@@ -185,7 +205,11 @@ impl<M: Machine> Elector<M> {
     }
 
     fn draw_timeout(&self) -> Duration {
-        let Timing { election_least, election_most, .. } = self.timing;
+        let Timing {
+            election_least,
+            election_most,
+            ..
+        } = self.timing;
         election_least + self.draw(election_most.saturating_sub(election_least))
     }
 

@@ -25,7 +25,7 @@ pub enum GroupError {
     Missing,
     /// The config log decodes, and its contents make no sense to Raft.
     #[error("the config log is inconsistent: {0}")]
-    Inconsistent(String),
+    Inconsistent(openraft::error::Fatal<NodeId>),
     /// The node is a member of a group already.
     #[error("this node is a member of a config group already")]
     AlreadyInitialized,

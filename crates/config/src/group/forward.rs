@@ -82,11 +82,18 @@ impl Numbers {
         let number = self.next.get();
         self.next.set(number + 1);
         self.waiting.borrow_mut().insert(number);
-        Waiting { numbers: self, number }
+        Waiting {
+            numbers: self,
+            number,
+        }
     }
 
     fn settled_below(&self) -> u64 {
-        self.waiting.borrow().first().copied().unwrap_or(self.next.get())
+        self.waiting
+            .borrow()
+            .first()
+            .copied()
+            .unwrap_or(self.next.get())
     }
 }
 
@@ -118,7 +125,10 @@ impl<M: Machine> Forwarder<M> {
     ) -> Result<M::Outcome, ProposeError> {
         let bytes = encode(&change).len();
         if bytes > self.change_bytes_max {
-            return Err(ProposeError::TooLarge { bytes, limit: self.change_bytes_max });
+            return Err(ProposeError::TooLarge {
+                bytes,
+                limit: self.change_bytes_max,
+            });
         }
         let deadline = self.runtime.now() + limit;
         let proposing = async {
@@ -131,26 +141,36 @@ impl<M: Machine> Forwarder<M> {
             };
             loop {
                 let settled_below = self.numbers.settled_below();
-                let proposal = Proposal { key, settled_below, change: change.clone() };
+                let proposal = Proposal {
+                    key,
+                    settled_below,
+                    change: change.clone(),
+                };
                 let leader = self.leader();
                 match self.propose_once(leader, proposal, deadline).await {
-                    Attempt::Done((index, applied)) => {
-                        // The proposer reads what it has written; if its node lags, in vain.
-                        self.wait_applied(index).await;
-                        return match applied {
-                            Applied::Outcome(outcome) => Ok(outcome),
-                            Applied::Superseded | Applied::Internal => {
-                                Err(ProposeError::Superseded)
-                            }
-                        };
+                    Attempt::Done((index, Applied::Outcome(outcome))) => {
+                        return Ok((index, outcome));
+                    }
+                    Attempt::Done((_, Applied::Superseded | Applied::Internal)) => {
+                        return Err(ProposeError::Superseded);
                     }
                     Attempt::Stopped => return Err(ProposeError::Stopped),
                     Attempt::Again => self.wait_for_leader(leader).await,
                 }
             }
         };
-        let outcome = self.runtime.timeout(limit, proposing).await;
-        outcome.unwrap_or_else(|| Err(ProposeError::TimedOut { limit, leader: self.leader() }))
+        let Some(result) = self.runtime.timeout(limit, proposing).await else {
+            return Err(ProposeError::TimedOut {
+                limit,
+                leader: self.leader(),
+            });
+        };
+        let (index, outcome) = result?;
+        // The proposer reads what it has written; a node that lags does not hold up its answer
+        // beyond the limit.
+        let rest = deadline.saturating_since(self.runtime.now());
+        let _ = self.runtime.timeout(rest, self.wait_applied(index)).await;
+        Ok(outcome)
     }
 
     /// See [`super::ConfigGroup::read_barrier`].
@@ -169,7 +189,12 @@ impl<M: Machine> Forwarder<M> {
             }
         };
         let result = self.runtime.timeout(limit, reading).await;
-        result.unwrap_or_else(|| Err(BarrierError::TimedOut { limit, leader: self.leader() }))
+        result.unwrap_or_else(|| {
+            Err(BarrierError::TimedOut {
+                limit,
+                leader: self.leader(),
+            })
+        })
     }
 
     /// The leader as far as this node knows; none if this node is one without a quorum.
@@ -218,7 +243,9 @@ impl<M: Machine> Forwarder<M> {
         proposal: Proposal<M::Change>,
         deadline: Instant,
     ) -> Attempt<(u64, Applied<M::Outcome>)> {
-        let Some(leader) = leader else { return self.no_leader() };
+        let Some(leader) = leader else {
+            return self.no_leader();
+        };
         if leader == self.rpc.local_node() {
             return self.propose_here(proposal, deadline).await;
         }
@@ -233,11 +260,16 @@ impl<M: Machine> Forwarder<M> {
     }
 
     async fn read_index_once(&self, leader: Option<NodeId>) -> Attempt<u64> {
-        let Some(leader) = leader else { return self.no_leader() };
+        let Some(leader) = leader else {
+            return self.no_leader();
+        };
         if leader == self.rpc.local_node() {
             return self.read_index_here().await;
         }
-        match self.ask(leader, &Request::ReadIndex, self.attempt_limit()).await {
+        match self
+            .ask(leader, &Request::ReadIndex, self.attempt_limit())
+            .await
+        {
             Some(Response::ReadIndex(index)) => Attempt::Done(index),
             Some(Response::Applied(..) | Response::NotNow) | None => Attempt::Again,
         }
@@ -342,9 +374,6 @@ impl<M: Machine> Forwarder<M> {
     }
 }
 
-fn leads(
-    metrics: &watch::Receiver<RaftServerMetrics<NodeId, EmptyNode>>,
-    node: NodeId,
-) -> bool {
+fn leads(metrics: &watch::Receiver<RaftServerMetrics<NodeId, EmptyNode>>, node: NodeId) -> bool {
     metrics.borrow().current_leader == Some(node)
 }

@@ -118,12 +118,18 @@ impl Members {
         let replication = metrics.replication.iter().flatten();
         let caught_up = replication
             .filter(|(_, matching)| {
-                matching.as_ref().is_some_and(|matching| matching.index + LAG_MAX >= last)
+                matching
+                    .as_ref()
+                    .is_some_and(|matching| matching.index + LAG_MAX >= last)
             })
             .map(|(node, _)| *node);
         let configs = membership.get_joint_config();
         Self {
-            changing_to: if configs.len() > 1 { configs.last().cloned() } else { None },
+            changing_to: if configs.len() > 1 {
+                configs.last().cloned()
+            } else {
+                None
+            },
             voters: membership.voter_ids().collect(),
             learners: membership.learner_ids().collect(),
             caught_up: caught_up.collect(),
@@ -155,8 +161,12 @@ impl Members {
                 Step::Wait
             };
         }
-        let strangers: BTreeSet<NodeId> =
-            self.learners.iter().filter(|node| !eligible.contains(node)).copied().collect();
+        let strangers: BTreeSet<NodeId> = self
+            .learners
+            .iter()
+            .filter(|node| !eligible.contains(node))
+            .copied()
+            .collect();
         if strangers.is_empty() {
             Step::Settled
         } else {
@@ -175,10 +185,18 @@ fn choose_voters(
 ) -> BTreeSet<NodeId> {
     let distinct: BTreeSet<NodeId> = eligible.iter().copied().collect();
     let most = distinct.len().min(VOTERS_MAX);
-    let count = if most.is_multiple_of(2) { most - 1 } else { most };
+    let count = if most.is_multiple_of(2) {
+        most - 1
+    } else {
+        most
+    };
     let mut ranked: Vec<NodeId> = eligible.to_vec();
     ranked.sort_by_key(|node| {
-        (*node != leader, !voters.contains(node), !caught_up.contains(node))
+        (
+            *node != leader,
+            !voters.contains(node),
+            !caught_up.contains(node),
+        )
     });
     let mut chosen = BTreeSet::new();
     for node in ranked {
@@ -203,7 +221,12 @@ mod tests {
 
     fn members(voters: BTreeSet<NodeId>, learners: BTreeSet<NodeId>) -> Members {
         let caught_up = voters.union(&learners).copied().collect();
-        Members { changing_to: None, voters, learners, caught_up }
+        Members {
+            changing_to: None,
+            voters,
+            learners,
+            caught_up,
+        }
     }
 
     #[test]
@@ -230,11 +253,18 @@ mod tests {
         assert_eq!(step, Step::Change(ChangeMembers::AddNodes(learners.into())));
 
         group.learners.extend(nodes([2, 3]));
-        assert_eq!(group.next_step(NodeId(1), &eligible), Step::Wait, "not caught up");
+        assert_eq!(
+            group.next_step(NodeId(1), &eligible),
+            Step::Wait,
+            "not caught up"
+        );
 
         group.caught_up.extend(nodes([2, 3]));
         let step = group.next_step(NodeId(1), &eligible);
-        assert_eq!(step, Step::Change(ChangeMembers::ReplaceAllVoters(nodes([1, 2, 3]))));
+        assert_eq!(
+            step,
+            Step::Change(ChangeMembers::ReplaceAllVoters(nodes([1, 2, 3])))
+        );
 
         group = members(nodes([1, 2, 3]), nodes([9]));
         let step = group.next_step(NodeId(1), &eligible);
@@ -245,6 +275,9 @@ mod tests {
         group.changing_to = Some(nodes([1, 2]));
         let step = group.next_step(NodeId(1), &list([1, 2, 3, 4]));
         let finished = Step::Change(ChangeMembers::ReplaceAllVoters(nodes([1, 2])));
-        assert_eq!(step, finished, "an unfinished change is completed before the next");
+        assert_eq!(
+            step, finished,
+            "an unfinished change is completed before the next"
+        );
     }
 }

@@ -159,16 +159,16 @@ impl<M: Machine> Group<M> {
         let opened = Store::open(&*directory, node, options.half_bytes, options.may_create);
         let store = opened.await?.ok_or(GroupError::Missing)?;
         let view = View::new();
-        let inconsistent = |error: &dyn std::error::Error| {
-            GroupError::Inconsistent(error.to_string())
-        };
         let shell = Shell::recover(store.clone(), view.clone(), options.log_bytes_max())
-            .map_err(|error| inconsistent(&error))?;
+            .map_err(|error| GroupError::Inconsistent(error.into()))?;
         let pulse = Rc::new(Pulse::new(runtime.clone(), timing));
-        let network = Network { rpc: rpc.clone(), pulse: pulse.clone() };
+        let network = Network {
+            rpc: rpc.clone(),
+            pulse: pulse.clone(),
+        };
         let raft = Raft::new(node, Arc::new(raft_config(timing)), network, store, shell)
             .await
-            .map_err(|error| inconsistent(&error))?;
+            .map_err(GroupError::Inconsistent)?;
         pulse.attach(raft.data_metrics());
 
         let server = Rc::new(Server {
@@ -200,7 +200,10 @@ impl<M: Machine> Group<M> {
         tasks.add(runtime.spawn("config-election", elector.run()));
         let links = watch_links(rpc.clone(), raft.clone(), pulse.clone());
         tasks.add(runtime.spawn("config-links", links));
-        tasks.add(runtime.spawn("config-snapshots", take_snapshots(raft.clone(), view.clone())));
+        tasks.add(runtime.spawn(
+            "config-snapshots",
+            take_snapshots(raft.clone(), view.clone()),
+        ));
         Ok(Rc::new(Self {
             rpc,
             runtime,
@@ -251,7 +254,7 @@ impl<M: Machine> Group<M> {
 
     /// Proposes a change and answers with its outcome, from any member. Follows changes of
     /// leadership until `limit`; the change takes effect at most once. When this returns an
-    /// outcome, [`Self::state`] of this node includes the change.
+    /// outcome before `limit`, [`Self::state`] of this node includes the change.
     pub async fn propose(
         &self,
         change: M::Change,
@@ -294,18 +297,33 @@ impl<M: Machine> Group<M> {
 
     /// The term of the latest vote this node knows of: how many elections were tried.
     pub fn term(&self) -> u64 {
-        self.raft.server_metrics().borrow().vote.leader_id().get_term()
+        self.raft
+            .server_metrics()
+            .borrow()
+            .vote
+            .leader_id()
+            .get_term()
     }
 
     /// The voters, as far as this node knows.
     pub fn voters(&self) -> BTreeSet<NodeId> {
-        self.raft.server_metrics().borrow().membership_config.voter_ids().collect()
+        self.raft
+            .server_metrics()
+            .borrow()
+            .membership_config
+            .voter_ids()
+            .collect()
     }
 
     /// All members, voters and learners, as far as this node knows.
     pub fn members(&self) -> BTreeSet<NodeId> {
         let metrics = self.raft.server_metrics();
-        metrics.borrow().membership_config.nodes().map(|(node, _)| *node).collect()
+        metrics
+            .borrow()
+            .membership_config
+            .nodes()
+            .map(|(node, _)| *node)
+            .collect()
     }
 
     /// Makes the group consist of `eligible`: new nodes become learners, up to

@@ -126,7 +126,11 @@ impl<M: Machine> RaftNetworkFactory<Types<M>> for Network {
     type Network = Client;
 
     async fn new_client(&mut self, target: NodeId, _node: &EmptyNode) -> Client {
-        Client { rpc: self.rpc.clone(), pulse: self.pulse.clone(), target }
+        Client {
+            rpc: self.rpc.clone(),
+            pulse: self.pulse.clone(),
+            target,
+        }
     }
 }
 
@@ -135,9 +139,7 @@ type AnyRpcError = RPCError<NodeId, EmptyNode, RaftError<NodeId>>;
 impl Client {
     fn rpc_error(&self, action: RPCTypes, limit: Duration, error: PeerError) -> AnyRpcError {
         match error {
-            PeerError::Rpc(RpcError::TimedOut) => {
-                RPCError::Timeout(self.timed_out(action, limit))
-            }
+            PeerError::Rpc(RpcError::TimedOut) => RPCError::Timeout(self.timed_out(action, limit)),
             PeerError::Rpc(RpcError::LinkDown)
             | PeerError::Malformed
             | PeerError::Stopped
@@ -146,7 +148,12 @@ impl Client {
     }
 
     fn timed_out(&self, action: RPCTypes, timeout: Duration) -> Timeout<NodeId> {
-        Timeout { action, id: self.rpc.local_node(), target: self.target, timeout }
+        Timeout {
+            action,
+            id: self.rpc.local_node(),
+            target: self.target,
+            timeout,
+        }
     }
 }
 
@@ -191,7 +198,10 @@ impl<M: Machine> RaftNetwork<Types<M>> for Client {
         option: RPCOption,
     ) -> Result<SnapshotResponse<NodeId>, StreamingError<Types<M>, Fatal<NodeId>>> {
         let limit = option.hard_ttl();
-        let request = Request::<M>::Snapshot { vote, meta: snapshot.meta };
+        let request = Request::<M>::Snapshot {
+            vote,
+            meta: snapshot.meta,
+        };
         let asking = ask(&self.rpc, self.target, &request, *snapshot.snapshot, limit);
         let mut asking = std::pin::pin!(asking.fuse());
         let mut cancel = std::pin::pin!(cancel.fuse());
@@ -240,7 +250,9 @@ impl<M: Machine> Server<M> {
                         return None;
                     }
                     (Some(server), Some(request)) => {
-                        server.answer(incoming.from, request, incoming.frame.payload).await
+                        server
+                            .answer(incoming.from, request, incoming.frame.payload)
+                            .await
                     }
                 };
                 Some(Frame::new(encode(&response)))
@@ -264,12 +276,17 @@ impl<M: Machine> Server<M> {
                     Err(_stopped) => Response::Stopped,
                 }
             }
-            Request::Vote(request) => {
-                self.raft.vote(request).await.map_or(Response::Stopped, Response::Vote)
-            }
+            Request::Vote(request) => self
+                .raft
+                .vote(request)
+                .await
+                .map_or(Response::Stopped, Response::Vote),
             Request::Snapshot { vote, meta } => {
                 self.hear(&vote);
-                let snapshot = Snapshot::<M> { meta, snapshot: Box::new(payload) };
+                let snapshot = Snapshot::<M> {
+                    meta,
+                    snapshot: Box::new(payload),
+                };
                 let response = self.raft.install_full_snapshot(vote, snapshot).await;
                 response.map_or(Response::Stopped, Response::Snapshot)
             }

@@ -105,7 +105,8 @@ impl Pulse {
                 Err(until.saturating_since(now))
             }
             Some(_) | None => {
-                self.promised.set(Some((candidate, now + self.timing.lease / 4)));
+                self.promised
+                    .set(Some((candidate, now + self.timing.lease / 4)));
                 Ok(())
             }
         }
@@ -113,30 +114,39 @@ impl Pulse {
 
     /// Takes the promise to `candidate` back, if it is the present one.
     pub(super) fn release(&self, candidate: NodeId) {
-        if self.promised.get().is_some_and(|(promised, _)| promised == candidate) {
+        if self
+            .promised
+            .get()
+            .is_some_and(|(promised, _)| promised == candidate)
+        {
             self.promised.set(None);
         }
     }
 
     /// This node has become the leader, or is none any more.
     pub(super) fn set_leading(&self, leading: bool) {
-        self.leading_since.set(match (leading, self.leading_since.get()) {
-            (false, _) => None,
-            (true, None) => Some(self.runtime.now()),
-            (true, since) => since,
-        });
+        self.leading_since
+            .set(match (leading, self.leading_since.get()) {
+                (false, _) => None,
+                (true, None) => Some(self.runtime.now()),
+                (true, since) => since,
+            });
     }
 
     /// Whether this node, a leader in its own eyes, has gone without a quorum's answers for an
     /// election's time.
     pub(super) fn is_cut_off(&self) -> bool {
         let limit = self.timing.election_most;
-        let Some(since) = self.leading_since.get() else { return false };
+        let Some(since) = self.leading_since.get() else {
+            return false;
+        };
         if self.runtime.now().saturating_since(since) < limit {
             return false;
         }
         let metrics = self.metrics.borrow();
-        let Some(metrics) = metrics.as_ref() else { return false };
+        let Some(metrics) = metrics.as_ref() else {
+            return false;
+        };
         let silence_ms = metrics.borrow().millis_since_quorum_ack;
         silence_ms.is_none_or(|silence_ms| u128::from(silence_ms) >= limit.as_millis())
     }

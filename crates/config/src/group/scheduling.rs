@@ -48,7 +48,9 @@ impl Sub<Duration> for Reading {
 
     fn sub(self, duration: Duration) -> Self {
         let nanoseconds = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        Self(Instant::from_nanos(self.0.as_nanos().saturating_sub(nanoseconds)))
+        Self(Instant::from_nanos(
+            self.0.as_nanos().saturating_sub(nanoseconds),
+        ))
     }
 }
 
@@ -89,7 +91,9 @@ impl<T> Future for Joining<T> {
     type Output = Result<T, TaskDropped>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(context).map_err(|_closed| TaskDropped)
+        Pin::new(&mut self.0)
+            .poll(context)
+            .map_err(|_closed| TaskDropped)
     }
 }
 
@@ -182,14 +186,20 @@ impl AsyncRuntime for AmbientRuntime {
     }
 
     fn timeout<R, F: Future<Output = R>>(duration: Duration, future: F) -> Self::Timeout<R, F> {
-        Limited { future: Box::pin(future), sleep: Self::sleep(duration) }
+        Limited {
+            future: Box::pin(future),
+            sleep: Self::sleep(duration),
+        }
     }
 
     fn timeout_at<R, F: Future<Output = R>>(
         deadline: Self::Instant,
         future: F,
     ) -> Self::Timeout<R, F> {
-        Limited { future: Box::pin(future), sleep: Self::sleep_until(deadline) }
+        Limited {
+            future: Box::pin(future),
+            sleep: Self::sleep_until(deadline),
+        }
     }
 
     fn is_panic(_error: &Self::JoinError) -> bool {
@@ -206,4 +216,3 @@ impl AsyncRuntime for AmbientRuntime {
         (Sender(sender), receiver)
     }
 }
-

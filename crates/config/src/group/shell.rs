@@ -99,7 +99,10 @@ impl<M: Machine> Shell<M> {
         log_bytes_max: usize,
     ) -> Result<Self, StorageError> {
         let mut shell = Self {
-            body: Body { state: Rc::default(), sessions: Sessions(BTreeMap::new()) },
+            body: Body {
+                state: Rc::default(),
+                sessions: Sessions(BTreeMap::new()),
+            },
             last_applied: None,
             membership: StoredMembership::default(),
             view,
@@ -126,7 +129,11 @@ impl<M: Machine> Shell<M> {
     }
 
     fn apply_proposal(&mut self, proposal: Proposal<M::Change>) -> Applied<M::Outcome> {
-        match self.body.sessions.admit(proposal.key, proposal.settled_below) {
+        match self
+            .body
+            .sessions
+            .admit(proposal.key, proposal.settled_below)
+        {
             Admission::Superseded => Applied::Superseded,
             Admission::Repeated(outcome) => Applied::Outcome(outcome),
             Admission::Apply => {
@@ -140,7 +147,10 @@ impl<M: Machine> Shell<M> {
 
 impl<O: Clone> Sessions<O> {
     fn admit(&mut self, key: ProposalKey, settled_below: u64) -> Admission<O> {
-        let session = self.0.entry(key.node).or_insert_with(|| Session::new(key.incarnation));
+        let session = self
+            .0
+            .entry(key.node)
+            .or_insert_with(|| Session::new(key.incarnation));
         if key.incarnation > session.incarnation {
             *session = Session::new(key.incarnation);
         }
@@ -165,7 +175,11 @@ impl<O: Clone> Sessions<O> {
 
 impl<O> Session<O> {
     fn new(incarnation: Incarnation) -> Self {
-        Self { incarnation, settled_below: 0, outcomes: BTreeMap::new() }
+        Self {
+            incarnation,
+            settled_below: 0,
+            outcomes: BTreeMap::new(),
+        }
     }
 }
 
@@ -183,7 +197,9 @@ fn decode_body<M: Machine>(data: &[u8]) -> Result<Body<M>, StorageError> {
         Some((&SNAPSHOT_FORMAT, body)) => {
             postcard::from_bytes(body).map_err(|error| malformed(AnyError::new(&error)))
         }
-        Some(_) | None => Err(malformed(AnyError::error("a snapshot of an unknown format"))),
+        Some(_) | None => Err(malformed(AnyError::error(
+            "a snapshot of an unknown format",
+        ))),
     }
 }
 
@@ -201,19 +217,22 @@ impl<M: Machine> RaftSnapshotBuilder<Types<M>> for Builder<M> {
         let meta = SnapshotMeta {
             last_log_id: self.last_applied,
             last_membership: self.membership.clone(),
-            snapshot_id: self.last_applied.map_or_else(String::new, |last| last.to_string()),
+            snapshot_id: self
+                .last_applied
+                .map_or_else(String::new, |last| last.to_string()),
         };
         self.store.save_snapshot(meta.clone(), data.clone()).await?;
-        Ok(Snapshot::<M> { meta, snapshot: Box::new(data) })
+        Ok(Snapshot::<M> {
+            meta,
+            snapshot: Box::new(data),
+        })
     }
 }
 
 impl<M: Machine> RaftStateMachine<Types<M>> for Shell<M> {
     type SnapshotBuilder = Builder<M>;
 
-    async fn applied_state(
-        &mut self,
-    ) -> Result<(Option<LogId>, StoredMembership), StorageError> {
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), StorageError> {
         Ok((self.last_applied, self.membership.clone()))
     }
 

@@ -36,7 +36,9 @@ pub(super) struct Store<M: Machine> {
 
 impl<M: Machine> Clone for Store<M> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone() }
+        Self {
+            inner: self.inner.clone(),
+        }
     }
 }
 
@@ -113,8 +115,11 @@ impl<M: Machine> Store<M> {
         if !may_create && !directory.exists(AREA) {
             return Ok(None);
         }
-        let options =
-            DiskOptions { size_bytes: 2 * half_bytes, durable_writes: true, preallocate: true };
+        let options = DiskOptions {
+            size_bytes: 2 * half_bytes,
+            durable_writes: true,
+            preallocate: true,
+        };
         let disk = directory.open(AREA, options).await?;
         let (area, contents) = Area::open(disk, node, half_bytes).await?;
         let memory = match contents {
@@ -127,7 +132,9 @@ impl<M: Machine> Store<M> {
             writer: Mutex::new(area),
             settled: Notify::new(),
         };
-        Ok(Some(Self { inner: Rc::new(inner) }))
+        Ok(Some(Self {
+            inner: Rc::new(inner),
+        }))
     }
 
     /// Bytes of all entries in the log.
@@ -156,7 +163,10 @@ impl<M: Machine> Store<M> {
             if memory.snapshot_last() >= meta.last_log_id {
                 return Ok(());
             }
-            memory.image(Some(StoredSnapshot { meta: meta.clone(), data: data.clone() }))
+            memory.image(Some(StoredSnapshot {
+                meta: meta.clone(),
+                data: data.clone(),
+            }))
         };
         let result = area.replace(&image).await;
         if result.is_ok() {
@@ -168,6 +178,7 @@ impl<M: Machine> Store<M> {
 
     /// Makes a step durable, then applies it to memory.
     async fn step(&self, step: Step<M>) -> Result<(), AreaError> {
+        match &step { Step::Vote(v) => eprintln!("DBGS {:p} vote {v}", self.inner), Step::Append(e) => eprintln!("DBGS {:p} append {}..{} vote {:?}", self.inner, e[0].log_id, e.last().unwrap().log_id, self.inner.memory.borrow().vote.map(|v| v.to_string())), Step::Truncate(i) => eprintln!("DBGS {:p} trunc {i}", self.inner), Step::Purge(i) => eprintln!("DBGS {:p} purge {i}", self.inner) }
         let mut area = self.inner.writer.lock().await;
         let committed = self.inner.memory.borrow().committed;
         let record = Record { committed, step };
@@ -216,7 +227,10 @@ impl<M: Machine> Memory<M> {
     }
 
     fn recover(contents: Contents) -> Result<Self, AreaError> {
-        let contradiction = AreaError::Damaged { offset: 0, what: Damage::Contents };
+        let contradiction = AreaError::Damaged {
+            offset: 0,
+            what: Damage::Contents,
+        };
         let image: Image<M> =
             postcard::from_bytes(&contents.image).map_err(|_malformed| contradiction.clone())?;
         let mut memory = Self {
@@ -239,6 +253,14 @@ impl<M: Machine> Memory<M> {
             }
             memory.apply(step);
         }
+        // A node votes for a leader before it takes that leader's entries.
+        let voted = memory.vote.unwrap_or_default();
+        let led_by = memory.last_log_id().map(|last| *last.committed_leader_id());
+        let known = memory.last_log_id().max(memory.snapshot_last());
+        if led_by > Some(*voted.leader_id()) || memory.committed > known {
+            eprintln!("DBG {voted:?} led {led_by:?} committed {:?} last {:?} purged {:?} snap {:?}", memory.committed, memory.last_log_id(), memory.purged, memory.snapshot_last());
+            return Err(contradiction);
+        }
         Ok(memory)
     }
 
@@ -247,7 +269,9 @@ impl<M: Machine> Memory<M> {
         match step {
             Step::Append(entries) => {
                 let next = self.last_log_id().map_or(0, |last| last.index + 1);
-                (next..).zip(entries).all(|(index, entry)| entry.log_id.index == index)
+                (next..)
+                    .zip(entries)
+                    .all(|(index, entry)| entry.log_id.index == index)
             }
             Step::Purge(upto) => self.snapshot_last() >= Some(*upto),
             Step::Vote(_) | Step::Truncate(_) => true,
@@ -255,22 +279,36 @@ impl<M: Machine> Memory<M> {
     }
 
     fn last_log_id(&self) -> Option<LogId> {
-        self.entries.last_key_value().map(|(_, last)| last.entry.log_id).or(self.purged)
+        self.entries
+            .last_key_value()
+            .map(|(_, last)| last.entry.log_id)
+            .or(self.purged)
     }
 
     fn snapshot_last(&self) -> Option<LogId> {
-        self.snapshot.as_ref().and_then(|snapshot| snapshot.meta.last_log_id)
+        self.snapshot
+            .as_ref()
+            .and_then(|snapshot| snapshot.meta.last_log_id)
     }
 
     fn image(&self, snapshot: Option<StoredSnapshot>) -> Vec<u8> {
-        let covered = snapshot.as_ref().and_then(|snapshot| snapshot.meta.last_log_id);
-        assert!(self.purged <= covered, "only what a snapshot contains is purged");
+        let covered = snapshot
+            .as_ref()
+            .and_then(|snapshot| snapshot.meta.last_log_id);
+        assert!(
+            self.purged <= covered,
+            "only what a snapshot contains is purged"
+        );
         encode(&Image::<M> {
             vote: self.vote,
             committed: self.committed,
             purged: self.purged,
             snapshot,
-            entries: self.entries.values().map(|sized| sized.entry.clone()).collect(),
+            entries: self
+                .entries
+                .values()
+                .map(|sized| sized.entry.clone())
+                .collect(),
         })
     }
 
@@ -281,7 +319,8 @@ impl<M: Machine> Memory<M> {
                 for entry in entries {
                     let bytes = encode(&entry).len();
                     self.entries_bytes += bytes;
-                    self.entries.insert(entry.log_id.index, Sized { entry, bytes });
+                    self.entries
+                        .insert(entry.log_id.index, Sized { entry, bytes });
                 }
             }
             Step::Truncate(index) => {
@@ -313,7 +352,11 @@ impl<M: Machine> RaftLogReader<Types<M>> for Store<M> {
         range: RB,
     ) -> Result<Vec<Entry<M>>, StorageError> {
         let memory = self.inner.memory.borrow();
-        Ok(memory.entries.range(range).map(|(_, sized)| sized.entry.clone()).collect())
+        Ok(memory
+            .entries
+            .range(range)
+            .map(|(_, sized)| sized.entry.clone())
+            .collect())
     }
 
     async fn limited_get_log_entries(

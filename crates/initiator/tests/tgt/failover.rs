@@ -80,7 +80,9 @@ fn a_load_is_verified_and_planted_faults_are_found() {
         write(101).await;
         file.write_all_at(&vec![0; BLOCK_BYTES], at(100)).unwrap();
         file.write_all_at(&old, at(101)).unwrap();
-        file.write_all_at(b"?", at(102) + 1000).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at(102) + 1000).unwrap();
+        file.write_all_at(&[!byte[0]], at(102) + 1000).unwrap();
         let report = check(&disk, &ledger).await;
         let findings = &report.findings;
         assert_eq!(

@@ -125,6 +125,18 @@ impl Peer {
         self.admin(&[&unit[..], &["--params", parameter]].concat());
     }
 
+    /// Agrees to InitialR2T=No and to CRC32C; by itself tgtd insists on Yes and None.
+    pub(crate) fn allow_unsolicited_data_and_digests(&self) {
+        let target = ["--op", "update", "--mode", "target", "--tid", "1", "--name"];
+        for (name, value) in [
+            ("InitialR2T", "No"),
+            ("HeaderDigest", "CRC32C,None"),
+            ("DataDigest", "CRC32C,None"),
+        ] {
+            self.admin(&[&target[..], &[name, "--value", value]].concat());
+        }
+    }
+
     /// Makes the target refuse every login.
     pub(crate) fn offline(&self) {
         self.admin(&[
@@ -227,7 +239,7 @@ pub(crate) fn on_one_thread(work: impl Future<Output = ()>) {
         .enable_all()
         .build()
         .unwrap();
-    let bounded = tokio::time::timeout(Duration::from_secs(25), work);
+    let bounded = async { tokio::time::timeout(Duration::from_secs(25), work).await };
     tokio::task::LocalSet::new()
         .block_on(&runtime, bounded)
         .expect("the test ends in time");

@@ -63,8 +63,6 @@ fn a_disk_describes_itself() {
         assert_eq!(session.report_luns().await.unwrap(), [0, LUN]);
         assert!(!session.unit_designators(LUN).await.unwrap().is_empty());
         session.ping().await.unwrap();
-        let targets = session.send_targets("").await.unwrap();
-        assert_eq!(targets[0].name, TARGET);
         session.logout().await.unwrap();
     });
 }
@@ -76,6 +74,7 @@ fn data_survives_every_way_of_transfer() {
     }
     on_one_thread(async {
         let peer = Peer::start();
+        peer.allow_unsolicited_data_and_digests();
         let base = peer.session_options();
         let small = |options| SessionOptions {
             max_receive_segment: 4096,

@@ -323,7 +323,9 @@ impl Exchange {
             return Ok(None);
         }
         let text = self.text.split();
-        text::parse(&text).map(Some).map_err(|_| LoginStatus::InitiatorError)
+        text::parse(&text)
+            .map(Some)
+            .map_err(|_| LoginStatus::InitiatorError)
     }
 
     /// The keys that the first response must carry.
@@ -387,7 +389,11 @@ impl Exchange {
             return Err(LoginStatus::NoSuchSession);
         }
         let admittance = policy.admit(&self.kind, &initiator)?;
-        if let TargetAuth::Chap { secret, mutual: Some((_, own)), .. } = &admittance.auth
+        if let TargetAuth::Chap {
+            secret,
+            mutual: Some((_, own)),
+            ..
+        } = &admittance.auth
             && secret == own
         {
             return Err(LoginStatus::TargetError);
@@ -425,7 +431,11 @@ fn take(pairs: &mut Vec<Pair>, key: &str) -> Result<Option<String>, LoginStatus>
         }
         !wanted
     });
-    if twice { Err(LoginStatus::InitiatorError) } else { Ok(found) }
+    if twice {
+        Err(LoginStatus::InitiatorError)
+    } else {
+        Ok(found)
+    }
 }
 
 impl Login {
@@ -459,9 +469,9 @@ impl Login {
             data: Bytes::new(),
         };
         match self {
-            Self::Initial(Initial { exchange: Some(mut exchange) }) => {
-                exchange.refuse(Stage::Security, status)
-            }
+            Self::Initial(Initial {
+                exchange: Some(mut exchange),
+            }) => exchange.refuse(Stage::Security, status),
             Self::Initial(Initial { exchange: None }) => {
                 Exchange::new(pdu, &request).refuse(Stage::Security, status)
             }
@@ -486,7 +496,9 @@ impl Initial {
             Ok(Some(pairs)) => pairs,
             Ok(None) => {
                 let response = exchange.response(request.current, None, Bytes::new());
-                let login = Login::Initial(Initial { exchange: Some(exchange) });
+                let login = Login::Initial(Initial {
+                    exchange: Some(exchange),
+                });
                 return Step::Reply(Box::new(login), response);
             }
             Err(status) => return exchange.refuse(request.current, status),

@@ -14,7 +14,10 @@ pub struct OperationalStage {
 
 impl OperationalStage {
     pub(super) fn new(exchange: Exchange) -> Self {
-        Self { exchange, declared: false }
+        Self {
+            exchange,
+            declared: false,
+        }
     }
 
     pub(super) fn refuse(mut self, status: LoginStatus) -> Step {

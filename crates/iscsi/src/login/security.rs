@@ -35,7 +35,11 @@ impl SecurityStage {
             TargetAuth::None => Progress::Done,
             TargetAuth::Chap { .. } => Progress::Open,
         };
-        Self { exchange, auth, progress }
+        Self {
+            exchange,
+            auth,
+            progress,
+        }
     }
 
     pub(super) fn refuse(mut self, status: LoginStatus) -> Step {
@@ -105,8 +109,8 @@ impl SecurityStage {
             Progress::Open | Progress::Done => Ok(()),
             Progress::Chosen => {
                 let offered = take(pairs, "CHAP_A")?.ok_or(LoginStatus::AuthenticationFailed)?;
-                let algorithm = Algorithm::strongest_of(&offered)
-                    .ok_or(LoginStatus::AuthenticationFailed)?;
+                let algorithm =
+                    Algorithm::strongest_of(&offered).ok_or(LoginStatus::AuthenticationFailed)?;
                 let challenge = policy.issue_challenge(algorithm);
                 writer.put("CHAP_A", &(algorithm as u8).to_string());
                 writer.put("CHAP_I", &challenge.identifier.to_string());
@@ -150,7 +154,12 @@ impl SecurityStage {
         policy: &dyn Policy,
         writer: &mut Writer,
     ) -> Result<(), LoginStatus> {
-        let TargetAuth::Chap { username, secret, mutual } = &self.auth else {
+        let TargetAuth::Chap {
+            username,
+            secret,
+            mutual,
+        } = &self.auth
+        else {
             return Err(LoginStatus::InitiatorError);
         };
         let failed = LoginStatus::AuthenticationFailed;
@@ -158,8 +167,7 @@ impl SecurityStage {
         let response = take(pairs, "CHAP_R")?.ok_or(failed.clone())?;
         let response = chap::decode_binary(&response).ok_or(failed.clone())?;
         let known = chap::equal_text(&name, username);
-        let proven =
-            algorithm.verify(challenge.identifier, secret, &challenge.bytes, &response);
+        let proven = algorithm.verify(challenge.identifier, secret, &challenge.bytes, &response);
         // Both are evaluated before either is looked at.
         if !(known & proven) {
             return Err(failed);
@@ -192,11 +200,7 @@ impl SecurityStage {
     }
 
     /// Keys that have nothing to do with authentication.
-    fn negotiate_rest(
-        &mut self,
-        pairs: Vec<Pair>,
-        writer: &mut Writer,
-    ) -> Result<(), LoginStatus> {
+    fn negotiate_rest(&mut self, pairs: Vec<Pair>, writer: &mut Writer) -> Result<(), LoginStatus> {
         for Pair { key, value } in pairs {
             let reply = if negotiation::allowed_in_security_stage(&key) {
                 self.exchange.negotiation.offer(&key, &value)

@@ -21,24 +21,34 @@ impl Policy for TestPolicy {
                 Err(LoginStatus::MovedTemporarily("10.0.0.2:3260,2".to_owned()))
             }
             SessionKind::Normal(name) if name != "iqn.t" => Err(LoginStatus::NotFound),
-            SessionKind::Normal(_) | SessionKind::Discovery => {
-                Ok(Admittance { auth: self.auth.clone(), portal_group_tag: 9 })
-            }
+            SessionKind::Normal(_) | SessionKind::Discovery => Ok(Admittance {
+                auth: self.auth.clone(),
+                portal_group_tag: 9,
+            }),
         }
     }
 
     fn issue_challenge(&self, _algorithm: Algorithm) -> Challenge {
         self.outstanding.borrow_mut().push(CHALLENGE.to_vec());
-        Challenge { identifier: 0x27, bytes: CHALLENGE.to_vec() }
+        Challenge {
+            identifier: 0x27,
+            bytes: CHALLENGE.to_vec(),
+        }
     }
 
     fn is_outstanding(&self, challenge: &[u8]) -> bool {
-        self.outstanding.borrow().iter().any(|known| known == challenge)
+        self.outstanding
+            .borrow()
+            .iter()
+            .any(|known| known == challenge)
     }
 }
 
 fn policy(auth: TargetAuth) -> TestPolicy {
-    TestPolicy { auth, outstanding: RefCell::default() }
+    TestPolicy {
+        auth,
+        outstanding: RefCell::default(),
+    }
 }
 
 fn chap(mutual: bool) -> TestPolicy {
@@ -71,8 +81,14 @@ const NAMES: [(&str, &str); 2] = [("InitiatorName", "iqn.i"), ("TargetName", "iq
 
 /// Flags, status class and detail, and text of a response.
 fn shown(pdu: &Pdu) -> (u8, [u8; 2], String) {
-    let text = String::from_utf8(pdu.data.to_vec()).unwrap().replace('\0', " ");
-    (pdu.header[1], [pdu.header[36], pdu.header[37]], text.trim_end().to_owned())
+    let text = String::from_utf8(pdu.data.to_vec())
+        .unwrap()
+        .replace('\0', " ");
+    (
+        pdu.header[1],
+        [pdu.header[36], pdu.header[37]],
+        text.trim_end().to_owned(),
+    )
 }
 
 /// Runs a login to its end: the responses, and the outcome if it succeeded.
@@ -113,13 +129,20 @@ fn login_without_authentication_goes_through_both_stages() {
         &policy(TargetAuth::None),
         &[
             request(SECURITY_TO_OPERATIONAL, &first),
-            request(OPERATIONAL_TO_FULL, &[("InitialR2T", "No"), ("X-unknown", "1")]),
+            request(
+                OPERATIONAL_TO_FULL,
+                &[("InitialR2T", "No"), ("X-unknown", "1")],
+            ),
         ],
     );
     assert_eq!(
         responses,
         [
-            (0x81, [0, 0], "TargetPortalGroupTag=9 AuthMethod=None".to_owned()),
+            (
+                0x81,
+                [0, 0],
+                "TargetPortalGroupTag=9 AuthMethod=None".to_owned()
+            ),
             (
                 0x87,
                 [0, 0],
@@ -132,7 +155,14 @@ fn login_without_authentication_goes_through_both_stages() {
     assert_eq!((session.command_number, session.status_number), (100, 3));
     assert!(!session.parameters.initial_r2t);
     let response = session.response(0x1234, 200);
-    assert_eq!((response.u16_at(14), response.u32_at(24), response.u32_at(32)), (0x1234, 2, 200));
+    assert_eq!(
+        (
+            response.u16_at(14),
+            response.u32_at(24),
+            response.u32_at(32)
+        ),
+        (0x1234, 2, 200)
+    );
 }
 
 #[test]
@@ -168,8 +198,16 @@ fn one_way_chap_transcript() {
     assert_eq!(
         responses[..3],
         [
-            (0x00, [0, 0], "TargetPortalGroupTag=9 AuthMethod=CHAP".to_owned()),
-            (0x00, [0, 0], format!("CHAP_A=5 CHAP_I=39 CHAP_C=0x{}", "07".repeat(16))),
+            (
+                0x00,
+                [0, 0],
+                "TargetPortalGroupTag=9 AuthMethod=CHAP".to_owned()
+            ),
+            (
+                0x00,
+                [0, 0],
+                format!("CHAP_A=5 CHAP_I=39 CHAP_C=0x{}", "07".repeat(16))
+            ),
             (0x81, [0, 0], String::new()),
         ]
     );
@@ -196,7 +234,10 @@ fn wrong_name_wrong_secret_and_wrong_form_fail_alike() {
         ("user", short),
         ("user", "not binary"),
     ] {
-        assert_eq!(refused(&chap(false), &chap_requests(name, response, &[])), [2, 1]);
+        assert_eq!(
+            refused(&chap(false), &chap_requests(name, response, &[])),
+            [2, 1]
+        );
     }
 }
 
@@ -204,13 +245,25 @@ fn wrong_name_wrong_secret_and_wrong_form_fail_alike() {
 fn mutual_chap_refuses_reflection_and_a_missing_challenge() {
     let reflected = chap::encode_binary(&CHALLENGE);
     let more = [("CHAP_I", "39"), ("CHAP_C", reflected.as_str())];
-    assert_eq!(refused(&chap(true), &chap_requests("user", &good_response(), &more)), [2, 1]);
-    assert_eq!(refused(&chap(true), &chap_requests("user", &good_response(), &[])), [2, 1]);
+    assert_eq!(
+        refused(&chap(true), &chap_requests("user", &good_response(), &more)),
+        [2, 1]
+    );
+    assert_eq!(
+        refused(&chap(true), &chap_requests("user", &good_response(), &[])),
+        [2, 1]
+    );
     let other_login = chap(true);
     other_login.outstanding.borrow_mut().push(vec![8; 16]);
     let stolen = chap::encode_binary(&[8; 16]);
     let more = [("CHAP_I", "1"), ("CHAP_C", stolen.as_str())];
-    assert_eq!(refused(&other_login, &chap_requests("user", &good_response(), &more)), [2, 1]);
+    assert_eq!(
+        refused(
+            &other_login,
+            &chap_requests("user", &good_response(), &more)
+        ),
+        [2, 1]
+    );
 }
 
 #[test]
@@ -229,7 +282,10 @@ fn chap_cannot_be_skipped() {
     }
     let mut none = NAMES.to_vec();
     none.push(("AuthMethod", "None"));
-    assert_eq!(refused(&chap(false), &[request(SECURITY_TO_OPERATIONAL, &none)]), [2, 1]);
+    assert_eq!(
+        refused(&chap(false), &[request(SECURITY_TO_OPERATIONAL, &none)]),
+        [2, 1]
+    );
     assert_eq!(refused(&chap(false), &[request(0x83, &NAMES)]), [2, 1]);
 }
 
@@ -250,16 +306,33 @@ fn names_and_session_types_are_checked() {
     let cases: [(&[(&str, &str)], [u8; 2]); 6] = [
         (&[("TargetName", "iqn.t")], [2, 7]),
         (&[("InitiatorName", "iqn.i")], [2, 7]),
-        (&[("InitiatorName", "iqn.i"), ("TargetName", "iqn.x")], [2, 3]),
-        (&[("InitiatorName", "iqn.i"), ("TargetName", "iqn.moved")], [1, 1]),
-        (&[("InitiatorName", "iqn.i"), ("SessionType", "Other")], [2, 9]),
+        (
+            &[("InitiatorName", "iqn.i"), ("TargetName", "iqn.x")],
+            [2, 3],
+        ),
+        (
+            &[("InitiatorName", "iqn.i"), ("TargetName", "iqn.moved")],
+            [1, 1],
+        ),
+        (
+            &[("InitiatorName", "iqn.i"), ("SessionType", "Other")],
+            [2, 9],
+        ),
         (&[("InitiatorName", "a"), ("InitiatorName", "b")], [2, 0]),
     ];
     for (pairs, status) in cases {
-        assert_eq!(refused(&open, &[request(OPERATIONAL_TO_FULL, pairs)]), status, "{pairs:?}");
+        assert_eq!(
+            refused(&open, &[request(OPERATIONAL_TO_FULL, pairs)]),
+            status,
+            "{pairs:?}"
+        );
     }
     let discovery = [("InitiatorName", "iqn.i"), ("SessionType", "Discovery")];
-    assert!(run(&open, &[request(OPERATIONAL_TO_FULL, &discovery)]).1.is_some());
+    assert!(
+        run(&open, &[request(OPERATIONAL_TO_FULL, &discovery)])
+            .1
+            .is_some()
+    );
 }
 
 #[test]
@@ -291,7 +364,11 @@ fn a_changed_identity_and_impossible_stages_are_initiator_errors() {
     other.header[13] = 2;
     assert_eq!(refused(&open, &[first.clone(), other]), [2, 0]);
     for flags in [0x80, 0x84, 0x08, 0x82, 0xc1, 0x8c] {
-        assert_eq!(refused(&open, &[request(flags, &NAMES)]), [2, 0], "{flags:x}");
+        assert_eq!(
+            refused(&open, &[request(flags, &NAMES)]),
+            [2, 0],
+            "{flags:x}"
+        );
     }
     let mut version = first;
     version.header[3] = 1;

@@ -254,7 +254,14 @@ mod tests {
 
     #[test]
     fn status_rides_in_the_last_data_in() {
-        let pdu = data_in(7, 1, 512, Bytes::from_static(b"abcd"), true, Some((0, Residual::None)));
+        let pdu = data_in(
+            7,
+            1,
+            512,
+            Bytes::from_static(b"abcd"),
+            true,
+            Some((0, Residual::None)),
+        );
         assert_eq!(pdu.header[..2], [0x25, 0x81]);
         assert_eq!(pdu.u32_at(20), RESERVED_TAG);
         let pdu = data_in(7, 0, 0, Bytes::new(), false, None);

@@ -94,7 +94,11 @@ impl Decoder {
         let additional = bytes.slice(HEADER_BYTES..headers);
         let mut header = [0; HEADER_BYTES];
         bytes.copy_to_slice(&mut header);
-        Ok(Some(Pdu { header, additional, data }))
+        Ok(Some(Pdu {
+            header,
+            additional,
+            data,
+        }))
     }
 
     /// How many more bytes the first PDU of `buffer` needs before it can be decoded.
@@ -116,13 +120,25 @@ impl Decoder {
             return Err(FrameError::AdditionalTooLong { length: additional });
         }
         if data > self.data_bytes_max {
-            return Err(FrameError::DataTooLong { length: data, limit: self.data_bytes_max });
+            return Err(FrameError::DataTooLong {
+                length: data,
+                limit: self.data_bytes_max,
+            });
         }
         let header_digest = if self.digests.header { DIGEST_BYTES } else { 0 };
-        let data_digest = if self.digests.data && data > 0 { DIGEST_BYTES } else { 0 };
+        let data_digest = if self.digests.data && data > 0 {
+            DIGEST_BYTES
+        } else {
+            0
+        };
         let data_at = HEADER_BYTES + additional + header_digest;
         let total = data_at + data.next_multiple_of(4) + data_digest;
-        Ok(Some(Layout { additional, data, data_at, total }))
+        Ok(Some(Layout {
+            additional,
+            data,
+            data_at,
+            total,
+        }))
     }
 }
 
@@ -141,8 +157,14 @@ impl Frame {
     /// Sets the lengths and the digests. Panics if the PDU has additional header segments, which
     /// a target never sends, or 16 MiB of data.
     pub fn new(pdu: Pdu, digests: Digests) -> Self {
-        assert!(pdu.additional.is_empty(), "a target sends no additional header segments");
-        assert!(pdu.data.len() < 1 << 24, "a data segment length has 24 bits");
+        assert!(
+            pdu.additional.is_empty(),
+            "a target sends no additional header segments"
+        );
+        assert!(
+            pdu.data.len() < 1 << 24,
+            "a data segment length has 24 bits"
+        );
         let mut head = [0; HEADER_BYTES + DIGEST_BYTES];
         head[..HEADER_BYTES].copy_from_slice(&pdu.header);
         head[4] = 0;
@@ -160,7 +182,14 @@ impl Frame {
             tail[tail_bytes..][..DIGEST_BYTES].copy_from_slice(&crc.to_le_bytes());
             tail_bytes += DIGEST_BYTES;
         }
-        Self { head, head_bytes, data: pdu.data, tail, tail_bytes, sent: 0 }
+        Self {
+            head,
+            head_bytes,
+            data: pdu.data,
+            tail,
+            tail_bytes,
+            sent: 0,
+        }
     }
 
     /// Bytes not yet written.
@@ -171,14 +200,18 @@ impl Frame {
     /// The pieces not yet written.
     pub fn pieces(&self) -> impl Iterator<Item = IoSlice<'_>> {
         let mut skip = self.sent;
-        [&self.head[..self.head_bytes], &self.data[..], &self.tail[..self.tail_bytes]]
-            .into_iter()
-            .filter_map(move |piece| {
-                let skipped = skip.min(piece.len());
-                skip -= skipped;
-                let rest = &piece[skipped..];
-                (!rest.is_empty()).then(|| IoSlice::new(rest))
-            })
+        [
+            &self.head[..self.head_bytes],
+            &self.data[..],
+            &self.tail[..self.tail_bytes],
+        ]
+        .into_iter()
+        .filter_map(move |piece| {
+            let skipped = skip.min(piece.len());
+            skip -= skipped;
+            let rest = &piece[skipped..];
+            (!rest.is_empty()).then(|| IoSlice::new(rest))
+        })
     }
 
     /// Notes that bytes were written; returns how many of them were not this frame's.
@@ -211,7 +244,10 @@ mod tests {
 
     use super::*;
 
-    const BOTH: Digests = Digests { header: true, data: true };
+    const BOTH: Digests = Digests {
+        header: true,
+        data: true,
+    };
 
     fn wire(pdu: &Pdu, digests: Digests) -> Vec<u8> {
         let frame = Frame::new(pdu.clone(), digests);
@@ -252,7 +288,10 @@ mod tests {
         for (digests, length) in [(Digests::default(), 5), (BOTH, 7), (BOTH, 0), (BOTH, 8)] {
             let pdu = sample(&vec![0xa5; length]);
             let bytes = wire(&pdu, digests);
-            let decoder = Decoder { digests, data_bytes_max: 64 };
+            let decoder = Decoder {
+                digests,
+                data_bytes_max: 64,
+            };
             for split in 0..bytes.len() {
                 let mut buffer = BytesMut::from(&bytes[..split]);
                 assert_eq!(decoder.decode(&mut buffer), Ok(None), "split at {split}");
@@ -268,22 +307,37 @@ mod tests {
     #[test]
     fn any_flipped_bit_of_a_digested_pdu_is_noticed() {
         let bytes = wire(&sample(&[1, 2, 3, 4, 5]), BOTH);
-        let decoder = Decoder { digests: BOTH, data_bytes_max: 64 };
+        let decoder = Decoder {
+            digests: BOTH,
+            data_bytes_max: 64,
+        };
         for bit in 0..bytes.len() * 8 {
             let mut damaged = BytesMut::from(&bytes[..]);
             damaged[bit / 8] ^= 1 << (bit % 8);
             damaged.extend_from_slice(&[0; 128]);
-            assert!(!matches!(decoder.decode(&mut damaged), Ok(Some(_))), "bit {bit}");
+            assert!(
+                !matches!(decoder.decode(&mut damaged), Ok(Some(_))),
+                "bit {bit}"
+            );
         }
     }
 
     #[test]
     fn lengths_are_refused_before_their_bytes_arrive() {
-        let decoder = Decoder { digests: Digests::default(), data_bytes_max: 8192 };
+        let decoder = Decoder {
+            digests: Digests::default(),
+            data_bytes_max: 8192,
+        };
         let mut header = [0; HEADER_BYTES];
         header[5..8].copy_from_slice(&[0, 0x20, 1]);
         let refused = decoder.decode(&mut BytesMut::from(&header[..]));
-        assert_eq!(refused, Err(FrameError::DataTooLong { length: 8193, limit: 8192 }));
+        assert_eq!(
+            refused,
+            Err(FrameError::DataTooLong {
+                length: 8193,
+                limit: 8192
+            })
+        );
         header[4] = 70;
         let refused = decoder.decode(&mut BytesMut::from(&header[..]));
         assert_eq!(refused, Err(FrameError::AdditionalTooLong { length: 280 }));

@@ -99,7 +99,11 @@ impl Pdu {
     pub fn new(first: u8) -> Self {
         let mut header = [0; HEADER_BYTES];
         header[0] = first;
-        Self { header, additional: Bytes::new(), data: Bytes::new() }
+        Self {
+            header,
+            additional: Bytes::new(),
+            data: Bytes::new(),
+        }
     }
 
     /// Opcode without the immediate bit.

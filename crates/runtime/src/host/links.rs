@@ -18,7 +18,7 @@
 //!   other dials:     Hello ──►   ◄── Hello{number}                   (link)
 //! ```
 //!
-//! What is known of a peer that is gone: when a connection ends, both sides connect once more at
+//! What is known of a peer that is gone: when a connection ends, both sides probe the peer's host at
 //! once. A refusal proves that the process is gone, because a node listens as long as it lives:
 //! `Down` says `Refused`. Anything else is `Lost`; if a later attempt is refused, a second `Down`
 //! for the same incarnation says `Refused`.

@@ -26,8 +26,13 @@ use crate::links::{DownReason, Incarnation, LinkEvent, NodeId};
 use crate::task::{Runtime, Task};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
-/// How long a broken link waits for the answer of the peer's host before it counts as lost.
+/// How long, at most, a broken link waits for the peer's host before it counts as lost.
 const PROBE_LIMIT: Duration = Duration::from_millis(200);
+/// A process that dies may close its listener after its links; the kernel then resets what the
+/// listener had not accepted yet. So a probe that is connected waits this long for its end, and
+/// one that was ended is repeated.
+const PROBE_PATIENCE: Duration = Duration::from_millis(10);
+const PROBES_MAX: usize = 5;
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 /// How long the side that does not decide leaves the dialling to the other.
@@ -197,18 +202,14 @@ impl Mesh {
     async fn keep(self: Rc<Self>, peer: Rc<Peer>) {
         loop {
             peer.until(false).await;
-            if !self.decides(&peer) {
-                if peer.unreported.get().is_some() {
-                    tokio::select! {
-                        biased;
-                        () = peer.until(true) => continue,
-                        probe = self.connect(&peer) => {
-                            if let Err(problem) = probe {
-                                note(&peer, problem);
-                            }
-                        }
-                    }
+            if peer.unreported.get().is_some() {
+                tokio::select! {
+                    biased;
+                    () = peer.until(true) => continue,
+                    () = self.probe(&peer) => {}
                 }
+            }
+            if !self.decides(&peer) {
                 tokio::select! {
                     biased;
                     () = peer.until(true) => continue,
@@ -243,29 +244,42 @@ impl Mesh {
         self.local < peer.node
     }
 
-    /// Connects, and reports what that says about a link that has just broken.
+    /// Asks the host of a peer whose link has just broken whether the process is gone.
+    async fn probe(&self, peer: &Peer) {
+        let address = peer.address.borrow().clone();
+        let probes = async {
+            for _ in 0..PROBES_MAX {
+                match connect(&address).await {
+                    Ok(stream) => {
+                        if !closed_within(stream, PROBE_PATIENCE).await {
+                            return Ok(());
+                        }
+                    }
+                    Err(problem) => return Err(problem),
+                }
+            }
+            Ok(())
+        };
+        match timeout(PROBE_LIMIT, probes)
+            .await
+            .unwrap_or(Err(LinkProblem::TimedOut))
+        {
+            Err(LinkProblem::NotRunning) => {
+                self.report(peer, DownReason::Refused);
+                note(peer, LinkProblem::NotRunning);
+            }
+            Ok(()) | Err(_) => self.report(peer, DownReason::Lost),
+        }
+    }
+
+    /// Connects for a link; a refusal is news of a peer that was only known to be lost.
     pub(super) async fn connect(&self, peer: &Peer) -> Result<TcpStream, LinkProblem> {
         let address = peer.address.borrow().clone();
-        let mut attempt = std::pin::pin!(timeout(CONNECT_LIMIT, connect(&address)));
-        let early = match peer.unreported.get() {
-            Some(_) => timeout(PROBE_LIMIT, &mut attempt).await.ok(),
-            None => None,
-        };
-        let outcome = match early {
-            Some(outcome) => outcome,
-            None => {
-                self.report(peer, DownReason::Lost);
-                attempt.await
-            }
-        };
-        let outcome = outcome.unwrap_or(Err(LinkProblem::TimedOut));
-        let refused = matches!(outcome, Err(LinkProblem::NotRunning));
-        let reason = if refused {
-            DownReason::Refused
-        } else {
-            DownReason::Lost
-        };
-        self.report(peer, reason);
+        let attempt = timeout(CONNECT_LIMIT, connect(&address)).await;
+        let outcome = attempt.unwrap_or(Err(LinkProblem::TimedOut));
+        if let Err(LinkProblem::NotRunning) = outcome {
+            self.report(peer, DownReason::Refused);
+        }
         outcome
     }
 
@@ -355,6 +369,14 @@ impl Mesh {
         }
         note(peer, problem);
         peer.changed.notify_one();
+    }
+}
+
+async fn closed_within(stream: TcpStream, patience: Duration) -> bool {
+    match timeout(patience, stream.readable()).await {
+        // The accepting side speaks second, so there is nothing to read but the end.
+        Ok(_) => matches!(stream.try_read(&mut [0]), Ok(0) | Err(_)),
+        Err(_) => false,
     }
 }
 

@@ -19,6 +19,8 @@ use crate::random::Random;
 use crate::trace::{Step, digest};
 
 pub mod image;
+#[cfg(test)]
+mod tests;
 
 pub use image::{CrashDamage, SECTOR_BYTES};
 use image::{Image, InFlight};

@@ -17,6 +17,7 @@ use holdfast_runtime::task::TaskGroup;
 
 use super::FaultClass;
 use crate::disk::Damage;
+use crate::network::Conditions;
 use crate::random::Random;
 use crate::simulation::Simulation;
 use crate::trace::{Step, Timestamp};
@@ -69,6 +70,79 @@ impl NemesisOptions {
             disturbed_max,
             drift_ppm: 1_000,
             restart_after: Duration::from_millis(500),
+        }
+    }
+}
+
+/// What an episode does.
+#[derive(Clone, Copy, Debug)]
+enum Episode {
+    Weather(Weather),
+    Partition { one_way: bool },
+    Node(NodeFault),
+    PowerCutOfAll,
+    Damage(Damage),
+}
+
+/// A network that works badly.
+#[derive(Clone, Copy, Debug)]
+enum Weather {
+    Delay,
+    Loss,
+    Duplication,
+    Reordering,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum NodeFault {
+    Crash,
+    CrashAtPoll,
+    PowerCut,
+    DiskError,
+    SlowDisk,
+    FullDisk,
+    Pause { past_lease: bool },
+    ClockDrift,
+}
+
+impl Episode {
+    fn of(class: FaultClass, random: &Random) -> Self {
+        match class {
+            FaultClass::Delay => Self::Weather(Weather::Delay),
+            FaultClass::Loss => Self::Weather(Weather::Loss),
+            FaultClass::Duplication => Self::Weather(Weather::Duplication),
+            FaultClass::Reordering => Self::Weather(Weather::Reordering),
+            FaultClass::OneWayPartition => Self::Partition { one_way: true },
+            FaultClass::FullPartition => Self::Partition { one_way: false },
+            FaultClass::Crash => Self::Node(NodeFault::Crash),
+            FaultClass::CrashAtPoll => Self::Node(NodeFault::CrashAtPoll),
+            FaultClass::PowerCut | FaultClass::TornWrite | FaultClass::LostUnsyncedWrite => {
+                Self::Node(NodeFault::PowerCut)
+            }
+            FaultClass::PowerCutOfAll => Self::PowerCutOfAll,
+            FaultClass::Corruption => Self::Damage(Damage::FlipBits),
+            FaultClass::MisplacedWrite if random.chance(500_000) => {
+                Self::Damage(Damage::LoseNextWrite)
+            }
+            FaultClass::MisplacedWrite => Self::Damage(Damage::MisdirectNextWrite),
+            FaultClass::UnreadablePage => Self::Damage(Damage::Unreadable),
+            FaultClass::DiskError => Self::Node(NodeFault::DiskError),
+            FaultClass::FullDisk => Self::Node(NodeFault::FullDisk),
+            FaultClass::SlowDisk => Self::Node(NodeFault::SlowDisk),
+            FaultClass::ShortPause => Self::Node(NodeFault::Pause { past_lease: false }),
+            FaultClass::PausePastLease => Self::Node(NodeFault::Pause { past_lease: true }),
+            FaultClass::ClockDrift => Self::Node(NodeFault::ClockDrift),
+        }
+    }
+}
+
+impl Weather {
+    const fn set(self, conditions: &mut Conditions, ppm: u32, delay_ns: u64) {
+        match self {
+            Self::Delay => conditions.extra_delay_ns = delay_ns,
+            Self::Loss => conditions.loss_ppm = ppm,
+            Self::Duplication => conditions.duplicate_ppm = ppm,
+            Self::Reordering => conditions.reorder_ppm = ppm,
         }
     }
 }
@@ -157,36 +231,23 @@ impl Nemesis {
     }
 
     async fn episode(&self, class: FaultClass) {
-        match class {
-            FaultClass::Delay
-            | FaultClass::Loss
-            | FaultClass::Duplication
-            | FaultClass::Reordering => self.bad_network(class).await,
-            FaultClass::OneWayPartition | FaultClass::FullPartition => self.partition(class).await,
-            FaultClass::PowerCutOfAll => self.power_cut_of_all().await,
-            FaultClass::Crash
-            | FaultClass::CrashAtPoll
-            | FaultClass::PowerCut
-            | FaultClass::TornWrite
-            | FaultClass::LostUnsyncedWrite
-            | FaultClass::DiskError
-            | FaultClass::SlowDisk
-            | FaultClass::FullDisk
-            | FaultClass::ShortPause
-            | FaultClass::PausePastLease
-            | FaultClass::ClockDrift => {
+        match Episode::of(class, &self.random) {
+            Episode::Weather(weather) => self.bad_weather(weather).await,
+            Episode::Partition { one_way } => self.partition(one_way).await,
+            Episode::PowerCutOfAll => self.power_cut_of_all().await,
+            Episode::Damage(damage) => self.damage(damage),
+            Episode::Node(fault) => {
                 if let Some(node) = self.disturb_one() {
-                    self.bad_node(class, node).await;
+                    self.say(format!("{fault:?} of node {node}"));
+                    self.bad_node(fault, node).await;
+                    self.revive(node);
                     self.disturbed.borrow_mut().remove(&node);
                 }
-            }
-            FaultClass::Corruption | FaultClass::MisplacedWrite | FaultClass::UnreadablePage => {
-                self.damage(class);
             }
         }
     }
 
-    async fn bad_network(&self, class: FaultClass) {
+    async fn bad_weather(&self, weather: Weather) {
         let hosts = self.simulation.hosts();
         // One node's paths, or everyone's.
         let victim = self
@@ -194,28 +255,18 @@ impl Nemesis {
             .pick(&hosts)
             .copied()
             .filter(|_| self.random.chance(600_000));
-        let severity = [5_000, 50_000, 250_000][self.random.below(3) as usize];
+        let ppm = [5_000, 50_000, 250_000][self.random.below(3) as usize];
         let delay_ns = [1_000_000, 20_000_000, 400_000_000][self.random.below(3) as usize];
         let wanted = |from, to| victim.is_none_or(|victim| victim == from || victim == to);
         self.say(format!(
-            "{class} of {victim:?}: {severity} ppm, {delay_ns} ns"
+            "{weather:?} of {victim:?}: {ppm} ppm, {delay_ns} ns"
         ));
-        self.each_pair(wanted, |conditions| match class {
-            FaultClass::Delay => conditions.extra_delay_ns = delay_ns,
-            FaultClass::Loss => conditions.loss_ppm = severity,
-            FaultClass::Duplication => conditions.duplicate_ppm = severity,
-            _ => conditions.reorder_ppm = severity,
-        });
+        self.each_pair(wanted, |conditions| weather.set(conditions, ppm, delay_ns));
         self.last().await;
-        self.each_pair(wanted, |conditions| match class {
-            FaultClass::Delay => conditions.extra_delay_ns = 0,
-            FaultClass::Loss => conditions.loss_ppm = 0,
-            FaultClass::Duplication => conditions.duplicate_ppm = 0,
-            _ => conditions.reorder_ppm = 0,
-        });
+        self.each_pair(wanted, |conditions| weather.set(conditions, 0, 0));
     }
 
-    async fn partition(&self, class: FaultClass) {
+    async fn partition(&self, one_way: bool) {
         let Some(first) = self.disturb_one() else {
             return;
         };
@@ -238,10 +289,15 @@ impl Nemesis {
             let enters = island.contains(&to) && !island.contains(&from);
             let concerns = single.is_none_or(|single| single == from || single == to);
             concerns
-                && match class {
-                    FaultClass::OneWayPartition => (leaves && outbound) || (enters && !outbound),
-                    _ => leaves || enters,
+                && match one_way {
+                    true => (leaves && outbound) || (enters && !outbound),
+                    false => leaves || enters,
                 }
+        };
+        let class = if one_way {
+            FaultClass::OneWayPartition
+        } else {
+            FaultClass::FullPartition
         };
         self.say(format!(
             "{class} around {island:?}, other side {single:?}, outbound {outbound}"
@@ -281,15 +337,15 @@ impl Nemesis {
         }
     }
 
-    async fn bad_node(&self, class: FaultClass, node: NodeId) {
+    async fn bad_node(&self, fault: NodeFault, node: NodeId) {
         let simulation = &self.simulation;
-        self.say(format!("{class} of node {node}"));
-        match class {
-            FaultClass::Crash => {
+        let disks = simulation.disks(node);
+        match fault {
+            NodeFault::Crash => {
                 simulation.kill(node);
                 self.last().await;
             }
-            FaultClass::CrashAtPoll => {
+            NodeFault::CrashAtPoll => {
                 // Early polls hit the start, later ones the traffic.
                 let bound = [50, 1_000, 20_000][self.random.below(3) as usize];
                 if self.random.chance(300_000) {
@@ -300,35 +356,32 @@ impl Nemesis {
                 self.last().await;
                 simulation.disarm_kill(node);
             }
-            FaultClass::PowerCut | FaultClass::TornWrite | FaultClass::LostUnsyncedWrite => {
+            NodeFault::PowerCut => {
                 simulation.cut_power(&[node]);
                 self.last().await;
             }
-            FaultClass::DiskError => {
-                simulation
-                    .disks(node)
-                    .set_error_ppm([2_000, 50_000][self.random.below(2) as usize]);
+            NodeFault::DiskError => {
+                disks.set_error_ppm([2_000, 50_000][self.random.below(2) as usize]);
                 self.last().await;
-                simulation.disks(node).heal();
+                disks.set_error_ppm(0);
                 // A poisoned store recovers only by a restart.
                 simulation.kill(node);
             }
-            FaultClass::SlowDisk => {
-                let factor = [10, 100, 1_000][self.random.below(3) as usize];
-                simulation.disks(node).set_slow_factor(factor);
+            NodeFault::SlowDisk => {
+                disks.set_slow_factor([10, 100, 1_000][self.random.below(3) as usize]);
                 self.last().await;
-                simulation.disks(node).set_slow_factor(1);
+                disks.set_slow_factor(1);
             }
-            FaultClass::FullDisk => {
-                simulation.disks(node).set_full(true);
+            NodeFault::FullDisk => {
+                disks.set_full(true);
                 self.last().await;
-                simulation.disks(node).set_full(false);
+                disks.set_full(false);
             }
-            FaultClass::ShortPause | FaultClass::PausePastLease => {
+            NodeFault::Pause { past_lease } => {
                 let lease = simulation.options().lease;
-                let (shortest, longest) = match class {
-                    FaultClass::ShortPause => (Duration::from_millis(20), lease * 9 / 10),
-                    _ => (lease * 11 / 10, lease * 3),
+                let (shortest, longest) = match past_lease {
+                    false => (lease / 100, lease * 9 / 10),
+                    true => (lease * 11 / 10, lease * 3),
                 };
                 simulation.pause(node);
                 simulation
@@ -336,7 +389,7 @@ impl Nemesis {
                     .sleep(self.random.duration(shortest, longest))
                     .await;
             }
-            FaultClass::ClockDrift => {
+            NodeFault::ClockDrift => {
                 let bound = self.options.drift_ppm as i32;
                 let drift_ppm = if self.random.chance(500_000) {
                     bound
@@ -347,27 +400,16 @@ impl Nemesis {
                 self.last().await;
                 simulation.reset_drift(node);
             }
-            other => panic!("{other} is not done to one node"),
         }
-        self.revive(node);
     }
 
-    fn damage(&self, class: FaultClass) {
-        let hosts = self.simulation.hosts();
-        let candidates: Vec<NodeId> = hosts
-            .into_iter()
-            .filter(|node| self.simulation.disks(*node).may_be_damaged())
-            .collect();
+    fn damage(&self, damage: Damage) {
+        let mut candidates = self.simulation.hosts();
+        candidates.retain(|node| self.simulation.disks(*node).may_be_damaged());
         let Some(node) = self.random.pick(&candidates) else {
             return;
         };
-        let damage = match class {
-            FaultClass::UnreadablePage => Damage::Unreadable,
-            FaultClass::MisplacedWrite if self.random.chance(500_000) => Damage::LoseNextWrite,
-            FaultClass::MisplacedWrite => Damage::MisdirectNextWrite,
-            _ => Damage::FlipBits,
-        };
-        self.say(format!("{class} ({damage:?}) on node {node}"));
+        self.say(format!("{damage:?} on node {node}"));
         self.simulation.disks(*node).damage(damage);
     }
 
@@ -415,11 +457,7 @@ impl Nemesis {
         self.simulation.runtime().sleep(length).await;
     }
 
-    fn each_pair(
-        &self,
-        wanted: impl Fn(NodeId, NodeId) -> bool,
-        change: impl Fn(&mut crate::network::Conditions),
-    ) {
+    fn each_pair(&self, wanted: impl Fn(NodeId, NodeId) -> bool, change: impl Fn(&mut Conditions)) {
         let hosts = self.simulation.hosts();
         for from in &hosts {
             for to in &hosts {

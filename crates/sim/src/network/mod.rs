@@ -25,6 +25,8 @@ use crate::trace::Step;
 pub mod conditions;
 mod delivery;
 mod link;
+#[cfg(test)]
+mod tests;
 
 pub use conditions::Conditions;
 use link::{Link, Phase};

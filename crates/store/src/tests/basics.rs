@@ -20,7 +20,11 @@ fn a_read_shows_stable_versions_and_never_unstable_ones() {
         store.set_stable(SLICE, Seq(2));
         assert_eq!(store.read(SLICE, 5, 1).await.unwrap(), block(2));
         store.flush().await.unwrap();
-        assert_eq!(store.usage().journal_used_bytes, 0, "a flush empties the journal");
+        assert_eq!(
+            store.usage().journal_used_bytes,
+            0,
+            "a flush empties the journal"
+        );
         assert_eq!(store.read(SLICE, 4, 3).await.unwrap().to_vec(), {
             let mut bytes = vec![0; 3 * BLOCK_BYTES];
             bytes[BLOCK_BYTES..2 * BLOCK_BYTES].fill(2);
@@ -35,14 +39,19 @@ fn concurrent_appends_share_journal_writes_and_keep_call_order() {
         let directory = MemoryDirectory::new(runtime.clone());
         let (store, _) = open(&runtime, &directory).await;
         let before = directory.writes("journal");
-        let calls: Vec<_> = (1..=32).map(|seq| store.append(vec![write(seq, 9, 1)])).collect();
+        let calls: Vec<_> = (1..=32)
+            .map(|seq| store.append(vec![write(seq, 9, 1)]))
+            .collect();
         // Polled backwards: their order in the journal is the order of the calls.
         let outcomes = futures::future::join_all(calls.into_iter().rev()).await;
         assert!(outcomes.iter().all(Result::is_ok));
         assert_eq!(store.last_seq(SLICE), Seq(32));
         let seqs: Vec<u64> = store.tail(SLICE).iter().map(|entry| entry.seq.0).collect();
         assert_eq!(seqs, (1..=32).collect::<Vec<u64>>());
-        assert!(directory.writes("journal") - before <= 4, "32 appends fit in few writes");
+        assert!(
+            directory.writes("journal") - before <= 4,
+            "32 appends fit in few writes"
+        );
     });
 }
 
@@ -68,7 +77,10 @@ fn truncation_uncovers_the_older_version_and_survives_a_restart() {
     run(1, |runtime| async move {
         let directory = MemoryDirectory::new(runtime.clone());
         let (store, _) = open(&runtime, &directory).await;
-        store.append((1..=4).map(|seq| write(seq, 5, seq as u8)).collect()).await.unwrap();
+        store
+            .append((1..=4).map(|seq| write(seq, 5, seq as u8)).collect())
+            .await
+            .unwrap();
         store.set_stable(SLICE, Seq(2));
         store.truncate(SLICE, Seq(2)).await.unwrap();
         assert!(store.tail(SLICE).is_empty());
@@ -84,8 +96,14 @@ fn truncation_uncovers_the_older_version_and_survives_a_restart() {
         assert_eq!(report.voided_records, 2, "records 3 and 4 of view 1");
         assert_eq!(store.last_seq(SLICE), Seq(3));
         assert_eq!(store.tail(SLICE).last().unwrap().view, View(2));
-        assert_eq!(store.read_record(SLICE, View(2), Seq(3)).await.unwrap(), Some(again));
-        assert_eq!(store.read_record(SLICE, View(1), Seq(3)).await.unwrap(), None);
+        assert_eq!(
+            store.read_record(SLICE, View(2), Seq(3)).await.unwrap(),
+            Some(again)
+        );
+        assert_eq!(
+            store.read_record(SLICE, View(1), Seq(3)).await.unwrap(),
+            None
+        );
         store.set_stable(SLICE, Seq(3));
         assert_eq!(store.read(SLICE, 5, 1).await.unwrap(), block(2));
         assert_eq!(store.read(SLICE, 6, 1).await.unwrap(), block(9));
@@ -97,7 +115,9 @@ fn truncation_withdraws_what_waits_and_spares_what_is_submitted_after_it() {
     run(1, |runtime| async move {
         let directory = MemoryDirectory::new(runtime.clone());
         let (store, _) = open(&runtime, &directory).await;
-        let old: Vec<_> = (1..=3).map(|seq| store.append(vec![write(seq, 1, 1)])).collect();
+        let old: Vec<_> = (1..=3)
+            .map(|seq| store.append(vec![write(seq, 1, 1)]))
+            .collect();
         let cut = store.truncate(SLICE, Seq(0));
         let new = store.append(vec![write(1, 2, 7)]);
         for outcome in futures::future::join_all(old).await {
@@ -119,15 +139,33 @@ fn a_full_home_refuses_new_extents_and_takes_overwrites() {
         let capacity = store.usage().home_bytes / MIB;
         assert_eq!(capacity, 8);
         for number in 0..capacity {
-            let slice = SliceKey { volume: 1, slice: number as u32 };
-            let body = Body::Write { first_block: 0, data: block(1) };
+            let slice = SliceKey {
+                volume: 1,
+                slice: number as u32,
+            };
+            let body = Body::Write {
+                first_block: 0,
+                data: block(1),
+            };
             store.append(vec![record(slice, 1, body)]).await.unwrap();
         }
         let refused = store.append(vec![write(1, 0, 1)]).await;
-        assert_eq!(refused, Err(StoreError::Full { wanted_extents: 1, free_extents: 0 }));
+        assert_eq!(
+            refused,
+            Err(StoreError::Full {
+                wanted_extents: 1,
+                free_extents: 0
+            })
+        );
         assert_eq!(store.last_seq(SLICE), Seq(0));
-        let known = SliceKey { volume: 1, slice: 3 };
-        let body = Body::Write { first_block: 255, data: block(2) };
+        let known = SliceKey {
+            volume: 1,
+            slice: 3,
+        };
+        let body = Body::Write {
+            first_block: 255,
+            data: block(2),
+        };
         store.append(vec![record(known, 2, body)]).await.unwrap();
         store.remove_volume(1).await.unwrap();
         assert_eq!(store.usage().home_used_bytes, 0);
@@ -140,15 +178,25 @@ fn zeroing_is_thin_and_reads_zero() {
     run(1, |runtime| async move {
         let directory = MemoryDirectory::new(runtime.clone());
         let (store, _) = open(&runtime, &directory).await;
-        store.set_copy_state(SLICE, CopyState::InSync).await.unwrap();
-        store.append(vec![zero(1, 0, 1024), write(2, 300, 3), zero(3, 290, 20)]).await.unwrap();
+        store
+            .set_copy_state(SLICE, CopyState::InSync)
+            .await
+            .unwrap();
+        store
+            .append(vec![zero(1, 0, 1024), write(2, 300, 3), zero(3, 290, 20)])
+            .await
+            .unwrap();
         store.set_stable(SLICE, Seq(2));
         assert_eq!(store.read(SLICE, 300, 1).await.unwrap(), block(3));
         store.set_stable(SLICE, Seq(3));
         assert_eq!(store.read(SLICE, 300, 1).await.unwrap(), block(0));
         store.flush().await.unwrap();
         assert_eq!(store.read(SLICE, 300, 1).await.unwrap(), block(0));
-        assert_eq!(store.usage().home_used_bytes, MIB, "only the written extent is held");
+        assert_eq!(
+            store.usage().home_used_bytes,
+            MIB,
+            "only the written extent is held"
+        );
         assert_eq!(store.usage().journal_used_bytes, 0);
     });
 }
@@ -161,12 +209,18 @@ fn back_pressure_waits_for_destaging_and_every_write_survives() {
         // 4 MiB of writes through a ring of 1 MiB.
         for seq in 1..=1024u64 {
             let block = (seq * 37 % 1024) as u32;
-            store.append(vec![write(seq, block, seq as u8)]).await.unwrap();
+            store
+                .append(vec![write(seq, block, seq as u8)])
+                .await
+                .unwrap();
             store.set_stable(SLICE, Seq(seq));
         }
         for seq in 1..=1024u64 {
             let number = (seq * 37 % 1024) as u32;
-            assert_eq!(store.read(SLICE, number, 1).await.unwrap(), block(seq as u8));
+            assert_eq!(
+                store.read(SLICE, number, 1).await.unwrap(),
+                block(seq as u8)
+            );
         }
     });
 }
@@ -180,7 +234,11 @@ fn an_append_without_room_waits_until_the_stable_point_rises() {
         let mut all = std::pin::pin!(all);
         let early = runtime.timeout(Duration::from_secs(5), all.as_mut()).await;
         assert_eq!(early, None, "1.6 MiB of unstable records exceed the ring");
-        while runtime.timeout(Duration::from_millis(10), all.as_mut()).await.is_none() {
+        while runtime
+            .timeout(Duration::from_millis(10), all.as_mut())
+            .await
+            .is_none()
+        {
             store.set_stable(SLICE, store.last_seq(SLICE));
         }
         assert_eq!(store.last_seq(SLICE), Seq(400));
@@ -192,20 +250,32 @@ fn a_silent_slice_does_not_hold_the_ring_of_the_others() {
     run(1, |runtime| async move {
         let directory = MemoryDirectory::new(runtime.clone());
         let (store, _) = open(&runtime, &directory).await;
-        let silent = SliceKey { volume: 9, slice: 0 };
-        let body = Body::Write { first_block: 3, data: block(0xee) };
+        let silent = SliceKey {
+            volume: 9,
+            slice: 0,
+        };
+        let body = Body::Write {
+            first_block: 3,
+            data: block(0xee),
+        };
         let kept = record(silent, 1, body);
         store.append(vec![kept.clone()]).await.unwrap();
         for seq in 1..=2000u64 {
             store.append(vec![write(seq, 1, seq as u8)]).await.unwrap();
             store.set_stable(SLICE, Seq(seq));
         }
-        assert_eq!(store.read_record(silent, View(1), Seq(1)).await.unwrap(), Some(kept.clone()));
+        assert_eq!(
+            store.read_record(silent, View(1), Seq(1)).await.unwrap(),
+            Some(kept.clone())
+        );
         drop(store);
         directory.kill();
         let (store, _) = open(&runtime, &directory).await;
         assert_eq!(store.tail(silent).len(), 1);
-        assert_eq!(store.read_record(silent, View(1), Seq(1)).await.unwrap(), Some(kept));
+        assert_eq!(
+            store.read_record(silent, View(1), Seq(1)).await.unwrap(),
+            Some(kept)
+        );
         store.truncate(silent, Seq(0)).await.unwrap();
         assert!(store.tail(silent).is_empty());
     });
@@ -235,7 +305,10 @@ fn the_stable_point_of_a_copy_in_sync_survives_a_restart_after_a_flush() {
     run(1, |runtime| async move {
         let directory = MemoryDirectory::new(runtime.clone());
         let (store, _) = open(&runtime, &directory).await;
-        store.set_copy_state(SLICE, CopyState::InSync).await.unwrap();
+        store
+            .set_copy_state(SLICE, CopyState::InSync)
+            .await
+            .unwrap();
         let nothing = record(SLICE, 2, Body::Nothing);
         store.append(vec![write(1, 0, 1), nothing]).await.unwrap();
         store.set_stable(SLICE, Seq(2));
@@ -244,7 +317,10 @@ fn the_stable_point_of_a_copy_in_sync_survives_a_restart_after_a_flush() {
         directory.kill();
         let (store, report) = open(&runtime, &directory).await;
         assert_eq!(report.records, 0);
-        assert_eq!((store.stable(SLICE), store.last_seq(SLICE)), (Seq(2), Seq(2)));
+        assert_eq!(
+            (store.stable(SLICE), store.last_seq(SLICE)),
+            (Seq(2), Seq(2))
+        );
         assert_eq!(store.base(SLICE), Seq(2));
         assert_eq!(store.read(SLICE, 0, 1).await.unwrap(), block(1));
     });
@@ -255,8 +331,14 @@ fn a_removed_volume_stays_removed_and_its_number_can_be_used_again() {
     run(1, |runtime| async move {
         let directory = MemoryDirectory::new(runtime.clone());
         let (store, _) = open(&runtime, &directory).await;
-        store.set_copy_state(SLICE, CopyState::InSync).await.unwrap();
-        store.append(vec![write(1, 0, 1), write(2, 700, 1)]).await.unwrap();
+        store
+            .set_copy_state(SLICE, CopyState::InSync)
+            .await
+            .unwrap();
+        store
+            .append(vec![write(1, 0, 1), write(2, 700, 1)])
+            .await
+            .unwrap();
         store.set_stable(SLICE, Seq(1));
         store.flush().await.unwrap();
         store.remove_volume(SLICE.volume).await.unwrap();
@@ -277,7 +359,9 @@ fn the_last_1024_operations_are_remembered_and_found_in_the_journal() {
     run(1, |runtime| async move {
         let directory = MemoryDirectory::new(runtime.clone());
         let (store, _) = open(&runtime, &directory).await;
-        let all = (1..=1100).map(|seq| record(SLICE, seq, Body::Nothing)).collect();
+        let all = (1..=1100)
+            .map(|seq| record(SLICE, seq, Body::Nothing))
+            .collect();
         store.append(all).await.unwrap();
         let recent = store.recent_operations(SLICE);
         assert_eq!(recent.len(), 1024);
@@ -297,9 +381,16 @@ fn an_idle_store_arms_no_timer() {
         store.append(vec![write(1, 0, 1)]).await.unwrap();
         store.set_stable(SLICE, Seq(1));
         runtime.sleep(Duration::from_secs(5)).await;
-        assert_eq!(store.usage().journal_used_bytes, 0, "destaged without being asked");
+        assert_eq!(
+            store.usage().journal_used_bytes,
+            0,
+            "destaged without being asked"
+        );
         let before = directory.writes("journal") + directory.writes("facts");
         runtime.sleep(Duration::from_secs(3600)).await;
-        assert_eq!(directory.writes("journal") + directory.writes("facts"), before);
+        assert_eq!(
+            directory.writes("journal") + directory.writes("facts"),
+            before
+        );
     });
 }

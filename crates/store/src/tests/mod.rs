@@ -16,7 +16,10 @@ use crate::{
     View,
 };
 
-const SLICE: SliceKey = SliceKey { volume: 7, slice: 2 };
+const SLICE: SliceKey = SliceKey {
+    volume: 7,
+    slice: 2,
+};
 const MIB: u64 = 1 << 20;
 
 fn options() -> StoreOptions {
@@ -30,7 +33,9 @@ fn options() -> StoreOptions {
 
 async fn open(runtime: &Runtime, directory: &MemoryDirectory) -> (Rc<Store>, RecoveryReport) {
     let directory = Rc::new(directory.clone());
-    Store::open(runtime.clone(), directory, options()).await.expect("the store opens")
+    Store::open(runtime.clone(), directory, options())
+        .await
+        .expect("the store opens")
 }
 
 fn block(fill: u8) -> Bytes {
@@ -38,15 +43,39 @@ fn block(fill: u8) -> Bytes {
 }
 
 fn record(slice: SliceKey, seq: u64, body: Body) -> Record {
-    let operation = OperationId { origin: 1, number: seq };
-    Record { slice, view: View(1), seq: Seq(seq), stable: Seq(0), operation, body }
+    let operation = OperationId {
+        origin: 1,
+        number: seq,
+    };
+    Record {
+        slice,
+        view: View(1),
+        seq: Seq(seq),
+        stable: Seq(0),
+        operation,
+        body,
+    }
 }
 
 /// A write of one block filled with `fill`.
 fn write(seq: u64, first_block: u32, fill: u8) -> Record {
-    record(SLICE, seq, Body::Write { first_block, data: block(fill) })
+    record(
+        SLICE,
+        seq,
+        Body::Write {
+            first_block,
+            data: block(fill),
+        },
+    )
 }
 
 fn zero(seq: u64, first_block: u32, blocks: u32) -> Record {
-    record(SLICE, seq, Body::Zero { first_block, blocks })
+    record(
+        SLICE,
+        seq,
+        Body::Zero {
+            first_block,
+            blocks,
+        },
+    )
 }

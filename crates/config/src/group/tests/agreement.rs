@@ -53,7 +53,10 @@ fn a_read_barrier_shows_what_another_node_was_answered() {
                 group.read_barrier(LIMIT).await.expect("reached");
                 group.state().0.last().copied()
             };
-            assert_eq!(world.run_on(reader, reading).await.expect("alive"), Some(number));
+            assert_eq!(
+                world.run_on(reader, reading).await.expect("alive"),
+                Some(number)
+            );
         }
     });
 }
@@ -80,7 +83,11 @@ fn a_proposal_repeated_across_leaders_is_applied_once() {
             }
             settled(&world).await;
             for node in world.running() {
-                assert_eq!(world.group(node).state().0, [0, 100, 101, 102, 103], "seed {seed}");
+                assert_eq!(
+                    world.group(node).state().0,
+                    [0, 100, 101, 102, 103],
+                    "seed {seed}"
+                );
             }
         });
     }
@@ -137,7 +144,11 @@ async fn crashes(world: &Rc<World>, count: u64, rounds: u64) {
             let proposed = number;
             let (group, answered) = (world.group(node), answered.clone());
             let outcome = world.run_on(node, async move {
-                if group.propose(proposed, Duration::from_secs(2)).await.is_ok() {
+                if group
+                    .propose(proposed, Duration::from_secs(2))
+                    .await
+                    .is_ok()
+                {
                     answered.borrow_mut().insert(proposed);
                 }
             });
@@ -157,7 +168,10 @@ async fn crashes(world: &Rc<World>, count: u64, rounds: u64) {
         }
         world.sleep(Duration::from_millis(world.draw(1500))).await;
         for victim in victims {
-            world.start(victim, options()).await.expect("a crash leaves a readable log");
+            world
+                .start(victim, options())
+                .await
+                .expect("a crash leaves a readable log");
         }
         world.heal();
     }
@@ -167,9 +181,19 @@ async fn crashes(world: &Rc<World>, count: u64, rounds: u64) {
     settled(world).await;
     let expected = world.group(NodeId(1)).state();
     let distinct: BTreeSet<u64> = expected.0.iter().copied().collect();
-    assert_eq!(distinct.len(), expected.0.len(), "a change was applied twice");
-    assert!(answered.borrow().is_subset(&distinct), "an answered change is lost");
-    assert!(answered.borrow().len() as u64 > rounds * 2, "the scenario tests something");
+    assert_eq!(
+        distinct.len(),
+        expected.0.len(),
+        "a change was applied twice"
+    );
+    assert!(
+        answered.borrow().is_subset(&distinct),
+        "an answered change is lost"
+    );
+    assert!(
+        answered.borrow().len() as u64 > rounds * 2,
+        "the scenario tests something"
+    );
     for node in world.running() {
         assert_eq!(world.group(node).state(), expected);
     }

@@ -15,13 +15,18 @@ fn failover(seed: u64, end_leader: impl Fn(&Rc<World>, NodeId) + 'static) -> Dur
     let scenario = async move |world: Rc<World>| {
         grown(&world, 5).await;
         let leader = agreed_leader(&world).await;
-        world.sleep(Duration::from_millis(500 + world.draw(500))).await;
+        world
+            .sleep(Duration::from_millis(500 + world.draw(500)))
+            .await;
         let killed = world.elapsed();
         end_leader(&world, leader);
         let proposer = world.running()[0];
         propose(&world, proposer, 1).await;
         let gap = world.elapsed() - killed;
-        println!("seed {seed}: {gap:?} terms {}", world.group(proposer).term());
+        println!(
+            "seed {seed}: {gap:?} terms {}",
+            world.group(proposer).term()
+        );
         gap
     };
     simulate(seed, scenario).0
@@ -29,7 +34,9 @@ fn failover(seed: u64, end_leader: impl Fn(&Rc<World>, NodeId) + 'static) -> Dur
 
 #[test]
 fn a_silent_leader_is_replaced_within_600_ms() {
-    let worst = (0..400).map(|seed| failover(seed, |world, leader| world.vanish(leader))).max();
+    let worst = (0..400)
+        .map(|seed| failover(seed, |world, leader| world.vanish(leader)))
+        .max();
     println!("silent leader: at most {worst:?} of 400 runs");
     assert!(worst < Some(Duration::from_millis(600)), "{worst:?}");
 }
@@ -47,7 +54,10 @@ fn a_node_back_from_a_partition_deposes_nobody() {
     simulate(4, |world| async move {
         grown(&world, 5).await;
         let leader = agreed_leader(&world).await;
-        let other = nodes(5).into_iter().find(|node| *node != leader).expect("others");
+        let other = nodes(5)
+            .into_iter()
+            .find(|node| *node != leader)
+            .expect("others");
         world.isolate(other);
         world.sleep(Duration::from_secs(5)).await;
         let term = world.group(leader).term();
@@ -55,7 +65,11 @@ fn a_node_back_from_a_partition_deposes_nobody() {
         world.sleep(Duration::from_secs(2)).await;
         assert_eq!(agreed_leader(&world).await, leader);
         assert_eq!(world.group(leader).term(), term);
-        assert_eq!(world.group(other).term(), term, "no term was spent on the partition");
+        assert_eq!(
+            world.group(other).term(),
+            term,
+            "no term was spent on the partition"
+        );
     });
 }
 
@@ -67,12 +81,19 @@ fn a_leader_that_is_heard_but_hears_nobody_is_replaced() {
         for other in nodes(5) {
             world.block(other, leader);
         }
-        let proposer = nodes(5).into_iter().find(|node| *node != leader).expect("others");
+        let proposer = nodes(5)
+            .into_iter()
+            .find(|node| *node != leader)
+            .expect("others");
         let before = world.elapsed();
         propose(&world, proposer, 1).await;
         let gap = world.elapsed() - before;
         assert!(gap < Duration::from_secs(3), "{gap:?}");
-        assert_eq!(world.group(leader).leader(), None, "it knows that it is cut off");
+        assert_eq!(
+            world.group(leader).leader(),
+            None,
+            "it knows that it is cut off"
+        );
         world.heal();
         world.sleep(Duration::from_secs(4)).await;
         assert_ne!(agreed_leader(&world).await, leader);
@@ -89,10 +110,17 @@ fn a_minority_has_no_outcomes_and_says_so() {
         }
         let group = world.group(leader);
         let limit = Duration::from_secs(2);
-        let result = world.run_on(leader, async move { group.propose(1, limit).await }).await;
-        assert!(matches!(result, Some(Err(ProposeError::TimedOut { .. }))), "{result:?}");
+        let result = world
+            .run_on(leader, async move { group.propose(1, limit).await })
+            .await;
+        assert!(
+            matches!(result, Some(Err(ProposeError::TimedOut { .. }))),
+            "{result:?}"
+        );
         let group = world.group(leader);
-        let result = world.run_on(leader, async move { group.read_barrier(limit).await }).await;
+        let result = world
+            .run_on(leader, async move { group.read_barrier(limit).await })
+            .await;
         assert!(result.expect("alive").is_err());
     });
 }
@@ -107,23 +135,37 @@ fn a_group_grows_from_one_to_five_voters_and_replaces_one() {
             let group = world.group(leader);
             let eligible = nodes(count);
             let growing = async move { group.reconcile_voters(&eligible, LIMIT).await };
-            world.run_on(leader, growing).await.expect("alive").expect("grows");
+            world
+                .run_on(leader, growing)
+                .await
+                .expect("alive")
+                .expect("grows");
             propose(&world, NodeId(count), count).await;
             let voters = world.group(leader).voters().len();
             assert_eq!(voters, [1, 3, 3, 5, 5][count as usize - 2]);
-            assert_eq!(world.group(leader).members(), nodes(count).into_iter().collect());
+            assert_eq!(
+                world.group(leader).members(),
+                nodes(count).into_iter().collect()
+            );
         }
         settled(&world).await;
         for node in world.running() {
             assert_eq!(world.group(node).state().0, [0, 2, 3, 4, 5, 6]);
         }
         let leader = agreed_leader(&world).await;
-        let gone = nodes(5).into_iter().find(|node| *node != leader).expect("others");
+        let gone = nodes(5)
+            .into_iter()
+            .find(|node| *node != leader)
+            .expect("others");
         world.kill(gone, DownReason::Lost);
         let eligible: Vec<NodeId> = nodes(6).into_iter().filter(|node| *node != gone).collect();
         let (group, wanted) = (world.group(leader), eligible.clone());
         let replacing = async move { group.reconcile_voters(&wanted, LIMIT).await };
-        world.run_on(leader, replacing).await.expect("alive").expect("replaces");
+        world
+            .run_on(leader, replacing)
+            .await
+            .expect("alive")
+            .expect("replaces");
         let wanted: BTreeSet<NodeId> = eligible.into_iter().collect();
         assert_eq!(world.group(leader).voters(), wanted);
         assert_eq!(world.group(leader).members(), wanted);
@@ -135,10 +177,15 @@ fn only_the_leader_changes_the_membership() {
     simulate(10, |world| async move {
         grown(&world, 3).await;
         let leader = agreed_leader(&world).await;
-        let other = nodes(3).into_iter().find(|node| *node != leader).expect("others");
+        let other = nodes(3)
+            .into_iter()
+            .find(|node| *node != leader)
+            .expect("others");
         let group = world.group(other);
         let result = world
-            .run_on(other, async move { group.reconcile_voters(&nodes(2), LIMIT).await })
+            .run_on(other, async move {
+                group.reconcile_voters(&nodes(2), LIMIT).await
+            })
             .await;
         assert_eq!(result, Some(Err(MembershipError::NotLeader(Some(leader)))));
     });
@@ -147,7 +194,10 @@ fn only_the_leader_changes_the_membership() {
 #[test]
 fn a_node_without_the_log_it_had_takes_no_part() {
     simulate(11, |world| async move {
-        let lost = super::GroupOptions { may_create: false, ..options() };
+        let lost = super::GroupOptions {
+            may_create: false,
+            ..options()
+        };
         let result = world.start(NodeId(1), lost).await;
         assert_eq!(result.err(), Some(GroupError::Missing));
     });
@@ -174,11 +224,22 @@ fn a_stopped_group_leaves_the_others_alone() {
         grown(&world, 3).await;
         let leader = agreed_leader(&world).await;
         let group = world.group(leader);
-        world.run_on(leader, async move { group.shutdown().await }).await.expect("alive");
-        let other = nodes(3).into_iter().find(|node| *node != leader).expect("others");
+        world
+            .run_on(leader, async move { group.shutdown().await })
+            .await
+            .expect("alive");
+        let other = nodes(3)
+            .into_iter()
+            .find(|node| *node != leader)
+            .expect("others");
         propose(&world, other, 1).await;
         let group = world.group(leader);
-        let result = world.run_on(leader, async move { group.propose(2, LIMIT).await }).await;
-        assert!(matches!(result, Some(Err(ProposeError::Stopped))), "{result:?}");
+        let result = world
+            .run_on(leader, async move { group.propose(2, LIMIT).await })
+            .await;
+        assert!(
+            matches!(result, Some(Err(ProposeError::Stopped))),
+            "{result:?}"
+        );
     });
 }

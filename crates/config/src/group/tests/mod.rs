@@ -18,7 +18,10 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 /// Small halves: snapshots and changes of half happen often.
 fn options() -> GroupOptions {
-    GroupOptions { half_bytes: 128 << 10, ..GroupOptions::default() }
+    GroupOptions {
+        half_bytes: 128 << 10,
+        ..GroupOptions::default()
+    }
 }
 
 fn nodes(count: u64) -> Vec<NodeId> {
@@ -28,28 +31,49 @@ fn nodes(count: u64) -> Vec<NodeId> {
 /// A group of `count` nodes, grown from node 1, which has applied the number 0.
 async fn grown(world: &Rc<World>, count: u64) {
     let first = world.start(NodeId(1), options()).await.expect("starts");
-    let founding = { let first = first.clone(); async move { first.initialize(0, LIMIT).await } };
-    assert_eq!(world.run_on(NodeId(1), founding).await.expect("alive").expect("founds"), 1);
+    let founding = {
+        let first = first.clone();
+        async move { first.initialize(0, LIMIT).await }
+    };
+    assert_eq!(
+        world
+            .run_on(NodeId(1), founding)
+            .await
+            .expect("alive")
+            .expect("founds"),
+        1
+    );
     for node in nodes(count).into_iter().skip(1) {
         world.start(node, options()).await.expect("starts");
     }
     let eligible = nodes(count);
     let growing = async move { first.reconcile_voters(&eligible, LIMIT).await };
-    world.run_on(NodeId(1), growing).await.expect("alive").expect("grows");
+    world
+        .run_on(NodeId(1), growing)
+        .await
+        .expect("alive")
+        .expect("grows");
 }
 
 /// Proposes a number at `node`; panics unless it has an outcome.
 async fn propose(world: &Rc<World>, node: NodeId, number: u64) -> usize {
     let group = world.group(node);
     let proposing = async move { group.propose(number, LIMIT).await };
-    world.run_on(node, proposing).await.expect("alive").expect("has an outcome")
+    world
+        .run_on(node, proposing)
+        .await
+        .expect("alive")
+        .expect("has an outcome")
 }
 
 /// The leader that every running node agrees on.
 async fn agreed_leader(world: &Rc<World>) -> NodeId {
     for _ in 0..10_000 {
-        let leaders: Vec<_> =
-            world.running().iter().map(|node| world.group(*node).leader()).collect();
+        let leaders: Vec<_> = world
+            .running()
+            .iter()
+            .map(|node| world.group(*node).leader())
+            .collect();
         if let Some(Some(leader)) = leaders.first()
             && leaders.iter().all(|other| *other == Some(*leader))
             && world.running().contains(leader)
@@ -66,6 +90,10 @@ async fn settled(world: &Rc<World>) {
     for node in world.running() {
         let group = world.group(node);
         let reading = async move { group.read_barrier(LIMIT).await };
-        world.run_on(node, reading).await.expect("alive").expect("settles");
+        world
+            .run_on(node, reading)
+            .await
+            .expect("alive")
+            .expect("settles");
     }
 }

@@ -33,7 +33,10 @@ fn last_page(world: &World, half: usize) -> usize {
     let disk = world.disk(NODE, "config");
     let bytes = disk.borrow();
     let pages = (half * HALF..(half + 1) * HALF).step_by(PAGE);
-    pages.filter(|page| bytes[*page..page + PAGE].iter().any(|byte| *byte != 0)).max().expect("used")
+    pages
+        .filter(|page| bytes[*page..page + PAGE].iter().any(|byte| *byte != 0))
+        .max()
+        .expect("used")
 }
 
 /// The half whose header has the larger generation.
@@ -94,7 +97,12 @@ fn any_single_rotten_record_page_is_read_from_its_copy() {
         for page in records.step_by(PAGE) {
             *world.disk(NODE, "config").borrow_mut() = pristine.clone();
             spoil(&world, page + 40);
-            assert_eq!(restart(&world).await, Ok((0..=5).collect()), "page {}", page / PAGE);
+            assert_eq!(
+                restart(&world).await,
+                Ok((0..=5).collect()),
+                "page {}",
+                page / PAGE
+            );
             world.kill(NODE, DownReason::Lost);
         }
     });
@@ -126,7 +134,11 @@ fn a_rotten_header_is_refused_and_the_older_half_never_used() {
     simulate(6, |world| async move {
         alone(&world, 2).await;
         spoil(&world, 40);
-        assert_eq!(damage(restart(&world).await), Damage::NoHeader, "the first half ever");
+        assert_eq!(
+            damage(restart(&world).await),
+            Damage::NoHeader,
+            "the first half ever"
+        );
     });
     simulate(7, |world| async move {
         // Enough for several changes of half.
@@ -151,7 +163,10 @@ async fn grown_elsewhere(world: &Rc<World>, log: Vec<u8>) {
     world.kill(NodeId(2), DownReason::Lost);
     *world.disk(NodeId(2), "config").borrow_mut() = log;
     let result = world.start(NodeId(2), options()).await;
-    let expected = AreaError::WrongNode { found: NODE, expected: NodeId(2) };
+    let expected = AreaError::WrongNode {
+        found: NODE,
+        expected: NodeId(2),
+    };
     assert_eq!(result.err(), Some(GroupError::Area(expected)));
 }
 
@@ -160,7 +175,15 @@ fn an_empty_log_is_refused_where_one_has_been() {
     simulate(9, |world| async move {
         alone(&world, 1).await;
         world.disk(NODE, "config").borrow_mut().fill(0);
-        let result = world.start(NODE, GroupOptions { may_create: false, ..options() }).await;
+        let result = world
+            .start(
+                NODE,
+                GroupOptions {
+                    may_create: false,
+                    ..options()
+                },
+            )
+            .await;
         assert_eq!(result.err(), Some(GroupError::Missing));
     });
 }
@@ -174,9 +197,8 @@ fn kills_at_any_moment_of_many_changes_of_half_leave_a_readable_log() {
             for number in 1..=150 {
                 let group = world.group(NODE);
                 let limit = Duration::from_secs(2);
-                let mut outcome = Box::pin(
-                    world.run_on(NODE, async move { group.propose(number, limit).await }),
-                );
+                let mut outcome =
+                    Box::pin(world.run_on(NODE, async move { group.propose(number, limit).await }));
                 if world.draw(5) == 0 {
                     world.sleep(Duration::from_micros(world.draw(5000))).await;
                     world.kill(NODE, DownReason::Lost);
@@ -190,7 +212,10 @@ fn kills_at_any_moment_of_many_changes_of_half_leave_a_readable_log() {
                 }
             }
             let state = world.group(NODE).state();
-            assert!(answered.iter().all(|number| state.0.contains(number)), "seed {seed}");
+            assert!(
+                answered.iter().all(|number| state.0.contains(number)),
+                "seed {seed}"
+            );
             assert!(state.0.is_sorted_by(|a, b| a < b), "once each, in order");
         });
     }
@@ -201,7 +226,10 @@ fn a_node_far_behind_is_sent_the_state() {
     simulate(10, |world| async move {
         grown(&world, 3).await;
         let leader = agreed_leader(&world).await;
-        let absent = nodes(3).into_iter().find(|node| *node != leader).expect("others");
+        let absent = nodes(3)
+            .into_iter()
+            .find(|node| *node != leader)
+            .expect("others");
         world.kill(absent, DownReason::Lost);
         for number in 1..=200 {
             propose(&world, leader, number).await;

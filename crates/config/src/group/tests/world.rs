@@ -155,7 +155,12 @@ impl World {
     /// Waits for virtual time to pass.
     pub(super) fn sleep(self: &Rc<Self>, duration: Duration) -> LocalBoxFuture<'static, ()> {
         let deadline = self.now.get() + duration.as_nanos() as u64;
-        Sleep { world: self.clone(), deadline, timer: None }.boxed_local()
+        Sleep {
+            world: self.clone(),
+            deadline,
+            timer: None,
+        }
+        .boxed_local()
     }
 
     /// Loses this many of a thousand frames from now on.
@@ -188,7 +193,10 @@ impl World {
 
     /// The group of a running node.
     pub(super) fn group(&self, node: NodeId) -> Rc<LedgerGroup> {
-        self.processes.borrow()[&node].group.clone().expect("started")
+        self.processes.borrow()[&node]
+            .group
+            .clone()
+            .expect("started")
     }
 
     /// The bytes of a node's area.
@@ -203,18 +211,39 @@ impl World {
         options: GroupOptions,
     ) -> Result<Rc<LedgerGroup>, GroupError> {
         assert!(!self.running().contains(&node));
-        let start = *self.starts.borrow_mut().entry(node).and_modify(|start| *start += 1).or_insert(1);
+        let start = *self
+            .starts
+            .borrow_mut()
+            .entry(node)
+            .and_modify(|start| *start += 1)
+            .or_insert(1);
         let incarnation = Incarnation(start);
         let id = self.take_id();
-        let backend = Rc::new(NodeBackend { world: self.clone(), node, process: id });
+        let backend = Rc::new(NodeBackend {
+            world: self.clone(),
+            node,
+            process: id,
+        });
         let runtime = Runtime::new(backend);
         let (events, receiver) = mpsc::unbounded_channel();
         for (peer, process) in self.processes.borrow().iter() {
-            let up = LinkEvent::Up { peer: node, incarnation };
+            let up = LinkEvent::Up {
+                peer: node,
+                incarnation,
+            };
             self.deliver(node, *peer, process.incarnation, up);
-            let _ = events.send(LinkEvent::Up { peer: *peer, incarnation: process.incarnation });
+            let _ = events.send(LinkEvent::Up {
+                peer: *peer,
+                incarnation: process.incarnation,
+            });
         }
-        let process = Process { id, incarnation, runtime: runtime.clone(), events, group: None };
+        let process = Process {
+            id,
+            incarnation,
+            runtime: runtime.clone(),
+            events,
+            group: None,
+        };
         self.processes.borrow_mut().insert(node, process);
         let links = Rc::new(NodeLinks {
             world: self.clone(),
@@ -222,7 +251,10 @@ impl World {
             incarnation,
             events: RefCell::new(Some(receiver)),
         });
-        let directory = Rc::new(NodeDirectory { world: self.clone(), node });
+        let directory = Rc::new(NodeDirectory {
+            world: self.clone(),
+            node,
+        });
         let started = self.run_on(node, async move {
             let rpc = Rpc::start(runtime.clone(), links);
             LedgerGroup::start(runtime, rpc, directory, options).await
@@ -239,7 +271,11 @@ impl World {
         let process = self.processes.borrow_mut().remove(&node).expect("running");
         for (peer, other) in self.processes.borrow().iter() {
             let incarnation = process.incarnation;
-            let down = LinkEvent::Down { peer: node, incarnation, reason };
+            let down = LinkEvent::Down {
+                peer: node,
+                incarnation,
+                reason,
+            };
             self.deliver(node, *peer, other.incarnation, down);
         }
         self.drop_tasks(|slot| slot.process == process.id);
@@ -279,9 +315,18 @@ impl World {
         self.trace.set(xxh3_64_with_seed(bytes, self.trace.get()));
     }
 
-    fn spawn(&self, process: u64, runtime: Runtime, future: impl Future<Output = ()> + 'static) -> u64 {
+    fn spawn(
+        &self,
+        process: u64,
+        runtime: Runtime,
+        future: impl Future<Output = ()> + 'static,
+    ) -> u64 {
         let id = self.take_id();
-        let slot = Slot { process, runtime, future: Some(future.boxed_local()) };
+        let slot = Slot {
+            process,
+            runtime,
+            future: Some(future.boxed_local()),
+        };
         self.tasks.borrow_mut().insert(id, slot);
         self.woken.lock().expect("one thread").push(id);
         id
@@ -290,8 +335,11 @@ impl World {
     fn drop_tasks(&self, which: impl Fn(&Slot) -> bool) {
         let dropped: Vec<Slot> = {
             let mut tasks = self.tasks.borrow_mut();
-            let ids: Vec<u64> =
-                tasks.iter().filter(|(_, slot)| which(slot)).map(|(id, _)| *id).collect();
+            let ids: Vec<u64> = tasks
+                .iter()
+                .filter(|(_, slot)| which(slot))
+                .map(|(id, _)| *id)
+                .collect();
             ids.iter().filter_map(|id| tasks.remove(id)).collect()
         };
         drop(dropped);
@@ -303,7 +351,13 @@ impl World {
         self.drop_tasks(|_| true);
     }
 
-    fn deliver(self: &Rc<Self>, from: NodeId, to: NodeId, incarnation: Incarnation, event: LinkEvent) {
+    fn deliver(
+        self: &Rc<Self>,
+        from: NodeId,
+        to: NodeId,
+        incarnation: Incarnation,
+        event: LinkEvent,
+    ) {
         let arrival = {
             let mut last = self.last_arrival.borrow_mut();
             let last = last.entry((from, to)).or_default();
@@ -317,7 +371,12 @@ impl World {
             process: OBSERVER,
         }));
         self.spawn(OBSERVER, observer, async move {
-            Sleep { world: world.clone(), deadline: arrival, timer: None }.await;
+            Sleep {
+                world: world.clone(),
+                deadline: arrival,
+                timer: None,
+            }
+            .await;
             let processes = world.processes.borrow();
             if let Some(process) = processes.get(&to)
                 && process.incarnation == incarnation
@@ -362,13 +421,20 @@ impl World {
     fn poll(self: &Rc<Self>, id: u64) {
         let taken = {
             let mut tasks = self.tasks.borrow_mut();
-            tasks.get_mut(&id).map(|slot| (slot.future.take(), slot.runtime.clone()))
+            tasks
+                .get_mut(&id)
+                .map(|slot| (slot.future.take(), slot.runtime.clone()))
         };
-        let Some((Some(mut future), runtime)) = taken else { return };
+        let Some((Some(mut future), runtime)) = taken else {
+            return;
+        };
         self.polls.set(self.polls.get() + 1);
         assert!(self.polls.get() < POLLS_MAX, "a livelock");
         self.note(&[id.to_le_bytes(), self.now.get().to_le_bytes()].concat());
-        let waker = Waker::from(Arc::new(TaskWaker { id, woken: self.woken.clone() }));
+        let waker = Waker::from(Arc::new(TaskWaker {
+            id,
+            woken: self.woken.clone(),
+        }));
         let outcome = {
             let _entered = ambient::enter(runtime);
             future.as_mut().poll(&mut Context::from_waker(&waker))
@@ -414,9 +480,14 @@ impl Future for Sleep {
         if self.world.now.get() >= self.deadline {
             return Poll::Ready(());
         }
-        let timer = self.timer.unwrap_or_else(|| (self.deadline, self.world.take_id()));
+        let timer = self
+            .timer
+            .unwrap_or_else(|| (self.deadline, self.world.take_id()));
         self.timer = Some(timer);
-        self.world.timers.borrow_mut().insert(timer, context.waker().clone());
+        self.world
+            .timers
+            .borrow_mut()
+            .insert(timer, context.waker().clone());
         Poll::Pending
     }
 }
@@ -453,12 +524,22 @@ impl Backend for NodeBackend {
 
     fn sleep_until(&self, deadline: Instant) -> LocalBoxFuture<'static, ()> {
         let deadline = deadline.as_nanos().saturating_sub(self.origin());
-        Sleep { world: self.world.clone(), deadline, timer: None }.boxed_local()
+        Sleep {
+            world: self.world.clone(),
+            deadline,
+            timer: None,
+        }
+        .boxed_local()
     }
 
     fn spawn(&self, _name: &'static str, future: LocalBoxFuture<'static, ()>) -> Task {
         let alive = self.process == OBSERVER
-            || self.world.processes.borrow().values().any(|process| process.id == self.process);
+            || self
+                .world
+                .processes
+                .borrow()
+                .values()
+                .any(|process| process.id == self.process);
         if !alive {
             return Task::new(|| {});
         }
@@ -506,10 +587,17 @@ impl Links for NodeLinks {
         world.note(&frame.header);
         let lost = world.draw(1000) < world.lost_per_mille.get();
         let blocked = world.blocked.borrow().contains(&(self.node, to));
-        let receiver = world.processes.borrow().get(&to).map(|process| process.incarnation);
+        let receiver = world
+            .processes
+            .borrow()
+            .get(&to)
+            .map(|process| process.incarnation);
         if let (false, false, Some(receiver)) = (lost, blocked, receiver) {
-            let event =
-                LinkEvent::Frame { from: self.node, incarnation: self.incarnation, frame };
+            let event = LinkEvent::Frame {
+                from: self.node,
+                incarnation: self.incarnation,
+                frame,
+            };
             world.deliver(self.node, to, receiver, event);
         }
     }
@@ -530,23 +618,38 @@ impl Directory for NodeDirectory {
         name: &str,
         options: DiskOptions,
     ) -> LocalBoxFuture<'static, Result<Rc<dyn Disk>, DiskError>> {
-        assert!(options.durable_writes, "a write of this disk is durable when it completes");
+        assert!(
+            options.durable_writes,
+            "a write of this disk is durable when it completes"
+        );
         let bytes = {
             let mut disks = self.world.disks.borrow_mut();
-            disks.entry((self.node, name.to_owned())).or_default().clone()
+            disks
+                .entry((self.node, name.to_owned()))
+                .or_default()
+                .clone()
         };
         let size = bytes.borrow().len().max(options.size_bytes as usize);
         bytes.borrow_mut().resize(size, 0);
-        let disk: Rc<dyn Disk> = Rc::new(NodeDisk { world: self.world.clone(), bytes });
+        let disk: Rc<dyn Disk> = Rc::new(NodeDisk {
+            world: self.world.clone(),
+            bytes,
+        });
         async move { Ok(disk) }.boxed_local()
     }
 
     fn exists(&self, name: &str) -> bool {
-        self.world.disks.borrow().contains_key(&(self.node, name.to_owned()))
+        self.world
+            .disks
+            .borrow()
+            .contains_key(&(self.node, name.to_owned()))
     }
 
     fn remove(&self, name: &str) -> LocalBoxFuture<'static, Result<(), DiskError>> {
-        self.world.disks.borrow_mut().remove(&(self.node, name.to_owned()));
+        self.world
+            .disks
+            .borrow_mut()
+            .remove(&(self.node, name.to_owned()));
         async { Ok(()) }.boxed_local()
     }
 }

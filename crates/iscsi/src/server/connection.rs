@@ -1,0 +1,587 @@
+//! One connection: its login, then its session, in one task.
+//!
+//! ```text
+//!  socket ──► Decoder ──► Login | Session ──► actions ──► Output ──► socket
+//!                              ▲                 │
+//!                              └── completions ◄─┴─► commands running side by side
+//! ```
+//!
+//! However the connection ends, the task ends only after every command that the device had has
+//! finished: then the session's place is free for the nexus to log in again.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::rc::Rc;
+
+use aws_lc_rs::rand::fill;
+use bytes::{Bytes, BytesMut};
+use futures::FutureExt as _;
+use futures::future::LocalBoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use holdfast_scsi::ports::SinglePort;
+use holdfast_scsi::{Admission, Attachment, Command, Completion, Nexus, Sense, TargetPort};
+use thiserror::Error;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tracing::{debug, info, warn};
+
+use super::output::Output;
+use super::sessions::{Control, Place};
+use super::{Counted, Server, until_true};
+use crate::chap::Algorithm;
+use crate::login::{
+    Admittance, Challenge, FullFeature, Login, LoginStatus, Policy, SessionKind, Step,
+};
+use crate::negotiation::RECEIVE_BYTES_MAX;
+use crate::pdu::framing::{Decoder, Digests, FrameError};
+use crate::session::{Action, Front, Session, SessionError, TaskId};
+use crate::targets::{TargetAuth, TargetSummary};
+
+/// Space made for received bytes at a time. Small data segments share a chunk; a long one gets
+/// a chunk of its own size.
+const CHUNK_BYTES: usize = 64 << 10;
+
+/// Longest data segment of a login request: the default that holds until the login ends.
+const LOGIN_SEGMENT_BYTES_MAX: usize = 8192;
+
+/// Why a connection ended before the initiator logged out.
+#[derive(Debug, Error)]
+enum End {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Frame(#[from] FrameError),
+    #[error("{0}")]
+    Session(#[from] SessionError),
+    #[error("login refused: {0}")]
+    Refused(LoginStatus),
+    #[error("login took too long")]
+    LoginTime,
+    #[error("not a login")]
+    NotALogin,
+    #[error("the initiator fell silent")]
+    Silent,
+    #[error("ended by the target")]
+    ByTarget,
+}
+
+/// Serves one connection to its end.
+pub(super) async fn run(
+    server: Rc<Server>,
+    stream: TcpStream,
+    peer: String,
+    shutdown: watch::Receiver<bool>,
+    (_connected, half_open): (Counted, Counted),
+) {
+    let outcome = match stream.set_nodelay(true) {
+        Ok(()) => serve(&server, &stream, shutdown, half_open).await,
+        Err(error) => Err(error.into()),
+    };
+    match outcome {
+        Ok(()) => debug!(peer, "connection closed"),
+        Err(End::Refused(status @ LoginStatus::AuthenticationFailed)) => {
+            warn!(peer, "login refused: {status}");
+        }
+        Err(end) => info!(peer, "connection ended: {end}"),
+    }
+}
+
+async fn serve(
+    server: &Rc<Server>,
+    stream: &TcpStream,
+    shutdown: watch::Receiver<bool>,
+    half_open: Counted,
+) -> Result<(), End> {
+    let mut buffer = BytesMut::new();
+    let login = log_in(server, stream, &mut buffer);
+    let login = timeout(server.limits.login_time, login)
+        .await
+        .map_err(|_| End::LoginTime)??;
+    drop(half_open);
+    // A nexus whose old session does not drain has to try again: its commands may still write.
+    let opened = timeout(server.limits.login_time, open(server, &login)).await;
+    let front = match opened.unwrap_or(Err(LoginStatus::ServiceUnavailable)) {
+        Ok(front) => front,
+        Err(status) => {
+            send_all(stream, login.refuse(&status)).await?;
+            return Err(End::Refused(status));
+        }
+    };
+    let session = Session::new(&login, server.limits.window);
+    let digests = login.parameters.digests;
+    let handle = front
+        .place
+        .as_ref()
+        .map_or_else(|| server.sessions.fresh_handle(), |place| place.handle);
+    send_all(stream, login.response(handle, session.max_command())).await?;
+    info!(initiator = login.initiator, kind = ?login.kind, handle, "logged in");
+    let mut connection = Connection {
+        server,
+        stream,
+        decoder: Decoder {
+            digests,
+            data_bytes_max: RECEIVE_BYTES_MAX as usize,
+        },
+        digests,
+        buffer,
+        output: Output::default(),
+        session,
+        front,
+        running: FuturesUnordered::new(),
+        resets: FuturesUnordered::new(),
+        reads_waiting: VecDeque::new(),
+        reads_running: BTreeMap::new(),
+        read_bytes: 0,
+        aborts: BTreeMap::new(),
+        next_ticket: 0,
+        closing: false,
+    };
+    let outcome = connection.run(shutdown).await;
+    connection.drain().await;
+    outcome
+}
+
+/// The login phase.
+async fn log_in(
+    server: &Rc<Server>,
+    stream: &TcpStream,
+    buffer: &mut BytesMut,
+) -> Result<Box<FullFeature>, End> {
+    let policy = NodePolicy {
+        server,
+        challenges: RefCell::default(),
+    };
+    let decoder = Decoder {
+        digests: Digests::default(),
+        data_bytes_max: LOGIN_SEGMENT_BYTES_MAX,
+    };
+    let mut login = Login::default();
+    loop {
+        let pdu = loop {
+            if let Some(pdu) = decoder.decode(buffer)? {
+                break pdu;
+            }
+            stream.readable().await?;
+            receive(stream, &decoder, buffer)?;
+        };
+        match login.handle(&pdu, &policy) {
+            Step::Reply(next, response) => {
+                send_all(stream, response).await?;
+                login = *next;
+            }
+            Step::Established(session) => return Ok(session),
+            Step::Refused(response, status) => {
+                if status == LoginStatus::AuthenticationFailed {
+                    sleep(server.limits.failure_delay).await;
+                }
+                send_all(stream, response).await?;
+                return Err(End::Refused(status));
+            }
+            Step::Close => return Err(End::NotALogin),
+        }
+    }
+}
+
+/// Opens what the session is for, ending the session that the nexus may have had.
+async fn open(server: &Rc<Server>, login: &FullFeature) -> Result<NodeFront, LoginStatus> {
+    let initiator: Rc<str> = login.initiator.as_str().into();
+    let SessionKind::Normal(iqn) = &login.kind else {
+        let server = server.clone();
+        return Ok(NodeFront {
+            server,
+            initiator,
+            target: None,
+            attachment: None,
+            place: None,
+        });
+    };
+    let iqn: Rc<str> = iqn.as_str().into();
+    // Looked up again: the volume may have gone while the login went on.
+    let target = server
+        .targets
+        .open(&iqn, &initiator)
+        .ok_or(LoginStatus::NotFound)?;
+    let nexus = Nexus {
+        initiator: initiator.clone(),
+        isid: login.isid,
+        target_port: target.relative_port_id,
+    };
+    let place = server.sessions.claim(iqn.clone(), nexus.clone()).await;
+    let (group, relative_id) = (target.portal_group_tag, target.relative_port_id);
+    let groups = match &target.port_groups {
+        Some(groups) => groups.clone(),
+        None => Rc::new(SinglePort { group, relative_id }),
+    };
+    let port = TargetPort {
+        target: iqn.clone(),
+        group,
+        relative_id,
+        groups,
+    };
+    let attachment = server
+        .unit(&iqn, &target)
+        .attach(nexus, target.device, port);
+    let server = server.clone();
+    Ok(NodeFront {
+        server,
+        initiator,
+        target: Some(iqn),
+        attachment: Some(attachment),
+        place: Some(place),
+    })
+}
+
+/// Reads what the socket has, making room for the rest of the first PDU.
+fn receive(stream: &TcpStream, decoder: &Decoder, buffer: &mut BytesMut) -> Result<(), End> {
+    buffer.reserve(decoder.missing(buffer).max(CHUNK_BYTES / 4));
+    if buffer.capacity() - buffer.len() < CHUNK_BYTES / 4 {
+        buffer.reserve(CHUNK_BYTES);
+    }
+    match stream.try_read_buf(buffer) {
+        Ok(0) => Err(End::Io(io::ErrorKind::UnexpectedEof.into())),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Writes one login PDU; these carry no digests.
+async fn send_all(stream: &TcpStream, pdu: crate::pdu::Pdu) -> Result<(), End> {
+    let mut output = Output::default();
+    output.push(pdu, Digests::default());
+    loop {
+        output.write_to(stream)?;
+        if output.is_empty() {
+            return Ok(());
+        }
+        stream.writable().await?;
+    }
+}
+
+/// What the login asks of the node.
+struct NodePolicy<'a> {
+    server: &'a Server,
+    challenges: RefCell<Vec<Vec<u8>>>,
+}
+
+impl Policy for NodePolicy<'_> {
+    fn admit(&self, kind: &SessionKind, initiator: &str) -> Result<Admittance, LoginStatus> {
+        let targets = &self.server.targets;
+        let SessionKind::Normal(iqn) = kind else {
+            return Ok(Admittance {
+                auth: targets.discovery_auth(),
+                portal_group_tag: 0,
+            });
+        };
+        if let Some(address) = targets.redirect(iqn, initiator) {
+            return Err(LoginStatus::MovedTemporarily(address));
+        }
+        let target = targets.open(iqn, initiator).ok_or(LoginStatus::NotFound)?;
+        if let TargetAuth::Chap {
+            secret,
+            mutual: Some((_, own)),
+            ..
+        } = &target.auth
+            && secret == own
+        {
+            warn!(
+                target = iqn,
+                "the CHAP secrets of both directions are equal: login refused"
+            );
+        }
+        Ok(Admittance {
+            auth: target.auth,
+            portal_group_tag: target.portal_group_tag,
+        })
+    }
+
+    fn issue_challenge(&self, algorithm: Algorithm) -> Challenge {
+        let mut identifier = [0];
+        let mut bytes = vec![0; algorithm.response_bytes()];
+        for random in [&mut identifier[..], &mut bytes[..]] {
+            // The kernel's generator does not fail once it is seeded; without it there is no
+            // authentication.
+            fill(random).expect("the operating system provides randomness");
+        }
+        self.server.challenges.borrow_mut().insert(bytes.clone());
+        self.challenges.borrow_mut().push(bytes.clone());
+        Challenge {
+            identifier: identifier[0],
+            bytes,
+        }
+    }
+
+    fn is_outstanding(&self, challenge: &[u8]) -> bool {
+        self.server.challenges.borrow().contains(challenge)
+    }
+}
+
+impl Drop for NodePolicy<'_> {
+    fn drop(&mut self) {
+        let mut outstanding = self.server.challenges.borrow_mut();
+        for challenge in self.challenges.borrow().iter() {
+            outstanding.remove(challenge);
+        }
+    }
+}
+
+/// What the session asks of the node. Fields drop in this order: the unit forgets the nexus
+/// before its place becomes free.
+struct NodeFront {
+    server: Rc<Server>,
+    initiator: Rc<str>,
+    target: Option<Rc<str>>,
+    attachment: Option<Attachment>,
+    place: Option<Place>,
+}
+
+impl Front for NodeFront {
+    fn admit(&self, lun: u64, cdb: &[u8; 16]) -> Admission {
+        match &self.attachment {
+            Some(attachment) => attachment.admit(lun, cdb),
+            None => Admission::Done(Completion::check(Sense::UNIT_NOT_SUPPORTED, false)),
+        }
+    }
+
+    fn check_condition(&self, sense: Sense) -> Completion {
+        match &self.attachment {
+            Some(attachment) => attachment.check_condition(sense),
+            None => Completion::check(sense, false),
+        }
+    }
+
+    fn send_targets(&self, name: Option<&str>) -> Vec<TargetSummary> {
+        let mut targets = self.server.targets.list(&self.initiator);
+        targets.retain(|target| name.is_none_or(|name| name == target.iqn));
+        targets
+    }
+
+    fn target(&self) -> Option<&str> {
+        self.target.as_deref()
+    }
+}
+
+/// A read that waits until the initiator has taken earlier ones.
+struct WaitingRead {
+    task: TaskId,
+    command: Command,
+    data_in_bytes: u64,
+}
+
+struct Connection<'a> {
+    server: &'a Rc<Server>,
+    stream: &'a TcpStream,
+    decoder: Decoder,
+    digests: Digests,
+    buffer: BytesMut,
+    output: Output,
+    session: Session,
+    front: NodeFront,
+    running: FuturesUnordered<LocalBoxFuture<'static, (TaskId, Completion)>>,
+    /// Resets of the unit. They wait for other sessions, which may wait for this one's end, so
+    /// they are dropped with the connection and not drained.
+    resets: FuturesUnordered<LocalBoxFuture<'static, u64>>,
+    reads_waiting: VecDeque<WaitingRead>,
+    reads_running: BTreeMap<TaskId, u64>,
+    read_bytes: u64,
+    aborts: BTreeMap<u64, oneshot::Sender<()>>,
+    next_ticket: u64,
+    closing: bool,
+}
+
+impl Connection<'_> {
+    async fn run(&mut self, mut shutdown: watch::Receiver<bool>) -> Result<(), End> {
+        let silence = self.server.limits.silence;
+        let mut heard = Instant::now();
+        let mut pinged = false;
+        let mut check_at = heard + silence;
+        let mut leave_at = None;
+        loop {
+            while let Some(pdu) = self.decoder.decode(&mut self.buffer)? {
+                self.session.receive(pdu, &self.front)?;
+                self.act();
+            }
+            self.start_reads();
+            self.output.write_to(self.stream)?;
+            if self.closing && self.output.is_empty() {
+                return Ok(());
+            }
+            let interest = match (self.closing, self.output.is_empty()) {
+                (false, true) => Interest::READABLE,
+                (false, false) => Interest::READABLE | Interest::WRITABLE,
+                (true, _) => Interest::WRITABLE,
+            };
+            let wake_at = leave_at.map_or(check_at, |at: Instant| at.min(check_at));
+            tokio::select! {
+                biased;
+                control = next_control(&mut self.front.place) => self.control(control)?,
+                Some((task, done)) = self.running.next(), if !self.running.is_empty() => {
+                    self.finish(task, done);
+                    // Whatever else has ended goes out with the same system call.
+                    while let Some(Some((task, done))) = self.running.next().now_or_never() {
+                        self.finish(task, done);
+                    }
+                }
+                Some(ticket) = self.resets.next(), if !self.resets.is_empty() => {
+                    self.session.reset_done(ticket);
+                    self.act();
+                }
+                ready = self.stream.ready(interest) => {
+                    let ready = ready?;
+                    if ready.is_readable() && !self.closing {
+                        receive(self.stream, &self.decoder, &mut self.buffer)?;
+                        heard = Instant::now();
+                        pinged = false;
+                    }
+                }
+                () = until_true(&mut shutdown), if leave_at.is_none() => {
+                    let seconds = self.server.limits.logout_time.as_secs();
+                    self.session.request_logout(u16::try_from(seconds).unwrap_or(u16::MAX));
+                    self.act();
+                    leave_at = Some(Instant::now() + self.server.limits.logout_time);
+                }
+                () = sleep_until(wake_at) => {
+                    let now = Instant::now();
+                    if leave_at.is_some_and(|at| at <= now) {
+                        if self.closing {
+                            return Err(End::ByTarget);
+                        }
+                        self.session.drop_connection();
+                        self.act();
+                        // The farewell gets a moment, not more.
+                        leave_at = Some(now + silence.min(std::time::Duration::from_secs(1)));
+                    } else if heard + silence > now {
+                        check_at = heard + silence;
+                    } else if pinged || self.closing {
+                        return Err(End::Silent);
+                    } else {
+                        self.session.ping();
+                        self.act();
+                        pinged = true;
+                        check_at = now + silence;
+                    }
+                }
+            }
+        }
+    }
+
+    fn control(&mut self, control: Control) -> Result<(), End> {
+        match control {
+            Control::End => Err(End::ByTarget),
+            Control::Abort(done) => {
+                self.next_ticket += 1;
+                self.aborts.insert(self.next_ticket, done);
+                self.session.abort_for_others(self.next_ticket);
+                self.act();
+                Ok(())
+            }
+        }
+    }
+
+    fn finish(&mut self, task: TaskId, completion: Completion) {
+        self.read_bytes -= self.reads_running.remove(&task).unwrap_or(0);
+        self.session.complete(task, completion);
+        self.act();
+    }
+
+    /// Carries out what the session wants.
+    fn act(&mut self) {
+        for action in self.session.take_actions() {
+            match action {
+                Action::Send(pdu) => self.output.push(pdu, self.digests),
+                Action::Execute {
+                    task,
+                    command,
+                    data,
+                    data_in_bytes: 0,
+                } => {
+                    self.execute(task, command, data);
+                }
+                Action::Execute {
+                    task,
+                    command,
+                    data: _,
+                    data_in_bytes,
+                } => {
+                    self.reads_waiting.push_back(WaitingRead {
+                        task,
+                        command,
+                        data_in_bytes,
+                    });
+                }
+                Action::ResetUnit { ticket } => self.reset(ticket),
+                Action::Drained { ticket } => {
+                    if let Some(done) = self.aborts.remove(&ticket) {
+                        // The other session may have ended meanwhile.
+                        let _ = done.send(());
+                    }
+                }
+                Action::DropTarget => {
+                    if let Some(target) = &self.front.target {
+                        self.server.sessions.end(target);
+                    }
+                    self.closing = true;
+                }
+                Action::Close => self.closing = true,
+            }
+        }
+        self.start_reads();
+    }
+
+    /// Starts reads as long as what they return fits beside what the initiator has yet to take.
+    fn start_reads(&mut self) {
+        while let Some(read) = self.reads_waiting.front() {
+            let held = self.read_bytes + self.output.bytes() as u64;
+            if held > 0 && held + read.data_in_bytes > self.server.limits.read_bytes {
+                return;
+            }
+            let Some(read) = self.reads_waiting.pop_front() else {
+                return;
+            };
+            self.read_bytes += read.data_in_bytes;
+            self.reads_running.insert(read.task, read.data_in_bytes);
+            self.execute(read.task, read.command, Bytes::new());
+        }
+    }
+
+    fn execute(&mut self, task: TaskId, command: Command, data: Bytes) {
+        let Some(attachment) = &self.front.attachment else {
+            return;
+        };
+        let execution = attachment.execute(command, data);
+        self.running
+            .push(Box::pin(execution.map(move |done| (task, done))));
+    }
+
+    fn reset(&mut self, ticket: u64) {
+        let (Some(target), Some(attachment)) = (&self.front.target, &self.front.attachment) else {
+            return;
+        };
+        let (sessions, target) = (self.server.sessions.clone(), target.clone());
+        let (unit, own) = (attachment.unit().clone(), attachment.nexus().clone());
+        self.resets.push(Box::pin(async move {
+            sessions.abort(&target, |nexus| *nexus != own).await;
+            unit.reset(&own);
+            ticket
+        }));
+    }
+
+    /// Waits until no command of the session can take effect any more.
+    async fn drain(&mut self) {
+        self.resets.clear();
+        while self.running.next().await.is_some() {}
+        debug!(outstanding = self.session.outstanding(), "commands drained");
+    }
+}
+
+/// The next message to the session; never, for a discovery session.
+async fn next_control(place: &mut Option<Place>) -> Control {
+    match place {
+        // The table holds the sender for as long as the place exists.
+        Some(place) => place.control.recv().await.unwrap_or(Control::End),
+        None => std::future::pending().await,
+    }
+}

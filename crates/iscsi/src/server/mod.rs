@@ -1,0 +1,222 @@
+//! The tokio shell: listeners, connections and the table of sessions.
+//!
+//! Everything runs on one thread: call [`serve`] on a `LocalSet` of a current-thread runtime.
+//! Each connection is one task, in which the commands of its session run side by side.
+
+mod connection;
+mod output;
+mod sessions;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use holdfast_scsi::LogicalUnit;
+use holdfast_scsi::reservation::{LocalReservations, Reservations};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+pub use sessions::SessionSummary;
+
+use crate::targets::{Target, Targets};
+use sessions::{Sessions, TargetAborter};
+
+/// Bounds on what initiators may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections that have not logged in; one more is closed at once.
+    pub half_open_connections: usize,
+    /// Connections in all; one more is closed at once.
+    pub connections: usize,
+    /// Time that a login may take.
+    pub login_time: Duration,
+    /// Delay of the answer to a failed authentication.
+    pub failure_delay: Duration,
+    /// Commands of a session that may be outstanding.
+    pub window: u32,
+    /// Bytes that a session's reads may hold until the initiator has taken them. One read may
+    /// exceed it alone.
+    pub read_bytes: u64,
+    /// Silence after which an initiator is asked for a sign of life, and after which, unanswered,
+    /// its connection is closed.
+    pub silence: Duration,
+    /// Time that initiators get to log out at shutdown.
+    pub logout_time: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            half_open_connections: 64,
+            connections: 4096,
+            login_time: Duration::from_secs(15),
+            failure_delay: Duration::from_millis(500),
+            window: 128,
+            read_bytes: 16 << 20,
+            silence: Duration::from_secs(20),
+            logout_time: Duration::from_secs(3),
+        }
+    }
+}
+
+/// Accepts and serves connections until `shutdown` holds true, then asks every initiator to log
+/// out, and returns when all connections are gone and their commands have drained.
+///
+/// An error says that the listener is broken; connections end with it.
+pub async fn serve(
+    listener: TcpListener,
+    targets: Rc<dyn Targets>,
+    limits: Limits,
+    shutdown: watch::Receiver<bool>,
+) -> io::Result<()> {
+    Server::new(targets, limits).serve(listener, shutdown).await
+}
+
+/// The iSCSI front of a node. Several listeners may share it, and with it the sessions.
+pub struct Server {
+    targets: Rc<dyn Targets>,
+    limits: Limits,
+    sessions: Rc<Sessions>,
+    units: RefCell<BTreeMap<Rc<str>, Rc<LogicalUnit>>>,
+    challenges: RefCell<BTreeSet<Vec<u8>>>,
+    half_open: Rc<Cell<usize>>,
+    connections: Rc<Cell<usize>>,
+}
+
+impl Server {
+    /// A server of these targets.
+    pub fn new(targets: Rc<dyn Targets>, limits: Limits) -> Rc<Self> {
+        Rc::new(Self {
+            targets,
+            limits,
+            sessions: Rc::default(),
+            units: RefCell::default(),
+            challenges: RefCell::default(),
+            half_open: Rc::default(),
+            connections: Rc::default(),
+        })
+    }
+
+    /// See [`serve`].
+    pub async fn serve(
+        self: &Rc<Self>,
+        listener: TcpListener,
+        mut shutdown: watch::Receiver<bool>,
+    ) -> io::Result<()> {
+        let mut tasks = tokio::task::JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = until_true(&mut shutdown) => break,
+                Some(ended) = tasks.join_next() => {
+                    if let Err(error) = ended {
+                        warn!(%error, "a connection failed");
+                    }
+                    continue;
+                }
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) if is_transient(&error) => {
+                    warn!(%error, "a connection was not accepted");
+                    // Out of descriptors: another connection has to end first.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let full = self.half_open.get() >= self.limits.half_open_connections
+                || self.connections.get() >= self.limits.connections;
+            if full {
+                debug!(%peer, "refused a connection: too many");
+                continue;
+            }
+            // Counted here, not in the task: a burst of connections is accepted before any runs.
+            let counted = (
+                Counted::new(&self.connections),
+                Counted::new(&self.half_open),
+            );
+            tasks.spawn_local(connection::run(
+                self.clone(),
+                stream,
+                peer.to_string(),
+                shutdown.clone(),
+                counted,
+            ));
+        }
+        drop(listener);
+        while tasks.join_next().await.is_some() {}
+        Ok(())
+    }
+
+    /// Every session.
+    pub fn sessions(&self) -> Vec<SessionSummary> {
+        self.sessions.summaries()
+    }
+
+    /// Ends every session of a target and forgets its reservations in memory: its volume was
+    /// deleted or moved away.
+    pub fn drop_target(&self, iqn: &str) {
+        self.sessions.end(iqn);
+        self.units.borrow_mut().remove(iqn);
+    }
+
+    /// The unit that the sessions of a target share.
+    pub fn unit(&self, iqn: &str, target: &Target) -> Rc<LogicalUnit> {
+        if let Some(unit) = self.units.borrow().get(iqn) {
+            return unit.clone();
+        }
+        let name: Rc<str> = iqn.into();
+        let reservations: Rc<dyn Reservations> = match &target.reservations {
+            Some(reservations) => reservations.clone(),
+            None => Rc::new(LocalReservations::default()),
+        };
+        let unit = LogicalUnit::new(reservations);
+        let sessions = self.sessions.clone();
+        unit.set_aborter(Rc::new(TargetAborter {
+            sessions,
+            target: name.clone(),
+        }));
+        self.units.borrow_mut().insert(name, unit.clone());
+        unit
+    }
+}
+
+/// Adds one to a counter for as long as it lives.
+struct Counted(Rc<Cell<usize>>);
+
+impl Counted {
+    fn new(counter: &Rc<Cell<usize>>) -> Self {
+        counter.set(counter.get() + 1);
+        Self(counter.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// Resolves when the value is true or can no longer change.
+async fn until_true(flag: &mut watch::Receiver<bool>) {
+    // An error means that the sender is gone: nobody can ask for anything else any more.
+    let _ = flag.wait_for(|set| *set).await;
+}
+
+/// Whether accept may succeed later (accept(2)).
+fn is_transient(error: &io::Error) -> bool {
+    const OUT_OF_DESCRIPTORS: [i32; 2] = [23, 24];
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+            | io::ErrorKind::OutOfMemory
+    ) || error
+        .raw_os_error()
+        .is_some_and(|code| OUT_OF_DESCRIPTORS.contains(&code))
+}

@@ -1,0 +1,13 @@
+//! The scenarios that seeds are run through.
+
+use crate::runner::Scenario;
+
+pub mod ping_pong;
+
+/// The scenario of this name.
+pub fn named(name: &str) -> Option<&'static dyn Scenario> {
+    ALL.iter().copied().find(|scenario| scenario.name() == name)
+}
+
+/// Every scenario.
+pub const ALL: &[&dyn Scenario] = &[&ping_pong::PingPong];
