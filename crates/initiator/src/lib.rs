@@ -17,6 +17,7 @@
 mod chap;
 mod engine;
 mod error;
+mod exchange;
 mod histogram;
 mod ledger;
 mod load;

@@ -1,9 +1,9 @@
 //! The login phase as a pure state machine (RFC 7143 sections 6 and 12.1).
 //!
 //! ```text
-//!            with CHAP                                     without
-//!  Method ──► Algorithm ──► Proof ──► Operational ◄──────── start
-//!  AuthMethod   CHAP_A       CHAP_R      keys, T=1 → full feature
+//!        with CHAP                                    without
+//!  Method ──► Algorithm ──► Proof ──► Operational ◄── start
+//!  AuthMethod   CHAP_A      CHAP_R    keys, T=1 → full feature
 //! ```
 //!
 //! Promises

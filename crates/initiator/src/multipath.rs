@@ -7,11 +7,14 @@
 //! | trouble | what happens |
 //! |---|---|
 //! | session lost | race over all portals; I/O waits |
-//! | a command has no answer within `silence_limit` | race over the other portals; the first to answer replaces the path, unless the old one answers before |
-//! | target requests logout | race over the other portals while the old path serves on; then it is drained and logged out |
+//! | silence: no answer within `silence_limit` | race over the other portals (see below) |
+//! | logout requested | race over the other portals, old path drained and logged out |
 //! | standby or unavailable port | as a lost session |
 //! | BUSY, becoming ready, in transition, aborted | the command is sent again after a pause |
 //! | UNIT ATTENTION | the command is sent again at once |
+//!
+//! A silent path is replaced by the first other portal that answers, unless it answers before. A
+//! path whose logout was requested serves on until another is found.
 //!
 //! Invariants
 //! - A path is used only if it shows the same unit designators (VPD 83h) as the first one.

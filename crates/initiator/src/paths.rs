@@ -229,14 +229,14 @@ impl Paths {
     async fn hopeless(&self) -> Error {
         loop {
             let noted = self.installed.notified();
-            let failures = self.failures.borrow();
-            if failures
+            if self
+                .failures
+                .borrow()
                 .iter()
-                .all(|failure| failure.as_ref().is_some_and(is_permanent))
+                .all(|one| one.as_ref().is_some_and(is_permanent))
             {
                 return self.last_failure.borrow().clone();
             }
-            drop(failures);
             noted.await;
         }
     }

@@ -16,8 +16,9 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-use crate::engine::{Reply, Request, lost};
+use crate::engine::lost;
 use crate::error::{Error, LostReason};
+use crate::exchange::{Reply, Request};
 use crate::login::Purpose;
 use crate::options::{Negotiated, SessionOptions};
 use crate::pdu::Residual;

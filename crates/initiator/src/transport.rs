@@ -18,8 +18,9 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use crate::engine::{Engine, Notice, Reply, Request, Token, lost};
+use crate::engine::{Engine, lost};
 use crate::error::{Error, LostReason};
+use crate::exchange::{Notice, Reply, Request, Token};
 use crate::login::{Login, Outcome, Purpose, Step};
 use crate::options::SessionOptions;
 use crate::pdu::{self, Decoder, Digests, Pdu};

@@ -137,6 +137,12 @@ impl Node {
                     owner.on_promise(view);
                 }
             });
+        let failing = Rc::downgrade(self);
+        self.context.holder.set_failure_handler(move |error| {
+            if let Some(node) = failing.upgrade() {
+                node.fail(Failure::Store(error.to_string()));
+            }
+        });
         let runtime = &self.context.runtime;
         runtime.spawn("node-follow", self.clone().keep_following());
         runtime.spawn("node-register", self.clone().keep_registered());

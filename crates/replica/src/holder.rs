@@ -15,6 +15,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use holdfast_runtime::planted::{self, Bug};
@@ -27,7 +28,7 @@ use holdfast_wire::replica::{
 };
 use holdfast_wire::{Seq, SliceKey, View};
 use prost::Message;
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
 
 use crate::grants::Grants;
 use crate::messages;
@@ -35,6 +36,7 @@ use crate::receive::Receiver;
 
 type AckHandler = Rc<dyn Fn(NodeId, Incarnation, Ack)>;
 type PromiseHandler = Rc<dyn Fn(u64, View)>;
+type FailureHandler = Rc<dyn Fn(StoreError)>;
 
 /// A reply with its data; refusals travel as `Err` inside this crate.
 pub(crate) type Answer = Result<(ReplicaReply, Bytes), ReplicaRefusal>;
@@ -47,6 +49,11 @@ pub struct Holder {
     pub(crate) receiving: RefCell<BTreeMap<SliceKey, Receiver<Record>>>,
     pub(crate) grants: RefCell<Grants>,
     pub(crate) death: Notify,
+    /// The newest stream that an owner has begun to set up, by slice. Set-up messages of an
+    /// earlier one may still arrive, and must not undo what came after.
+    pub(crate) newest_session: RefCell<BTreeMap<SliceKey, (View, u64)>>,
+    setting_up: RefCell<BTreeMap<SliceKey, Arc<Mutex<()>>>>,
+    on_failure: RefCell<Option<FailureHandler>>,
     on_ack: RefCell<Option<AckHandler>>,
     on_promise: RefCell<Option<PromiseHandler>>,
 }
@@ -61,6 +68,9 @@ impl Holder {
             store,
             receiving: RefCell::default(),
             death: Notify::new(),
+            newest_session: RefCell::default(),
+            setting_up: RefCell::default(),
+            on_failure: RefCell::default(),
             on_ack: RefCell::default(),
             on_promise: RefCell::default(),
         });
@@ -87,6 +97,11 @@ impl Holder {
     /// earlier view on this node has to stop at once.
     pub fn set_promise_handler(&self, handler: impl Fn(u64, View) + 'static) {
         *self.on_promise.borrow_mut() = Some(Rc::new(handler));
+    }
+
+    /// Told when the store has failed: the node has to stop.
+    pub fn set_failure_handler(&self, handler: impl Fn(StoreError) + 'static) {
+        *self.on_failure.borrow_mut() = Some(Rc::new(handler));
     }
 
     /// The process `incarnation` of `node` is proven gone; its leases need not be waited for.
@@ -190,6 +205,10 @@ impl Holder {
                     tracing::error!(%slice, %error, "this copy cannot take the stream any more");
                 }
                 receiver.failed = true;
+                let handler = self.on_failure.borrow().clone();
+                if let (StoreError::Poisoned { .. }, Some(handler)) = (&error, handler) {
+                    handler(error);
+                }
             }
         }
         self.store.set_stable(slice, receiver.usable_stable());
@@ -275,14 +294,37 @@ impl Holder {
     /// Promises `view` durably; refuses if a later one has been promised.
     pub(crate) async fn promise(&self, volume: u64, view: View) -> Result<(), ReplicaRefusal> {
         self.check_view(volume, view.0)?;
-        if self.store.promised(volume) < view {
-            self.store.promise(volume, view).await.map_err(refused)?;
-        }
+        // Also if it is promised already: that promise may not be durable yet.
+        self.store.promise(volume, view).await.map_err(refused)?;
         let handler = self.on_promise.borrow().clone();
         if let Some(handler) = handler {
             handler(volume, view);
         }
         self.check_view(volume, view.0)
+    }
+
+    /// Begins to set up a stream: one at a time per slice, and never an older one after a newer.
+    pub(crate) async fn set_up(
+        &self,
+        slice: SliceKey,
+        view: View,
+        session: u64,
+    ) -> Result<OwnedMutexGuard<()>, ReplicaRefusal> {
+        let turn = self
+            .setting_up
+            .borrow_mut()
+            .entry(slice)
+            .or_default()
+            .clone();
+        let turn = turn.lock_owned().await;
+        self.check_view(slice.volume, view.0)?;
+        let mut newest = self.newest_session.borrow_mut();
+        let newest = newest.entry(slice).or_insert((view, session));
+        if *newest > (view, session) {
+            return Err(ReplicaRefusal::SessionStale);
+        }
+        *newest = (view, session);
+        Ok(turn)
     }
 
     async fn on_fetch(&self, fetch: &FetchRecord) -> Answer {

@@ -21,6 +21,7 @@ impl Holder {
         };
         let view = View(begin.view);
         self.promise(begin.volume, view).await?;
+        let _turn = self.set_up(slice, view, begin.session).await?;
         self.receiving.borrow_mut().remove(&slice);
         self.store.append(Vec::new()).await.map_err(refused)?;
         let mut base = self.store.base(slice);

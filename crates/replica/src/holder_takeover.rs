@@ -115,6 +115,17 @@ impl Holder {
         if self.store.promised(slice.volume) != view {
             return Err(ReplicaRefusal::ViewStale);
         }
+        let _turn = self.set_up(slice, view, reconcile.session).await?;
+        let begun = self
+            .receiving
+            .borrow()
+            .get(&slice)
+            .map(|receiver| receiver.session);
+        if begun == Some(reconcile.session) {
+            // The last message of this very set-up has been done; this is a part of it, late.
+            return Err(ReplicaRefusal::SessionStale);
+        }
+        self.receiving.borrow_mut().remove(&slice);
         let keep_through = Seq(reconcile.keep_through);
         if self.store.last_seq(slice) > keep_through {
             self.store

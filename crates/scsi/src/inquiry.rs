@@ -245,6 +245,6 @@ mod tests {
         assert_eq!(field(20), 8 << 20);
         assert_eq!(field(24), 256);
         assert_eq!(field(28), 8);
-        assert_eq!(field(40), 512 << 10);
+        assert_eq!(field(40), 32 << 10);
     }
 }

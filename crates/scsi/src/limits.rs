@@ -12,8 +12,9 @@ pub const TRANSFER_BYTES_OPTIMAL: u64 = 1 << 20;
 /// Longest VERIFY without a byte comparison, in bytes: it reads, but transfers nothing.
 pub const VERIFY_BYTES_MAX: u64 = 64 << 20;
 
-/// Longest WRITE SAME, in bytes. Bounded so that a non-zero pattern ends within a host's timeout.
-pub const WRITE_SAME_BYTES_MAX: u64 = 256 << 20;
+/// Longest WRITE SAME, in bytes. Bounded so that a non-zero pattern ends within a host's timeout;
+/// larger ranges are given back by UNMAP.
+pub const WRITE_SAME_BYTES_MAX: u64 = 16 << 20;
 
 /// Most bytes that one UNMAP command may name.
 pub const UNMAP_BYTES_MAX: u64 = 4 << 30;

@@ -99,10 +99,14 @@ impl Sense {
     pub const SOFTWARE_WRITE_PROTECTED: Self = condition(SenseKey::DataProtect, 0x27, 0x02);
     /// 07/27/07.
     pub const SPACE_ALLOCATION_FAILED: Self = condition(SenseKey::DataProtect, 0x27, 0x07);
+    /// 0B/0C/0C: unexpected unsolicited data.
+    pub const UNEXPECTED_UNSOLICITED: Self = condition(SenseKey::AbortedCommand, 0x0c, 0x0c);
     /// 0B/0C/0D: not enough unsolicited data.
     pub const NOT_ENOUGH_UNSOLICITED: Self = condition(SenseKey::AbortedCommand, 0x0c, 0x0d);
-    /// 0B/47/05: protocol service CRC error.
-    pub const PROTOCOL_CRC: Self = condition(SenseKey::AbortedCommand, 0x47, 0x05);
+    /// 0B/4B/00: data phase error.
+    pub const DATA_PHASE_ERROR: Self = condition(SenseKey::AbortedCommand, 0x4b, 0x00);
+    /// 0B/4B/05: data offset error.
+    pub const DATA_OFFSET_ERROR: Self = condition(SenseKey::AbortedCommand, 0x4b, 0x05);
     /// 0E/1D/00.
     pub const MISCOMPARE: Self = condition(SenseKey::Miscompare, 0x1d, 0x00);
 

@@ -1,9 +1,22 @@
 //! Whole clusters in one thread and virtual time: faults, oracles, planted bugs.
+//!
+//! ```text
+//!  runner ─▶ scenario ─▶ Simulation ─┬─ executor   tasks, timers, virtual time
+//!    │          │                    ├─ disk       images, crashes, damage
+//!  report    oracles                 ├─ network    links, partitions
+//!               ▲                    └─ faults     counts, the nemesis
+//!               └── the code under test, unchanged, over `holdfast_runtime`
+//! ```
+//!
+//! One seed decides everything that happens in a [`Simulation`]; the [`trace`]'s hash proves it.
+//! Real time exists in [`runner`] alone.
 #![forbid(unsafe_code)]
 
 mod backend;
+pub mod cli;
 pub mod clock;
 pub mod disk;
+mod events;
 pub mod executor;
 pub mod faults;
 pub mod network;
@@ -15,4 +28,6 @@ pub mod scenario;
 pub mod simulation;
 pub mod trace;
 
+pub use cli::{RunArgs, run};
+pub use report::Report;
 pub use simulation::{Finished, Machine, Options, ProcessGone, Simulation};

@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use crate::backend;
 use crate::clock::HostClock;
 use crate::disk::{DiskTiming, HostDisks};
+use crate::events::Capture;
 use crate::executor::{Executor, Halt, Limits, ProcessId, SUPERVISOR};
 use crate::faults::{FaultClass, FaultCounts};
 use crate::network::{Network, NetworkTiming};
@@ -157,7 +158,9 @@ impl Simulation {
             hosts: RefCell::default(),
         });
         let simulation = Self { world };
+        let capture = Capture::start(&executor, &trace);
         let result = executor.run(scenario(simulation));
+        drop(capture);
         Finished {
             result,
             trace_hash: trace.hash(),
@@ -342,6 +345,11 @@ impl Simulation {
             self.world.counts.fired(FaultClass::Crash);
         }
         killed
+    }
+
+    /// Ends the node's process in the expected course of things. False if there was none.
+    pub fn end(&self, node: NodeId) -> bool {
+        self.stop(node, "is ended")
     }
 
     /// Kills the node's present process right before its poll after the next `polls`.

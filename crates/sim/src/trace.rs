@@ -86,19 +86,15 @@ impl Trace {
         words: impl FnOnce() -> String,
     ) {
         self.record(now_ns, step, subject, detail);
-        match self.text {
-            TraceText::Off => {}
-            TraceText::Ring(capacity) => {
-                let mut ring = self.ring.borrow_mut();
-                if ring.len() >= capacity {
-                    ring.pop_front();
-                }
-                ring.push_back(line(now_ns, step, &words()));
-            }
-            TraceText::StandardError => {
-                // A closed standard error must not change the run.
-                let _ = writeln!(std::io::stderr().lock(), "{}", line(now_ns, step, &words()));
-            }
+        if self.wants_text() {
+            self.write(line(now_ns, step, &words()));
+        }
+    }
+
+    /// Adds a line of text that does not enter the hash.
+    pub fn remark(&self, now_ns: u64, words: &str) {
+        if self.wants_text() {
+            self.write(line(now_ns, Step::Note, words));
         }
     }
 
@@ -136,6 +132,25 @@ impl fmt::Display for Timestamp {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (seconds, rest) = (self.0 / 1_000_000_000, self.0 % 1_000_000_000);
         write!(formatter, "{seconds}.{rest:09}")
+    }
+}
+
+impl Trace {
+    fn write(&self, line: String) {
+        match self.text {
+            TraceText::Off => {}
+            TraceText::Ring(capacity) => {
+                let mut ring = self.ring.borrow_mut();
+                if ring.len() >= capacity {
+                    ring.pop_front();
+                }
+                ring.push_back(line);
+            }
+            TraceText::StandardError => {
+                // A closed standard error must not change the run.
+                let _ = writeln!(std::io::stderr().lock(), "{line}");
+            }
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use crate::error::StoreError;
 use crate::extent::EntryState;
-use crate::home::Arrival;
+use crate::home::{Arrival, Arrivals};
 use crate::index::{Content, Effective};
 use crate::journal::Submission;
 use crate::record::{CopyState, Seq, SliceKey};
@@ -129,10 +129,7 @@ async fn round(inner: &Rc<Inner>) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn plan(
-    inner: &Inner,
-    dirty: &BTreeSet<SliceKey>,
-) -> (Vec<Plan>, BTreeMap<(SliceKey, u32), Vec<Arrival>>) {
+fn plan(inner: &Inner, dirty: &BTreeSet<SliceKey>) -> (Vec<Plan>, Arrivals) {
     let slices = inner.slices.borrow();
     let mut plans = Vec::new();
     let mut arrivals = BTreeMap::new();
@@ -166,7 +163,10 @@ fn plan(
                 .into_iter()
                 .filter(|(block, version)| {
                     let found = inner.home.entry(*slice, *block);
-                    found.is_none_or(|(_, entry)| entry.seq() <= version.seq)
+                    found.is_none_or(|(_, entry)| {
+                        let certain = !entry.is_lost() || !version.replayed;
+                        certain && entry.seq() <= version.seq
+                    })
                 })
                 .map(arrival)
                 .collect();

@@ -86,6 +86,16 @@ impl Entry {
         }
     }
 
+    /// What stood here is lost, its sequence number included.
+    pub(crate) fn lost() -> Self {
+        Self::new(EntryState::Unknown, Seq(0), View(0), 0)
+    }
+
+    /// Whether what stood here is lost so far that not even its age is known.
+    pub(crate) fn is_lost(self) -> bool {
+        self.state() == EntryState::Unknown && self.seq() == Seq(0)
+    }
+
     pub(crate) fn state(self) -> EntryState {
         match self.tagged_seq >> 62 {
             0 => EntryState::Never,
@@ -187,10 +197,10 @@ pub(crate) fn decode(identity: [u8; 16], physical: u32, image: Option<&[u8]>) ->
     let Some(image) = image else {
         return Description::Unattributed;
     };
-    let mut owner: Option<Owner> = None;
     let mut entries = vec![Entry::default(); EXTENT_BLOCKS as usize];
     let mut damaged = Vec::new();
     let mut zero = Vec::new();
+    let mut found_sectors = Vec::new();
     for (number, sector) in image.chunks(SECTOR_BYTES).enumerate() {
         let place = number * SECTOR_ENTRIES..(number + 1) * SECTOR_ENTRIES;
         if sector.iter().all(|byte| *byte == 0) {
@@ -198,37 +208,46 @@ pub(crate) fn decode(identity: [u8; 16], physical: u32, image: Option<&[u8]>) ->
             continue;
         }
         match decode_sector(identity, physical, number as u32, sector) {
-            Some((of, found)) if owner.is_none_or(|owner| owner == of) => {
-                owner = Some(of);
-                entries[place].copy_from_slice(&found);
-            }
-            Some(_) | None => damaged.push(place),
+            Some((of, found)) => found_sectors.push((place, of, found)),
+            None => damaged.push(place),
         }
     }
-    let Some(owner) = owner else {
-        return if damaged.is_empty() {
-            Description::Free
-        } else {
-            Description::Unattributed
-        };
-    };
-    let empty = entries
-        .iter()
-        .all(|entry| entry.state() == EntryState::Never);
-    if empty && damaged.is_empty() {
-        // Being made when the node stopped, or made and never filled.
+    let filled = |found: &[Entry]| found.iter().any(|entry| entry.state() != EntryState::Never);
+    let all_empty = !found_sectors.iter().any(|(_, _, found)| filled(found));
+    if all_empty && damaged.is_empty() {
+        // Free, or being made when the node stopped: then some sectors may still name an owner
+        // of whom the same is true.
         return Description::Free;
+    }
+    let Some(owner) = owner_of(&found_sectors, filled) else {
+        return Description::Unattributed;
+    };
+    for (place, of, found) in found_sectors {
+        if of == owner {
+            entries[place].copy_from_slice(&found);
+        } else {
+            damaged.push(place);
+        }
     }
     let mut unknown_blocks = 0;
     for place in damaged.into_iter().chain(zero) {
         unknown_blocks += place.len() as u64;
-        entries[place].fill(Entry::new(EntryState::Unknown, Seq(0), View(0), 0));
+        entries[place].fill(Entry::lost());
     }
     Description::Owned {
         owner,
         entries,
         unknown_blocks,
     }
+}
+
+/// Whom the filled sectors name, else whom any names.
+fn owner_of(
+    sectors: &[(std::ops::Range<usize>, Owner, Vec<Entry>)],
+    filled: impl Fn(&[Entry]) -> bool,
+) -> Option<Owner> {
+    let first_filled = sectors.iter().find(|(_, _, found)| filled(found));
+    first_filled.or(sectors.first()).map(|(_, owner, _)| *owner)
 }
 
 fn decode_sector(

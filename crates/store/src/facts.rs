@@ -82,6 +82,7 @@ pub(crate) struct FactsState {
 }
 
 type Change = Box<dyn FnOnce(&mut FactsState)>;
+type QueuedChange = (Change, oneshot::Sender<Result<(), StoreError>>);
 
 /// The facts, and the queue of changes on their way to the disk.
 pub(crate) struct Facts {
@@ -91,7 +92,7 @@ pub(crate) struct Facts {
     slice_blocks: u32,
     durable: RefCell<FactsState>,
     sequence: Cell<u64>,
-    queue: RefCell<VecDeque<(Change, oneshot::Sender<Result<(), StoreError>>)>>,
+    queue: RefCell<VecDeque<QueuedChange>>,
     wake: Rc<Notify>,
 }
 
@@ -210,7 +211,7 @@ impl Facts {
         }
     }
 
-    async fn apply(&self, changes: Vec<(Change, oneshot::Sender<Result<(), StoreError>>)>) {
+    async fn apply(&self, changes: Vec<QueuedChange>) {
         let mut state = self.durable.borrow().clone();
         let mut replies = Vec::with_capacity(changes.len());
         for (change, reply) in changes {

@@ -41,6 +41,9 @@ pub(crate) struct Arrival {
     pub(crate) data: Bytes,
 }
 
+/// Blocks on their way into the home, by extent, each extent's ascending.
+pub(crate) type Arrivals = BTreeMap<(SliceKey, u32), Vec<Arrival>>;
+
 struct Extent {
     physical: u32,
     /// Empty until the first arrival: a reservation costs no memory.
@@ -135,8 +138,7 @@ impl Home {
         for key in twice {
             // Two extents claim one place: only damage does that, and neither can be believed.
             if let Some(extent) = map.extents.get_mut(&key) {
-                let unknown = Entry::new(EntryState::Unknown, Seq(0), View(0), 0);
-                extent.entries = vec![unknown; EXTENT_BLOCKS as usize];
+                extent.entries = vec![Entry::lost(); EXTENT_BLOCKS as usize];
                 scan.unknown_blocks += u64::from(EXTENT_BLOCKS);
             }
         }
@@ -207,11 +209,18 @@ impl Home {
                     map.unused_from - 1
                 }
             };
+            // It may take the place of one whose description is lost.
+            let lost = if self.has_unattributed() {
+                EXTENT_BLOCKS as usize
+            } else {
+                0
+            };
+            let entries = vec![Entry::lost(); lost];
             map.extents.insert(
                 key,
                 Extent {
                     physical,
-                    entries: Vec::new(),
+                    entries,
                     described: false,
                 },
             );
@@ -267,11 +276,7 @@ impl Home {
     /// Makes all arrivals durable, then visible. The caller holds the lock of the home's
     /// writers, has reserved the extents, and passes only arrivals that are not older than the
     /// entry they meet.
-    pub(crate) async fn install(
-        &self,
-        arrivals: &BTreeMap<(SliceKey, u32), Vec<Arrival>>,
-    ) -> Result<(), DiskError> {
-        let blank = vec![Entry::default(); EXTENT_BLOCKS as usize];
+    pub(crate) async fn install(&self, arrivals: &Arrivals) -> Result<(), DiskError> {
         let mut first = Vec::new();
         let mut writes = Vec::new();
         for ((slice, extent), blocks) in arrivals {
@@ -285,7 +290,15 @@ impl Home {
             };
             let offset = description_offset(found.physical);
             if !found.described {
-                first.push((offset, encode(self.identity, found.physical, owner, &blank)));
+                first.push((
+                    offset,
+                    encode(
+                        self.identity,
+                        found.physical,
+                        owner,
+                        &merged(&found.entries, &[]),
+                    ),
+                ));
             }
             let entries = merged(&found.entries, blocks);
             writes.push((

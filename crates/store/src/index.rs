@@ -111,6 +111,9 @@ pub(crate) struct Version {
     pub(crate) seq: Seq,
     pub(crate) view: View,
     pub(crate) content: Content,
+    /// Found in the journal by recovery. Such a version need not be newer than a home entry
+    /// that is lost: a relocated record or a late copy outlives what replaced it in the ring.
+    pub(crate) replayed: bool,
     copied: bool,
     lsn: u64,
 }
@@ -122,6 +125,7 @@ struct ZeroSpan {
     view: View,
     first: u32,
     end: u32,
+    replayed: bool,
     lsn: u64,
 }
 
@@ -145,6 +149,8 @@ pub(crate) struct SliceIndex {
     pub(crate) home_through: Seq,
     /// Truncations that have begun and not ended.
     pub(crate) truncations: u32,
+    /// What is inserted comes from recovery.
+    pub(crate) replaying: bool,
     stream: BTreeMap<Seq, Resident>,
     blocks: BTreeMap<u32, Vec<Version>>,
     zeroes: BTreeMap<u32, Vec<ZeroSpan>>,
@@ -196,6 +202,7 @@ impl SliceIndex {
                         seq: item.seq,
                         view: item.view,
                         content: item.content(index),
+                        replayed: self.replaying,
                         copied: !item.kind.is_stream(),
                         lsn,
                     };
@@ -213,11 +220,13 @@ impl SliceIndex {
                     let extent = first / EXTENT_BLOCKS;
                     let last = end.min((extent + 1) * EXTENT_BLOCKS);
                     let (seq, view) = (item.seq, item.view);
+                    let replayed = self.replaying;
                     let span = ZeroSpan {
                         seq,
                         view,
                         first,
                         end: last,
+                        replayed,
                         lsn,
                     };
                     self.zeroes.entry(extent).or_default().push(span);
@@ -325,14 +334,12 @@ impl SliceIndex {
             let first = resident.item.first_block;
             let mut visited = None;
             for block in first..first + resident.item.blocks {
-                if resident.item.kind == Kind::Write {
-                    if let Some(versions) = self.blocks.get_mut(&block) {
-                        take(versions, unpinned, |version| {
-                            version.seq == *seq && !version.copied
-                        });
-                        if versions.is_empty() {
-                            self.blocks.remove(&block);
-                        }
+                if let Some(versions) = self.blocks.get_mut(&block) {
+                    take(versions, unpinned, |version| {
+                        version.seq == *seq && !version.copied
+                    });
+                    if versions.is_empty() {
+                        self.blocks.remove(&block);
                     }
                 }
                 let extent = block / EXTENT_BLOCKS;
@@ -580,13 +587,13 @@ impl SliceIndex {
 
 impl ZeroSpan {
     fn version(&self) -> Version {
-        let (seq, view, lsn) = (self.seq, self.view, self.lsn);
         Version {
-            seq,
-            view,
+            seq: self.seq,
+            view: self.view,
             content: Content::Zero,
+            replayed: self.replayed,
             copied: false,
-            lsn,
+            lsn: self.lsn,
         }
     }
 }

@@ -34,6 +34,7 @@ mod record;
 mod recovery;
 mod scan;
 mod store;
+mod submission;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod transfer;

@@ -2,7 +2,7 @@
 //!
 //! | journal headers | facts | ring | decision |
 //! |---|---|---|---|
-//! | both zero, or never advanced | never written | no batch, home empty | make a new store: none was ever opened |
+//! | zero, or never advanced | never written | no batch, home empty | make a new store |
 //! | one readable | one readable | any | recover |
 //! | none readable | readable | any | refuse: the journal is lost |
 //! | readable | none readable | any | refuse: the promises are lost |
@@ -305,6 +305,7 @@ fn replay(
                 inner.home.reserve(&extents_of(item))?;
             }
             let index = slices.entry(item.slice).or_default();
+            index.replaying = true;
             let elsewhere = item.relocated && !index.holds(item.seq, item.view);
             pins += u64::from(if elsewhere {
                 index.insert_relocated(item, batch.lsn, &mut unpinned)
@@ -316,6 +317,7 @@ fn replay(
         inner.journal.pin(batch.lsn, pins);
     }
     for (key, index) in &mut slices {
+        index.replaying = false;
         index.reserved = index.durable;
         if state
             .slices

@@ -5,15 +5,17 @@
 //! because only one batch is written at a time, a later batch proves that the missing one had
 //! been complete.
 //!
-//! | case | found in place of the next batch | later batch? | decision |
+//! | case | in place of the next batch | later one? | decision |
 //! |---|---|---|---|
 //! | clean end | nothing of this lap | no | end |
 //! | stale lap | a batch of an earlier lap | no | end |
 //! | wrapped tail | the next batch, at the ring's start | - | follow |
-//! | torn head | a header whose bytes do not match, or whose data do not | no | cut: nobody was told it was durable |
-//! | damaged middle, data | an intact header, some data does not match | yes | keep what matches, the rest is unknown |
-//! | damaged middle, header | anything else | yes | a hole: what was in it is unknown; continue behind it |
+//! | torn head | a header or data that do not match | no | cut: it was not acknowledged |
+//! | damaged middle, data | an intact header, data that do not match | yes | unknown records |
+//! | damaged middle, header | anything else | yes | a hole; continue behind it |
 //! | ring full | the tail itself | - | end |
+//!
+//! Of a batch with damaged data everything that matches is kept; the rest is unknown.
 //!
 //! A data batch is followed by a small seal once the ring goes idle, so damage to the last
 //! acknowledged batch is a damaged middle and not a torn head.

@@ -281,6 +281,13 @@ impl MemoryDisk {
         }
     }
 
+    /// A number for a write; `None` after the machine has crashed.
+    fn ticket(&self) -> Option<u64> {
+        let mut machine = self.directory.machine.borrow_mut();
+        machine.next_ticket += 1;
+        (machine.life == self.life).then_some(machine.next_ticket)
+    }
+
     fn failure(&self, operation: &'static str, offset: u64) -> DiskError {
         let reason = "injected".to_owned();
         DiskError::Io {
@@ -331,14 +338,8 @@ impl Disk for MemoryDisk {
         self.check(offset, data.len());
         let disk = self.clone();
         async move {
-            let ticket = {
-                let mut machine = disk.directory.machine.borrow_mut();
-                if machine.life != disk.life {
-                    drop(machine);
-                    return std::future::pending().await;
-                }
-                machine.next_ticket += 1;
-                machine.next_ticket
+            let Some(ticket) = disk.ticket() else {
+                return std::future::pending().await;
             };
             let failing = disk.directory.with(&disk.name, |area| {
                 area.writes += 1;

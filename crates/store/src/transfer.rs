@@ -43,8 +43,12 @@ impl Inner {
             .and_then(|index| index.newest_effective(block));
         let home = self.home.entry(slice, block);
         let home = home.filter(|(_, entry)| entry.state() != EntryState::Never);
+        let certain = home.is_none_or(|(_, entry)| !entry.is_lost());
         match (journaled, home) {
-            (Some(version), home) if home.is_none_or(|(_, entry)| entry.seq() <= version.seq) => {
+            (Some(version), home)
+                if home.is_none_or(|(_, entry)| entry.seq() <= version.seq)
+                    && (certain || !version.replayed) =>
+            {
                 let source = match version.content {
                     Content::Data(data, _) => Source::Memory(data),
                     Content::Zero => Source::Zero,

@@ -160,5 +160,6 @@ impl Running<'_> {
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         self.owner.running.borrow_mut().remove(&self.operation);
+        self.owner.operation_ended.notify_waiters();
     }
 }

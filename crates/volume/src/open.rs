@@ -20,7 +20,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// its node counts as running: the initiator's timeouts are near.
 const REMOVE_AFTER: Duration = Duration::from_millis(3000);
 /// Records kept for a joining copy that does not keep up; beyond, it has to begin again.
-const JOINING_WINDOW_BYTES: usize = 64 << 20;
+const JOINING_WINDOW_BYTES: usize = 8 << 20;
 const PROPOSAL_LIMIT: Duration = Duration::from_millis(3000);
 
 impl Owner {

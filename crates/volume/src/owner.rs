@@ -99,7 +99,10 @@ pub struct Owner {
     /// Wakes the ticker: some copy owes an acknowledgement, or has to be told `stable`.
     pub(crate) busy: Notify,
     pub(crate) closing: Notify,
+    pub(crate) operation_ended: Notify,
     pub(crate) draining: Cell<bool>,
+    /// Streams set up so far: later ones have larger numbers, so that holders can tell.
+    sessions: Cell<u64>,
     pub(crate) waits_for: RefCell<String>,
     pub(crate) since: Instant,
     pub(crate) takeover_took: Cell<Option<Duration>>,
@@ -124,7 +127,9 @@ impl Owner {
             in_flight: Semaphore::new(IN_FLIGHT_KIB as usize),
             busy: Notify::new(),
             closing: Notify::new(),
+            operation_ended: Notify::new(),
             draining: Cell::new(false),
+            sessions: Cell::new(0),
             waits_for: RefCell::default(),
             takeover_took: Cell::new(None),
             resyncs: RefCell::default(),
@@ -165,6 +170,7 @@ impl Owner {
         self.running.borrow_mut().clear();
         self.in_flight.close();
         self.closing.notify_waiters();
+        self.operation_ended.notify_waiters();
         self.lease_granted.notify_waiters();
     }
 
@@ -180,14 +186,11 @@ impl Owner {
     pub async fn drain(&self) {
         self.draining.set(true);
         loop {
-            let closing = self.closing.notified();
+            let ended = self.operation_ended.notified();
             if self.phase.get() != Phase::Open || self.running.borrow().is_empty() {
                 break;
             }
-            self.context
-                .runtime
-                .timeout(Duration::from_millis(2), closing)
-                .await;
+            ended.await;
         }
         if self.phase.get() == Phase::Open {
             self.release_leases().await;
@@ -219,6 +222,12 @@ impl Owner {
             let closed = pin!(owner.closed());
             select(pin!(future), closed).await;
         });
+    }
+
+    /// The number of a stream about to be set up.
+    pub(crate) fn next_session(&self) -> u64 {
+        self.sessions.set(self.sessions.get() + 1);
+        self.sessions.get()
     }
 
     /// Resolves when the owner is closed.

@@ -177,7 +177,11 @@ impl Portal {
             return Ok(None);
         }
         let state = config.state();
-        state.volumes.get(&volume).map(|record| record.owner).ok_or(IoError::Gone)
+        state
+            .volumes
+            .get(&volume)
+            .map(|record| record.owner)
+            .ok_or(IoError::Gone)
     }
 
     /// Asks whoever owns the volume now; "not owner" if nobody does or can be reached.

@@ -78,7 +78,7 @@ impl Owner {
                     continue;
                 };
                 if copy.status == CopyStatus::Stale && !known {
-                    let session = self.context.runtime.random_u64() | 1;
+                    let session = self.next_session();
                     let (slice, node) = (index as u32, copy.node);
                     targets.push(Target {
                         slice,

@@ -233,7 +233,7 @@ impl Owner {
             .map(|(node, _)| {
                 let union = &union;
                 async move {
-                    let session = self.context.runtime.random_u64() | 1;
+                    let session = self.next_session();
                     let done = self
                         .reconcile_copy(slice, *node, stable, union, session)
                         .await;

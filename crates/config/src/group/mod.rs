@@ -165,6 +165,7 @@ impl<M: Machine> Group<M> {
         let network = Network {
             rpc: rpc.clone(),
             pulse: pulse.clone(),
+            store: store.clone(),
         };
         let raft = Raft::new(node, Arc::new(raft_config(timing)), network, store, shell)
             .await

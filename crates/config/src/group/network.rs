@@ -4,6 +4,12 @@
 //! A request to a peer without a link fails at once and makes openraft wait before the next
 //! ([`RaftNetwork::backoff`]); so does an answer that makes no sense, or none because the peer's
 //! group is stopping. Only a missed time limit is repeated without a pause, because it was one.
+//!
+//! Invariant: entries leave only in the name of the vote under which they were read. openraft
+//! 0.9 leaves the replication tasks of a deposed leader alive; one that wakes from its pause
+//! would read the entries of the *new* leader from the log and send them behind a previous entry
+//! of the old term, which the new leader may have replaced: a follower that knows only the old
+//! term would take them, and its log would no longer be a prefix of anybody's.
 
 use std::future::Future;
 use std::rc::{Rc, Weak};
@@ -28,6 +34,7 @@ use tokio::sync::watch;
 
 use super::election::{Verdict, judge};
 use super::pulse::Pulse;
+use super::store::Store;
 use super::types::{LogId, Machine, Raft, Snapshot, SnapshotMeta, Types, Vote};
 
 /// Version of the group's messages.
@@ -62,6 +69,8 @@ pub(super) enum Response {
     Probe(Verdict),
     /// The receiver's group has stopped.
     Stopped,
+    /// No leader sends such a request.
+    Malformed,
 }
 
 /// Why a peer could not be asked. What it has done meanwhile is unknown.
@@ -75,6 +84,8 @@ pub(super) enum PeerError {
     Stopped,
     #[error("this leader has lost its quorum and keeps silent")]
     CutOff,
+    #[error("this node does not lead by that vote any more")]
+    Deposed,
 }
 
 /// Sends a request and decodes its answer.
@@ -88,7 +99,7 @@ pub(super) async fn ask<M: Machine>(
     let frame = Frame::with_payload(encode(request), payload);
     let answer = rpc.call(target, Service::Raft, frame, limit).await?;
     match decode(&answer.header) {
-        None => Err(PeerError::Malformed),
+        None | Some(Response::Malformed) => Err(PeerError::Malformed),
         Some(Response::Stopped) => Err(PeerError::Stopped),
         Some(response) => Ok(response),
     }
@@ -110,25 +121,29 @@ pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
 }
 
 /// Makes clients for peers.
-pub(super) struct Network {
+pub(super) struct Network<M: Machine> {
     pub(super) rpc: Rc<Rpc>,
     pub(super) pulse: Rc<Pulse>,
+    pub(super) store: Store<M>,
 }
 
 /// Sends Raft's requests to one peer.
-pub(super) struct Client {
+pub(super) struct Client<M: Machine> {
     rpc: Rc<Rpc>,
     pulse: Rc<Pulse>,
+    store: Store<M>,
     target: NodeId,
 }
 
-impl<M: Machine> RaftNetworkFactory<Types<M>> for Network {
-    type Network = Client;
+impl<M: Machine> RaftNetworkFactory<Types<M>> for Network<M> {
+    type Network = Client<M>;
 
-    async fn new_client(&mut self, target: NodeId, _node: &EmptyNode) -> Client {
+    async fn new_client(&mut self, target: NodeId, _node: &EmptyNode) -> Client<M> {
+        let (rpc, pulse) = (self.rpc.clone(), self.pulse.clone());
         Client {
-            rpc: self.rpc.clone(),
-            pulse: self.pulse.clone(),
+            rpc,
+            pulse,
+            store: self.store.clone(),
             target,
         }
     }
@@ -136,14 +151,33 @@ impl<M: Machine> RaftNetworkFactory<Types<M>> for Network {
 
 type AnyRpcError = RPCError<NodeId, EmptyNode, RaftError<NodeId>>;
 
-impl Client {
+impl<M: Machine> Client<M> {
+    /// Whether this node may speak as the leader that `vote` made it. The entries of a request
+    /// were read in this same poll, and the store saves a vote before it changes the log for it:
+    /// so a stored vote that is still this leader's proves that the entries are.
+    fn check_leading(&self, vote: &Vote) -> Result<(), PeerError> {
+        if self
+            .store
+            .vote()
+            .is_none_or(|stored| stored.leader_id() != vote.leader_id())
+        {
+            return Err(PeerError::Deposed);
+        }
+        if self.pulse.may_speak_to(self.target) {
+            Ok(())
+        } else {
+            Err(PeerError::CutOff)
+        }
+    }
+
     fn rpc_error(&self, action: RPCTypes, limit: Duration, error: PeerError) -> AnyRpcError {
         match error {
             PeerError::Rpc(RpcError::TimedOut) => RPCError::Timeout(self.timed_out(action, limit)),
             PeerError::Rpc(RpcError::LinkDown)
             | PeerError::Malformed
             | PeerError::Stopped
-            | PeerError::CutOff => RPCError::Unreachable(Unreachable::new(&error)),
+            | PeerError::CutOff
+            | PeerError::Deposed => RPCError::Unreachable(Unreachable::new(&error)),
         }
     }
 
@@ -157,7 +191,7 @@ impl Client {
     }
 }
 
-impl<M: Machine> RaftNetwork<Types<M>> for Client {
+impl<M: Machine> RaftNetwork<Types<M>> for Client<M> {
     async fn append_entries(
         &mut self,
         rpc: AppendEntriesRequest<Types<M>>,
@@ -165,8 +199,8 @@ impl<M: Machine> RaftNetwork<Types<M>> for Client {
     ) -> Result<AppendEntriesResponse<NodeId>, AnyRpcError> {
         let limit = option.hard_ttl();
         let action = RPCTypes::AppendEntries;
-        if !self.pulse.may_speak_to(self.target) {
-            return Err(self.rpc_error(action, limit, PeerError::CutOff));
+        if let Err(error) = self.check_leading(&rpc.vote) {
+            return Err(self.rpc_error(action, limit, error));
         }
         let request = Request::<M>::Append(rpc);
         match ask(&self.rpc, self.target, &request, Bytes::new(), limit).await {
@@ -198,6 +232,9 @@ impl<M: Machine> RaftNetwork<Types<M>> for Client {
         option: RPCOption,
     ) -> Result<SnapshotResponse<NodeId>, StreamingError<Types<M>, Fatal<NodeId>>> {
         let limit = option.hard_ttl();
+        if let Err(error) = self.check_leading(&vote) {
+            return Err(Unreachable::new(&error).into());
+        }
         let request = Request::<M>::Snapshot {
             vote,
             meta: snapshot.meta,
@@ -264,6 +301,15 @@ impl<M: Machine> Server<M> {
     async fn answer(&self, from: NodeId, request: Request<M>, payload: Bytes) -> Response {
         match request {
             Request::Append(request) => {
+                let leader = request.vote.leader_id();
+                if request
+                    .entries
+                    .iter()
+                    .any(|entry| entry.log_id.leader_id > *leader)
+                {
+                    tracing::error!(%from, vote = %request.vote, "refused a later leader's entries");
+                    return Response::Malformed;
+                }
                 self.hear(&request.vote);
                 match self.raft.append_entries(request).await {
                     Ok(response) => {

@@ -137,6 +137,11 @@ impl<M: Machine> Store<M> {
         }))
     }
 
+    /// The durable vote.
+    pub(super) fn vote(&self) -> Option<Vote> {
+        self.inner.memory.borrow().vote
+    }
+
     /// Bytes of all entries in the log.
     pub(super) fn log_bytes(&self) -> usize {
         self.inner.memory.borrow().entries_bytes
@@ -178,7 +183,6 @@ impl<M: Machine> Store<M> {
 
     /// Makes a step durable, then applies it to memory.
     async fn step(&self, step: Step<M>) -> Result<(), AreaError> {
-        match &step { Step::Vote(v) => eprintln!("DBGS {:p} vote {v}", self.inner), Step::Append(e) => eprintln!("DBGS {:p} append {}..{} vote {:?}", self.inner, e[0].log_id, e.last().unwrap().log_id, self.inner.memory.borrow().vote.map(|v| v.to_string())), Step::Truncate(i) => eprintln!("DBGS {:p} trunc {i}", self.inner), Step::Purge(i) => eprintln!("DBGS {:p} purge {i}", self.inner) }
         let mut area = self.inner.writer.lock().await;
         let committed = self.inner.memory.borrow().committed;
         let record = Record { committed, step };
@@ -258,7 +262,6 @@ impl<M: Machine> Memory<M> {
         let led_by = memory.last_log_id().map(|last| *last.committed_leader_id());
         let known = memory.last_log_id().max(memory.snapshot_last());
         if led_by > Some(*voted.leader_id()) || memory.committed > known {
-            eprintln!("DBG {voted:?} led {led_by:?} committed {:?} last {:?} purged {:?} snap {:?}", memory.committed, memory.last_log_id(), memory.purged, memory.snapshot_last());
             return Err(contradiction);
         }
         Ok(memory)

@@ -153,7 +153,7 @@ impl Session {
                     data_out.bytes(),
                 ),
                 None => {
-                    let completion = front.check_condition(Sense::INVALID_INFORMATION_UNIT);
+                    let completion = front.check_condition(mismatch(data_out));
                     (Plan::Refuse(completion), 0, data_out.bytes())
                 }
             },
@@ -201,7 +201,7 @@ impl Session {
         Ok(())
     }
 
-    pub(super) fn data_out(&mut self, pdu: Pdu) -> Result<(), SessionError> {
+    pub(super) fn data_out(&mut self, pdu: Pdu, front: &dyn Front) -> Result<(), SessionError> {
         let tag = pdu.task_tag();
         let Some(id) = self.by_tag.get(&tag).copied() else {
             self.hold_data(pdu);
@@ -210,15 +210,26 @@ impl Session {
         let Some(task) = self.tasks.get_mut(&id) else {
             return Ok(());
         };
-        match &mut task.stage {
-            Stage::Collecting { transfer, .. } => transfer.take(&pdu)?,
-            // The command has all that it asked for.
-            Stage::Queued { .. } | Stage::Executing => {
-                return Err(SessionError::Transfer(super::TransferError::Unexpected));
-            }
+        let taken = match &mut task.stage {
+            Stage::Collecting { transfer, .. } => transfer.take(&pdu),
+            Stage::Queued { .. } | Stage::Executing => return Err(SessionError::DataAfterEnd),
+        };
+        match taken {
+            Ok(()) => self.advance(id),
+            // What follows for this tag is dropped, as for every unknown one.
+            Err(error) => self.refuse(id, front.check_condition(error.sense())),
         }
-        self.advance(id);
         Ok(())
+    }
+
+    /// Answers a command that the device never had.
+    fn refuse(&mut self, id: TaskId, completion: Completion) {
+        let Some(task) = self.remove_task(id) else {
+            return;
+        };
+        self.respond(task.announced, task.wanted_bytes, task.bursts, completion);
+        self.schedule();
+        self.ask_waiting();
     }
 
     /// Data for a command that waits for its turn is kept with it; data for a command that is
@@ -300,14 +311,7 @@ impl Session {
         };
         task.bursts = transfer.bursts();
         match plan {
-            Plan::Refuse(completion) => {
-                let Some(task) = self.remove_task(id) else {
-                    return;
-                };
-                self.respond(task.announced, task.wanted_bytes, task.bursts, completion);
-                self.schedule();
-                self.ask_waiting();
-            }
+            Plan::Refuse(completion) => self.refuse(id, completion),
             Plan::Run {
                 command,
                 data_in_bytes,
@@ -484,6 +488,15 @@ impl Session {
             offset += length;
         }
         number
+    }
+}
+
+/// What a command fails with if the announced data does not fit it.
+fn mismatch(data_out: DataOut) -> Sense {
+    match data_out {
+        DataOut::None | DataOut::Blocks { .. } => Sense::INVALID_INFORMATION_UNIT,
+        // The length in the CDB is as much at fault as the announced one.
+        DataOut::Exact { .. } => Sense::INVALID_FIELD_IN_CDB,
     }
 }
 

@@ -43,9 +43,9 @@ pub type TaskId = u64;
 /// Why a session ends at once; its commands are drained and nothing more is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum SessionError {
-    /// Data-Out PDUs that break the order; recovery level 0 knows no other answer.
-    #[error("write data: {0}")]
-    Transfer(#[from] TransferError),
+    /// Write data for a command that has all its data.
+    #[error("write data after its end")]
+    DataAfterEnd,
     /// A command with data that was not negotiated.
     #[error("unsolicited data that was not negotiated")]
     UnsolicitedData,
@@ -190,7 +190,7 @@ impl Session {
             None => self.reject(RejectReason::CommandNotSupported, &pdu),
             Some(InitiatorOpcode::Login) => return Err(SessionError::Login),
             Some(InitiatorOpcode::Snack) => self.reject(RejectReason::Snack, &pdu),
-            Some(InitiatorOpcode::DataOut) => return self.data_out(pdu),
+            Some(InitiatorOpcode::DataOut) => return self.data_out(pdu, front),
             Some(
                 InitiatorOpcode::NopOut
                 | InitiatorOpcode::ScsiCommand
@@ -259,7 +259,8 @@ impl Session {
         match InitiatorOpcode::from_code(pdu.opcode()) {
             Some(InitiatorOpcode::ScsiCommand) => {
                 self.scsi_command(pdu, front)?;
-                data.into_iter().try_for_each(|pdu| self.data_out(pdu))?;
+                data.into_iter()
+                    .try_for_each(|pdu| self.data_out(pdu, front))?;
             }
             Some(InitiatorOpcode::NopOut) => self.nop_out(&pdu),
             Some(InitiatorOpcode::TaskManagement) => self.task_management(&pdu),

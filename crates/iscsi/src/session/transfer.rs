@@ -3,11 +3,13 @@
 //! one burst at a time (MaxOutstandingR2T is 1), so what has arrived is always a prefix.
 
 use bytes::{Bytes, BytesMut};
+use holdfast_scsi::Sense;
 use thiserror::Error;
 
 use crate::pdu::{FINAL, Pdu, RESERVED_TAG};
 
-/// Why a Data-Out does not fit. At error recovery level 0 the connection is closed.
+/// Why a Data-Out does not fit. The command fails with [`TransferError::sense`] and nothing of it
+/// reaches the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum TransferError {
     /// No data is expected, or for another transfer tag.
@@ -28,6 +30,18 @@ pub enum TransferError {
     /// All the data came without the final bit.
     #[error("the last data does not say that it is final")]
     NotFinal,
+}
+
+impl TransferError {
+    /// The sense data that the command fails with (RFC 7143 11.4.7.2, SPC-4 annex D).
+    pub const fn sense(self) -> Sense {
+        match self {
+            Self::Unexpected | Self::TooMuch => Sense::UNEXPECTED_UNSOLICITED,
+            Self::TooLittle => Sense::NOT_ENOUGH_UNSOLICITED,
+            Self::Offset => Sense::DATA_OFFSET_ERROR,
+            Self::Number | Self::NotFinal => Sense::DATA_PHASE_ERROR,
+        }
+    }
 }
 
 #[derive(Debug)]

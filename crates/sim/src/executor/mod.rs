@@ -111,6 +111,7 @@ pub struct Executor {
     ready: ReadyQueue,
     now_ns: Cell<u64>,
     polls: Cell<u64>,
+    polled: Cell<ProcessId>,
     random: Random,
     trace: Rc<Trace>,
     limits: Limits,
@@ -156,6 +157,7 @@ enum Next {
     Poll {
         body: Body,
         runtime: Option<Runtime>,
+        process: ProcessId,
         label: u64,
     },
 }
@@ -168,6 +170,7 @@ impl Executor {
             ready: ReadyQueue::default(),
             now_ns: Cell::new(0),
             polls: Cell::new(0),
+            polled: Cell::new(SUPERVISOR),
             random,
             trace,
             limits,
@@ -190,6 +193,15 @@ impl Executor {
     /// Where this run's events are recorded.
     pub fn trace(&self) -> &Rc<Trace> {
         &self.trace
+    }
+
+    /// The process whose task was polled last, in words.
+    pub(crate) fn polled_process(&self) -> String {
+        self.state
+            .borrow_mut()
+            .process(self.polled.get())
+            .label
+            .clone()
     }
 
     /// A new running process without tasks.
@@ -412,8 +424,10 @@ impl Executor {
             Next::Poll {
                 mut body,
                 runtime,
+                process,
                 label,
             } => {
+                self.polled.set(process);
                 let _entered = runtime.map(ambient::enter);
                 self.polls.set(self.polls.get() + 1);
                 self.trace.record(self.now_ns(), Step::Poll, key, label);
@@ -472,6 +486,7 @@ impl Executor {
         Next::Poll {
             body,
             runtime,
+            process: id,
             label,
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::runner::Scenario;
 
+pub mod cluster;
 pub mod ping_pong;
 
 /// The scenario of this name.
@@ -10,4 +11,4 @@ pub fn named(name: &str) -> Option<&'static dyn Scenario> {
 }
 
 /// Every scenario.
-pub const ALL: &[&dyn Scenario] = &[&ping_pong::PingPong];
+pub const ALL: &[&dyn Scenario] = &[&cluster::Cluster, &ping_pong::PingPong];

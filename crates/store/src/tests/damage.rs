@@ -424,6 +424,16 @@ fn an_extent_without_a_readable_owner_makes_absence_unknown_everywhere() {
         store.append(vec![write(2, 5, 2)]).await.unwrap();
         store.set_stable(SLICE, Seq(2));
         assert_eq!(store.read(SLICE, 5, 1).await.unwrap(), block(2));
+        assert!(
+            store.read(SLICE, 6, 1).await.is_err(),
+            "the new extent is no proof of absence"
+        );
+        store.flush().await.unwrap();
+        drop(store);
+        directory.kill();
+        let (store, _) = open(&runtime, &directory).await;
+        assert_eq!(store.read(SLICE, 5, 1).await.unwrap(), block(2));
+        assert!(store.read(SLICE, 6, 1).await.is_err());
     });
 }
 

@@ -91,6 +91,11 @@ impl Checker {
         self.operations
     }
 
+    /// Every block that an operation has touched, in ascending order.
+    pub fn addresses(&self) -> Vec<BlockAddress> {
+        self.blocks.keys().copied().collect()
+    }
+
     /// A client begins to write `value`, unique in the run unless it is zero.
     pub fn begin_write(
         &mut self,

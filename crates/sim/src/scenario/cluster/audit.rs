@@ -1,0 +1,346 @@
+//! What is checked besides the clients' results: while the cluster runs, and once it is quiet.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use holdfast_config::state::{ClusterState, CopyStatus};
+use holdfast_runtime::NodeId;
+use holdfast_wire::SliceKey;
+
+use super::client::{Ended, Range, Workload};
+use super::shape::REGION_BLOCKS;
+use crate::oracle::cluster::{MemoryBound, Ownership, Progress, compare_copies};
+use crate::oracle::content::BLOCK_BYTES;
+use crate::report::Failure;
+use crate::trace::{Timestamp, digest};
+
+const SAMPLE_EVERY: Duration = Duration::from_millis(100);
+/// From the end of all faults to the first served operation.
+const SERVICE_BOUND: Duration = Duration::from_secs(25);
+/// From the end of all faults to full redundancy.
+const REDUNDANCY_BOUND: Duration = Duration::from_secs(60);
+/// The client number of the auditor in reports.
+const AUDITOR: u64 = 99;
+
+/// Watches the cluster from outside.
+pub(super) struct Audit {
+    workload: Rc<Workload>,
+    ownership: RefCell<Ownership>,
+    memory: RefCell<MemoryBound>,
+    /// Digest of the config state by applied index: the same on every node.
+    states: RefCell<BTreeMap<u64, u64>>,
+    seen: RefCell<BTreeMap<NodeId, u64>>,
+}
+
+impl Audit {
+    pub(super) fn new(workload: Rc<Workload>) -> Rc<Self> {
+        let bound = workload.nodes.shape.journal_bytes;
+        Rc::new(Self {
+            workload,
+            ownership: RefCell::default(),
+            memory: RefCell::new(MemoryBound::new(bound)),
+            states: RefCell::default(),
+            seen: RefCell::default(),
+        })
+    }
+
+    /// Samples all nodes for ever.
+    pub(super) async fn keep_sampling(self: Rc<Self>) {
+        loop {
+            self.workload
+                .nodes
+                .simulation
+                .runtime()
+                .sleep(SAMPLE_EVERY)
+                .await;
+            for id in &self.workload.nodes.shape.nodes {
+                if let Err(failure) = self.sample(*id) {
+                    self.workload.object(failure);
+                }
+            }
+        }
+    }
+
+    /// Owners seen so far.
+    pub(super) fn views(&self) -> u64 {
+        self.ownership.borrow().views() as u64
+    }
+
+    fn sample(&self, id: NodeId) -> Result<(), Failure> {
+        let Some((incarnation, node)) = self.workload.nodes.get(id) else {
+            return Ok(());
+        };
+        let report = node.report();
+        for owner in report.owners.iter().filter(|owner| owner.open) {
+            self.ownership
+                .borrow_mut()
+                .acted(owner.volume.0, owner.view.0, id, incarnation)
+                .map_err(|error| Failure::oracle("ownership", error))?;
+        }
+        self.memory
+            .borrow_mut()
+            .holds(id, "journal", report.usage.journal_used_bytes)
+            .map_err(|error| Failure::oracle("memory", error))?;
+        let index = *node.watch().borrow();
+        if self.seen.borrow_mut().insert(id, index) == Some(index) {
+            return Ok(());
+        }
+        let state = node.state();
+        state.check();
+        let digest = digest(format!("{state:?}").as_bytes());
+        let agreed = *self.states.borrow_mut().entry(index).or_insert(digest);
+        if agreed != digest {
+            let what = format!("node {id} has another state than others at index {index}");
+            return Err(Failure::oracle("config agreement", what));
+        }
+        Ok(())
+    }
+
+    /// After healing: service, then full redundancy, then every written block is read back
+    /// through two nodes, then all copies are compared.
+    pub(super) async fn after_healing(&self) -> Result<(), Failure> {
+        self.expect_service().await?;
+        self.expect_redundancy().await?;
+        self.read_back().await?;
+        self.compare_all().await?;
+        self.workload.verdict()
+    }
+
+    async fn expect_service(&self) -> Result<(), Failure> {
+        let workload = &self.workload;
+        let simulation = &workload.nodes.simulation;
+        let healed_ns = simulation.now_ns();
+        let mut progress = Progress::new(SERVICE_BOUND);
+        progress.healed(healed_ns);
+        for volume in 0..workload.volumes.len() {
+            let first = workload.nodes.shape.volumes[volume].regions[0];
+            let range = Range {
+                volume,
+                first,
+                blocks: 1,
+            };
+            let number = workload.volumes[volume].0;
+            let deadline = simulation.runtime().now() + SERVICE_BOUND;
+            while simulation.runtime().now() < deadline {
+                workload.verdict()?;
+                let node = self.any_node(volume as u64);
+                let limit = Duration::from_secs(5);
+                let written = workload.write(AUDITOR, node, range, limit, false).await;
+                let read = workload.read(AUDITOR, node, range, limit).await;
+                let honest = [Ended::Served, Ended::Damaged];
+                if honest.contains(&written) && honest.contains(&read) {
+                    progress.succeeded(simulation.now_ns(), number);
+                    break;
+                }
+                simulation.runtime().sleep(Duration::from_millis(50)).await;
+            }
+            progress.judge(number).map_err(|error| {
+                Failure::oracle("progress", format!("{error}; {}", self.explain()))
+            })?;
+        }
+        Ok(())
+    }
+
+    async fn expect_redundancy(&self) -> Result<(), Failure> {
+        let simulation = &self.workload.nodes.simulation;
+        let begin_ns = simulation.now_ns();
+        let deadline = simulation.runtime().now() + REDUNDANCY_BOUND;
+        while !self.is_redundant() {
+            self.workload.verdict()?;
+            if simulation.runtime().now() >= deadline {
+                let since = Timestamp(begin_ns);
+                let what = format!("copies missing since {since} s; {}", self.explain());
+                return Err(Failure::oracle("redundancy", what));
+            }
+            simulation.runtime().sleep(Duration::from_millis(100)).await;
+        }
+        Ok(())
+    }
+
+    fn is_redundant(&self) -> bool {
+        let Some(state) = self.newest_state() else {
+            return false;
+        };
+        let nodes = &self.workload.nodes;
+        let healthy = |id: NodeId| Some(id) != nodes.shape.victim;
+        nodes
+            .shape
+            .nodes
+            .iter()
+            .all(|id| !healthy(*id) || nodes.is_registered(*id))
+            && state.volumes.values().all(|volume| {
+                volume.open
+                    && volume
+                        .slices
+                        .iter()
+                        .flat_map(|slice| &slice.copies)
+                        .all(|copy| copy.status == CopyStatus::InSync || !healthy(copy.node))
+            })
+    }
+
+    async fn read_back(&self) -> Result<(), Failure> {
+        let workload = &self.workload;
+        let nodes = &workload.nodes;
+        for volume in 0..workload.volumes.len() {
+            for first in nodes.shape.volumes[volume].regions.clone() {
+                for turn in 0..2 {
+                    self.read_region(
+                        Range {
+                            volume,
+                            first,
+                            blocks: REGION_BLOCKS,
+                        },
+                        turn,
+                    )
+                    .await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn read_region(&self, range: Range, turn: u64) -> Result<(), Failure> {
+        let workload = &self.workload;
+        let simulation = &workload.nodes.simulation;
+        for attempt in 0..40 {
+            let node = self.any_node(turn + range.first + attempt);
+            let limit = Duration::from_secs(5);
+            let ended = workload.read(AUDITOR, node, range, limit).await;
+            workload.verdict()?;
+            match ended {
+                Ended::Served => return Ok(()),
+                Ended::Damaged if range.blocks > 1 => {
+                    // One damaged block must not hide the others.
+                    for block in range.first..range.first + range.blocks {
+                        let single = Range {
+                            first: block,
+                            blocks: 1,
+                            ..range
+                        };
+                        Box::pin(self.read_region(single, turn)).await?;
+                    }
+                    return Ok(());
+                }
+                Ended::Damaged => return Ok(()),
+                Ended::NotServed => {
+                    simulation.runtime().sleep(Duration::from_millis(250)).await;
+                }
+            }
+        }
+        let what = format!("{range:?} cannot be read back; {}", self.explain());
+        Err(Failure::oracle("durability", what))
+    }
+
+    async fn compare_all(&self) -> Result<(), Failure> {
+        let simulation = &self.workload.nodes.simulation;
+        let mut last = Ok(());
+        // The newest stable points reach the copies a little after the acknowledgements.
+        for _ in 0..40 {
+            last = self.compare_now().await;
+            if last.is_ok() {
+                break;
+            }
+            simulation.runtime().sleep(Duration::from_millis(250)).await;
+        }
+        last
+    }
+
+    async fn compare_now(&self) -> Result<(), Failure> {
+        let nodes = &self.workload.nodes;
+        let Some(state) = self.newest_state() else {
+            return Ok(());
+        };
+        for (volume, record) in &state.volumes {
+            let blocks = (record.slice_bytes / BLOCK_BYTES as u64) as u32;
+            for (index, slice) in record.slices.iter().enumerate() {
+                let key = SliceKey {
+                    volume: volume.0,
+                    slice: index as u32,
+                };
+                let mut copies = Vec::new();
+                for id in slice.in_sync().filter(|id| Some(*id) != nodes.shape.victim) {
+                    let Some((_, node)) = nodes.get(id) else {
+                        continue;
+                    };
+                    let store = node.context().store.clone();
+                    drop(node);
+                    let digests = nodes.simulation.call(id, "auditor", async move {
+                        let data = store.read(key, 0, blocks).await.ok()?;
+                        let digests = data
+                            .chunks_exact(BLOCK_BYTES)
+                            .map(|block| Some(digest(block)));
+                        Some(digests.collect::<Vec<_>>())
+                    });
+                    let digests = digests.await.ok().flatten();
+                    copies.push((id, digests.unwrap_or_else(|| vec![None; blocks as usize])));
+                }
+                let what = format!("slice {index} of volume {volume}");
+                compare_copies(&what, &copies)
+                    .map_err(|error| Failure::oracle("identical replicas", error))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn any_node(&self, turn: u64) -> NodeId {
+        let nodes = &self.workload.nodes.shape.nodes;
+        nodes[(turn % nodes.len() as u64) as usize]
+    }
+
+    fn newest_state(&self) -> Option<Rc<ClusterState>> {
+        let nodes = &self.workload.nodes;
+        let started = nodes.shape.nodes.iter().filter_map(|id| nodes.get(*id));
+        let newest = started.max_by_key(|(_, node)| *node.watch().borrow());
+        newest.map(|(_, node)| node.state())
+    }
+
+    /// Who waits for what, for the report of a failure.
+    fn explain(&self) -> String {
+        let nodes = &self.workload.nodes;
+        let mut words = Vec::new();
+        for id in &nodes.shape.nodes {
+            let Some((_, node)) = nodes.get(*id) else {
+                words.push(format!("node {id} has not started"));
+                continue;
+            };
+            let report = node.report();
+            let index = *node.watch().borrow();
+            let (registered, leader) = (report.registered, report.leader);
+            words.push(format!(
+                "node {id}: {registered}, leader {leader:?}, applied {index}"
+            ));
+            for owner in &report.owners {
+                let resyncs: Vec<String> = owner
+                    .resyncs
+                    .iter()
+                    .map(|resync| format!("{}@{} {}", resync.slice, resync.node, resync.blocks))
+                    .collect();
+                words.push(format!(
+                    "owns {} in view {}, open {}, waits for {:?}, resyncs {resyncs:?}",
+                    owner.volume, owner.view, owner.open, owner.waits_for
+                ));
+            }
+        }
+        if let Some(state) = self.newest_state() {
+            for (id, volume) in &state.volumes {
+                let stale: Vec<String> = volume
+                    .slices
+                    .iter()
+                    .enumerate()
+                    .flat_map(|(index, slice)| slice.copies.iter().map(move |copy| (index, copy)))
+                    .filter(|(_, copy)| copy.status == CopyStatus::Stale)
+                    .map(|(index, copy)| format!("{index}@{}", copy.node))
+                    .collect();
+                words.push(format!(
+                    "volume {id}: owner {:?}, view {}, open {}, stale {stale:?}",
+                    volume.owner.map(|owner| owner.node),
+                    volume.view,
+                    volume.open
+                ));
+            }
+        }
+        words.join("; ")
+    }
+}

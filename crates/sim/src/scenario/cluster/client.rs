@@ -1,0 +1,341 @@
+//! Clients: they read, write and zero through any node's portal, and report to the checker.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use holdfast_node::{IoError, Operation};
+use holdfast_runtime::NodeId;
+use holdfast_wire::VolumeId;
+
+use super::node::{NoAnswer, Nodes};
+use super::shape::REGION_BLOCKS;
+use crate::faults::FaultClass;
+use crate::oracle::content::{self, BLOCK_BYTES, BlockAddress, Value};
+use crate::oracle::linearizability::{Checker, Ticket, Violation};
+use crate::random::Random;
+use crate::report::Failure;
+use crate::trace::Step;
+
+/// What all clients share.
+pub(super) struct Workload {
+    pub(super) nodes: Rc<Nodes>,
+    pub(super) volumes: Vec<VolumeId>,
+    pub(super) checker: RefCell<Checker>,
+    pub(super) objection: RefCell<Option<Failure>>,
+    next_value: Cell<u64>,
+    pub(super) counts: Counts,
+}
+
+/// How operations ended.
+#[derive(Default)]
+pub(super) struct Counts {
+    pub(super) reads: Cell<u64>,
+    pub(super) writes: Cell<u64>,
+    pub(super) unknown: Cell<u64>,
+    pub(super) failed: Cell<u64>,
+    pub(super) damaged: Cell<u64>,
+}
+
+/// A range of blocks of one volume.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Range {
+    /// Index into the volumes.
+    pub(super) volume: usize,
+    pub(super) first: u64,
+    pub(super) blocks: u64,
+}
+
+/// How an operation ended, for those who wait for service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    Served,
+    /// An honest error because of damage at rest.
+    Damaged,
+    NotServed,
+}
+
+/// An initiator's own limit: some give up before the portal does.
+const LIMITS: [Duration; 3] = [
+    Duration::from_secs(3),
+    Duration::from_secs(10),
+    Duration::from_secs(40),
+];
+
+impl Workload {
+    pub(super) fn new(nodes: Rc<Nodes>, volumes: Vec<VolumeId>) -> Rc<Self> {
+        Rc::new(Self {
+            nodes,
+            volumes,
+            checker: RefCell::default(),
+            objection: RefCell::default(),
+            next_value: Cell::new(1),
+            counts: Counts::default(),
+        })
+    }
+
+    /// One client's life until `stop`.
+    pub(super) async fn client(self: Rc<Self>, client: u64, stop: Rc<Cell<bool>>) {
+        let simulation = self.nodes.simulation.clone();
+        let random = simulation.random(&format!("client {client}"));
+        let think = self.nodes.shape.think;
+        // Most initiators stay with one portal for a while.
+        let mut portal = None;
+        while !stop.get() && self.objection.borrow().is_none() {
+            simulation
+                .runtime()
+                .sleep(random.duration(Duration::ZERO, think))
+                .await;
+            if portal.is_none() || random.chance(100_000) {
+                portal = random.pick(&self.nodes.with_process()).copied();
+            }
+            let Some(node) = portal else { continue };
+            let range = self.draw_range(&random);
+            let limit = LIMITS[random.below(LIMITS.len() as u64) as usize];
+            let ended = match random.below(20) {
+                0..9 => self.read(client, node, range, limit).await,
+                9..18 => self.write(client, node, range, limit, false).await,
+                _ => self.write(client, node, range, limit, true).await,
+            };
+            if ended != Ended::Served {
+                portal = None;
+            }
+        }
+    }
+
+    fn draw_range(&self, random: &Random) -> Range {
+        let volume = random.below(self.volumes.len() as u64) as usize;
+        let regions = &self.nodes.shape.volumes[volume].regions;
+        let region = random.pick(regions).copied().unwrap_or(0);
+        // Half of all operations meet on the first few blocks.
+        let hot = random.chance(500_000);
+        let skipped = random.below(if hot { 3 } else { REGION_BLOCKS });
+        let most = (REGION_BLOCKS - skipped).min([1, 2, 8, 16][random.below(4) as usize]);
+        Range {
+            volume,
+            first: region + skipped,
+            blocks: random.between(1, most),
+        }
+    }
+
+    /// Reads a range and has every block judged.
+    pub(super) async fn read(
+        &self,
+        client: u64,
+        node: NodeId,
+        range: Range,
+        limit: Duration,
+    ) -> Ended {
+        let simulation = &self.nodes.simulation;
+        let volume = self.volumes[range.volume];
+        let begin_ns = simulation.now_ns();
+        let tickets: Vec<Ticket> = self
+            .addresses(range)
+            .map(|address| {
+                self.checker
+                    .borrow_mut()
+                    .begin_read(begin_ns, client, address)
+            })
+            .collect();
+        self.say(client, || {
+            format!("client {client} reads {range:?} through node {node}")
+        });
+        let answer = self
+            .nodes
+            .run(node, volume, bytes_of(range), Operation::Read, limit)
+            .await;
+        self.say(client, || {
+            let words = answer
+                .as_ref()
+                .map(|answer| answer.as_ref().map(Bytes::len));
+            format!("client {client} reads {range:?}: {words:?}")
+        });
+        let now_ns = simulation.now_ns();
+        let failed = |tickets: Vec<Ticket>, ended| {
+            for ticket in tickets {
+                self.judge(self.checker.borrow_mut().failed(now_ns, ticket));
+            }
+            self.counts.failed.set(self.counts.failed.get() + 1);
+            ended
+        };
+        let data = match answer {
+            Ok(Ok(data)) => data,
+            Ok(Err(error)) => return failed(tickets, self.ended_by(error)),
+            Err(NoAnswer::NotThere | NoAnswer::Open) => return failed(tickets, Ended::NotServed),
+        };
+        if data.len() as u64 != range.blocks * BLOCK_BYTES as u64 {
+            let what = format!("a read of {range:?} returned {} bytes", data.len());
+            self.object(Failure::oracle("length", what));
+            return Ended::Served;
+        }
+        for ((block, address), ticket) in data
+            .chunks_exact(BLOCK_BYTES)
+            .zip(self.addresses(range))
+            .zip(tickets)
+        {
+            match content::decode(block, address) {
+                Ok(value) => {
+                    self.judge(self.checker.borrow_mut().returned(now_ns, ticket, value));
+                }
+                Err(garbage) => {
+                    let (number, volume) = (address.block, address.volume);
+                    let what = format!("block {number} of volume {volume} reads as {garbage}");
+                    self.object(Failure::oracle("contents", what));
+                    self.judge(self.checker.borrow_mut().failed(now_ns, ticket));
+                }
+            }
+        }
+        self.counts.reads.set(self.counts.reads.get() + 1);
+        Ended::Served
+    }
+
+    /// Writes new values, or zeroes, to a range.
+    pub(super) async fn write(
+        &self,
+        client: u64,
+        node: NodeId,
+        range: Range,
+        limit: Duration,
+        zero: bool,
+    ) -> Ended {
+        let simulation = &self.nodes.simulation;
+        let volume = self.volumes[range.volume];
+        let begin_ns = simulation.now_ns();
+        let mut data = BytesMut::zeroed(range.blocks as usize * BLOCK_BYTES);
+        let mut tickets = Vec::with_capacity(range.blocks as usize);
+        let first_value = self.next_value.get();
+        for (address, block) in self
+            .addresses(range)
+            .zip(data.chunks_exact_mut(BLOCK_BYTES))
+        {
+            let value = if zero {
+                Value::ZERO
+            } else {
+                self.fresh_value()
+            };
+            content::fill(block, address, value);
+            let mut checker = self.checker.borrow_mut();
+            tickets.push(checker.begin_write(begin_ns, client, address, value));
+        }
+        let operation = if zero {
+            Operation::Zero
+        } else {
+            Operation::Write(data.freeze())
+        };
+        self.say(client, || {
+            let what = if zero {
+                "zeroes".to_owned()
+            } else {
+                format!("{first_value}..")
+            };
+            format!("client {client} writes {what} to {range:?} through node {node}")
+        });
+        let answer = self
+            .nodes
+            .run(node, volume, bytes_of(range), operation, limit)
+            .await;
+        self.say(client, || {
+            let words = answer.as_ref().map(|answer| answer.as_ref().map(|_| ()));
+            format!("client {client} writes {first_value}.. to {range:?}: {words:?}")
+        });
+        let now_ns = simulation.now_ns();
+        let mut checker = self.checker.borrow_mut();
+        let mut counted = &self.counts.failed;
+        let mut outcome: fn(&mut Checker, u64, Ticket) -> Result<(), Violation> = Checker::failed;
+        let ended = match answer {
+            Ok(Ok(_)) => {
+                (counted, outcome) = (&self.counts.writes, Checker::acknowledged);
+                Ended::Served
+            }
+            Ok(Err(IoError::Busy)) | Err(NoAnswer::Open) => {
+                (counted, outcome) = (&self.counts.unknown, Checker::unknown);
+                Ended::NotServed
+            }
+            Ok(Err(error)) => self.ended_by(error),
+            Err(NoAnswer::NotThere) => Ended::NotServed,
+        };
+        counted.set(counted.get() + 1);
+        for ticket in tickets {
+            let verdict = outcome(&mut checker, now_ns, ticket);
+            self.judge(verdict);
+        }
+        ended
+    }
+
+    /// Keeps the first objection.
+    pub(super) fn object(&self, failure: Failure) {
+        let now_ns = self.nodes.simulation.now_ns();
+        self.nodes
+            .simulation
+            .note(Step::Note, 0, now_ns, || format!("OBJECTION: {failure}"));
+        self.objection.borrow_mut().get_or_insert(failure);
+    }
+
+    /// The objection so far, if any.
+    pub(super) fn verdict(&self) -> Result<(), Failure> {
+        match &*self.objection.borrow() {
+            Some(failure) => Err(failure.clone()),
+            None => Ok(()),
+        }
+    }
+
+    fn judge(&self, verdict: Result<(), Violation>) {
+        if let Err(violation) = verdict {
+            self.object(Failure::oracle("linearizability", violation));
+        }
+    }
+
+    /// An error that says that nothing was changed.
+    fn ended_by(&self, error: IoError) -> Ended {
+        match error {
+            IoError::Busy | IoError::Gone => Ended::NotServed,
+            IoError::Damaged => {
+                self.counts.damaged.set(self.counts.damaged.get() + 1);
+                let counts = self.nodes.simulation.faults();
+                let damaged = counts.get(FaultClass::Corruption)
+                    + counts.get(FaultClass::UnreadablePage)
+                    + counts.get(FaultClass::MisplacedWrite);
+                if damaged == 0 {
+                    self.object(Failure::oracle(
+                        "honesty",
+                        "damage is claimed, none was done",
+                    ));
+                }
+                Ended::Damaged
+            }
+            IoError::Full | IoError::Invalid | IoError::Miscompare(_) => {
+                self.object(Failure::oracle(
+                    "honesty",
+                    format!("unexpected error: {error}"),
+                ));
+                Ended::NotServed
+            }
+        }
+    }
+
+    fn fresh_value(&self) -> Value {
+        let value = self.next_value.get();
+        self.next_value.set(value + 1);
+        Value(value)
+    }
+
+    fn addresses(&self, range: Range) -> impl Iterator<Item = BlockAddress> + use<> {
+        let volume = self.volumes[range.volume].0;
+        (range.first..range.first + range.blocks).map(move |block| BlockAddress { volume, block })
+    }
+
+    fn say(&self, client: u64, words: impl FnOnce() -> String) {
+        let detail = self.next_value.get();
+        self.nodes
+            .simulation
+            .note(Step::Operation, client, detail, words);
+    }
+}
+
+fn bytes_of(range: Range) -> (u64, u64) {
+    (
+        range.first * BLOCK_BYTES as u64,
+        range.blocks * BLOCK_BYTES as u64,
+    )
+}

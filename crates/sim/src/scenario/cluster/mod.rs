@@ -1,0 +1,167 @@
+//! A whole cluster of real nodes under every fault, with real volumes and concurrent clients.
+//!
+//! ```text
+//!  found, join, create ─▶ clients + faults ─▶ heal ─▶ audit ─▶ power cut of all ─▶ audit
+//! ```
+//!
+//! Oracles: every block is linearizable from begin to end (so no acknowledged write is lost and
+//! nothing comes back); at most one owner per view; the same config state at the same index;
+//! bounded journals; service and full redundancy again after healing; identical copies at the end.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use holdfast_runtime::NodeId;
+use holdfast_runtime::task::TaskGroup;
+
+use crate::disk::DamagePolicy;
+use crate::faults::nemesis::Nemesis;
+use crate::report::{Failure, SeedResult};
+use crate::runner::{Checked, Scenario, run_seed};
+use crate::simulation::{Options, Simulation};
+use crate::trace::TraceText;
+
+mod audit;
+mod client;
+mod node;
+mod shape;
+
+use audit::Audit;
+use client::Workload;
+use node::Nodes;
+use shape::Shape;
+
+/// The scenario.
+#[derive(Clone, Copy, Debug)]
+pub struct Cluster;
+
+/// How many sectors' worth of damage one run does to its victim.
+const DAMAGE_BUDGET: u32 = 6;
+
+impl Scenario for Cluster {
+    fn name(&self) -> &'static str {
+        "cluster"
+    }
+
+    fn run(&self, seed: u64, trace: TraceText) -> SeedResult {
+        let lease = holdfast_replica::LEASE_GRACE;
+        run_seed(
+            Options {
+                trace,
+                lease,
+                ..Options::new(seed)
+            },
+            play,
+        )
+    }
+}
+
+async fn play(simulation: Simulation) -> Result<Checked, Failure> {
+    let shape = Shape::draw(&simulation.random("shape"));
+    let nodes = Nodes::new(simulation.clone(), shape.clone());
+    let volumes = nodes.found().await?;
+    let workload = Workload::new(nodes.clone(), volumes);
+    let audit = Audit::new(workload.clone());
+    let runtime = simulation.runtime();
+    let mut background = TaskGroup::default();
+    background.add(runtime.spawn("audit", audit.clone().keep_sampling()));
+    let stop = Rc::new(Cell::new(false));
+    for client in 1..=shape.clients {
+        background.add(runtime.spawn("client", workload.clone().client(client, stop.clone())));
+    }
+    if let Some(victim) = shape.victim {
+        let areas = vec!["journal".to_owned(), "home".to_owned()];
+        simulation.disks(victim).set_policy(DamagePolicy {
+            areas,
+            budget: DAMAGE_BUDGET,
+        });
+    }
+    let starter = {
+        let nodes = nodes.clone();
+        Rc::new(move |node| nodes.start(node))
+    };
+    let nemesis = Nemesis::new(simulation.clone(), shape.nemesis.clone(), starter);
+    background.add(runtime.spawn("operator", operate(nodes.clone())));
+    nemesis.run(shape.disturbed_for).await;
+    workload.verdict()?;
+    runtime.sleep(Duration::from_secs(2)).await;
+    stop.set(true);
+    let keeper = keep_running(nodes.clone());
+    background.add(runtime.spawn("service manager", keeper));
+    audit.after_healing().await?;
+    let all = simulation.hosts();
+    simulation.cut_power(&all);
+    runtime.sleep(Duration::from_millis(300)).await;
+    for node in &all {
+        simulation.restore_power(*node);
+    }
+    audit.after_healing().await?;
+    let mut checker = workload.checker.borrow_mut();
+    checker
+        .finish()
+        .map_err(|violation| Failure::oracle("linearizability", violation))?;
+    let counts = &workload.counts;
+    Ok(Checked {
+        operations: checker.operations(),
+        figures: vec![
+            ("reads served", counts.reads.get()),
+            ("writes acknowledged", counts.writes.get()),
+            ("writes of unknown outcome", counts.unknown.get()),
+            ("operations failed", counts.failed.get()),
+            ("errors because of damage", counts.damaged.get()),
+            ("views with an owner", audit.views()),
+            ("node starts refused", nodes.starts_refused.get()),
+        ],
+    })
+}
+
+/// Now and then an operator stops a node in good order; the service manager starts it again.
+async fn operate(nodes: Rc<Nodes>) {
+    let simulation = nodes.simulation.clone();
+    let random = simulation.random("operator");
+    loop {
+        let pause = random.duration(Duration::from_secs(2), Duration::from_secs(15));
+        simulation.runtime().sleep(pause).await;
+        let Some(id) = random.pick(&nodes.shape.nodes).copied() else {
+            return;
+        };
+        stop_in_good_order(&nodes, id).await;
+    }
+}
+
+async fn stop_in_good_order(nodes: &Rc<Nodes>, id: NodeId) {
+    let simulation = &nodes.simulation;
+    let Some((incarnation, node)) = nodes.get(id) else {
+        return;
+    };
+    nodes.say(id, || "is stopped in good order".to_owned());
+    let weak = Rc::downgrade(&node);
+    drop(node);
+    let stopping = simulation.call(id, "shutdown", async move {
+        if let Some(node) = weak.upgrade() {
+            node.shutdown().await;
+        }
+    });
+    // An operator's patience ends too.
+    let _ = simulation
+        .runtime()
+        .timeout(Duration::from_secs(12), stopping)
+        .await;
+    if simulation.incarnation(id) == Some(incarnation) {
+        simulation.end(id);
+    }
+}
+
+/// Starts every process that has ended.
+async fn keep_running(nodes: Rc<Nodes>) {
+    let simulation = nodes.simulation.clone();
+    loop {
+        for id in &nodes.shape.nodes {
+            if simulation.is_powered(*id) && simulation.incarnation(*id).is_none() {
+                nodes.start(*id);
+            }
+        }
+        simulation.runtime().sleep(Duration::from_millis(200)).await;
+    }
+}

@@ -1,0 +1,304 @@
+//! The nodes of the cluster: how they are founded, started and reached.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use holdfast_config::group::GroupOptions;
+use holdfast_config::state::{Admission, Change, ClusterIdentity, Outcome, VolumeSpec};
+use holdfast_node::{IoError, Node, NodeIdentity, NodeOptions, Operation};
+use holdfast_runtime::{Incarnation, NodeId};
+use holdfast_wire::VolumeId;
+
+use super::shape::Shape;
+use crate::report::Failure;
+use crate::simulation::{Machine, ProcessGone, Simulation};
+use crate::trace::{Step, digest};
+
+const CLUSTER: [u8; 16] = *b"simulated-holdfa";
+const SETUP_LIMIT: Duration = Duration::from_secs(10);
+/// Bytes of each half of the config log: small, so that runs meet its turnover.
+const HALF_BYTES: u64 = 256 << 10;
+
+/// The nodes of one run.
+pub(super) struct Nodes {
+    pub(super) simulation: Simulation,
+    pub(super) shape: Shape,
+    members: BTreeMap<NodeId, Member>,
+    pub(super) starts_refused: Cell<u64>,
+}
+
+#[derive(Default)]
+struct Member {
+    /// Whether the node has been seen running: from then on its config log must exist.
+    settled: Cell<bool>,
+    running: RefCell<Option<(Incarnation, Weak<Node>)>>,
+}
+
+/// Why an operation through a node's portal has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoAnswer {
+    /// The node does not run, or is still starting: nothing was done.
+    NotThere,
+    /// The node died on the way, or the caller's patience ended: anything may have been done.
+    Open,
+}
+
+impl Nodes {
+    pub(super) fn new(simulation: Simulation, shape: Shape) -> Rc<Self> {
+        let members = shape
+            .nodes
+            .iter()
+            .map(|node| (*node, Member::default()))
+            .collect();
+        for node in &shape.nodes {
+            simulation.add_host(*node);
+        }
+        Rc::new(Self {
+            simulation,
+            shape,
+            members,
+            starts_refused: Cell::new(0),
+        })
+    }
+
+    /// Starts the node's process.
+    pub(super) fn start(self: &Rc<Self>, node: NodeId) {
+        let nodes = self.clone();
+        self.simulation
+            .start(node, move |machine| nodes.live(node, machine));
+    }
+
+    async fn live(self: Rc<Self>, id: NodeId, machine: Machine) {
+        let Machine {
+            runtime,
+            directory,
+            links,
+        } = machine;
+        let incarnation = links.local_incarnation();
+        let started = Node::start(runtime, directory, links, self.options(id)).await;
+        match started {
+            Err(error) => {
+                self.starts_refused.set(self.starts_refused.get() + 1);
+                self.say(id, || format!("does not start: {error}"));
+            }
+            Ok(node) => {
+                let running = Some((incarnation, Rc::downgrade(&node)));
+                *self.members[&id].running.borrow_mut() = running;
+                let mut failure = node.failure();
+                let reason = failure
+                    .wait_for(Option::is_some)
+                    .await
+                    .map(|reason| reason.clone());
+                self.say(id, || format!("gives up: {reason:?}"));
+            }
+        }
+    }
+
+    fn options(&self, id: NodeId) -> NodeOptions {
+        let others = self.shape.nodes.iter().filter(|node| **node != id);
+        NodeOptions {
+            identity: NodeIdentity {
+                cluster: CLUSTER,
+                uuid: uuid(id),
+            },
+            link_address: address(id),
+            api_address: String::new(),
+            portal_address: String::new(),
+            version: "simulated".to_owned(),
+            seeds: match id {
+                NodeId(1) => Vec::new(),
+                _ => others.map(|node| (*node, address(*node))).collect(),
+            },
+            journal_bytes: self.shape.journal_bytes,
+            home_bytes: self.shape.home_bytes,
+            group: GroupOptions {
+                may_create: !self.members[&id].settled.get(),
+                half_bytes: HALF_BYTES,
+                ..GroupOptions::default()
+            },
+            gossip: holdfast_gossip::Options::default(),
+        }
+    }
+
+    /// The node object of the present process, once it has started.
+    pub(super) fn get(&self, id: NodeId) -> Option<(Incarnation, Rc<Node>)> {
+        let present = self.simulation.incarnation(id)?;
+        let running = self.members[&id].running.borrow();
+        let (incarnation, node) = running.as_ref()?;
+        (*incarnation == present)
+            .then(|| node.upgrade())
+            .flatten()
+            .map(|node| (present, node))
+    }
+
+    /// Nodes whose process runs, started or not.
+    pub(super) fn with_process(&self) -> Vec<NodeId> {
+        let mut nodes = self.shape.nodes.clone();
+        nodes.retain(|node| self.simulation.incarnation(*node).is_some());
+        nodes
+    }
+
+    /// Runs an operation through the portal of a node, as an initiator does.
+    pub(super) async fn run(
+        &self,
+        id: NodeId,
+        volume: VolumeId,
+        (offset, length): (u64, u64),
+        operation: Operation,
+        limit: Duration,
+    ) -> Result<Result<Bytes, IoError>, NoAnswer> {
+        let (_, node) = self.get(id).ok_or(NoAnswer::NotThere)?;
+        let weak = Rc::downgrade(&node);
+        drop(node);
+        let call = self.simulation.call(id, "client", async move {
+            // Upgraded inside the process: what it holds dies with it.
+            match weak.upgrade() {
+                Some(node) => Some(node.run(volume, offset, length, operation).await),
+                None => None,
+            }
+        });
+        match self.simulation.runtime().timeout(limit, call).await {
+            Some(Ok(Some(answer))) => Ok(answer),
+            Some(Ok(None)) => Err(NoAnswer::NotThere),
+            Some(Err(ProcessGone(_))) | None => Err(NoAnswer::Open),
+        }
+    }
+
+    /// Founds the cluster, lets every node join, and creates the volumes.
+    pub(super) async fn found(self: &Rc<Self>) -> Result<Vec<VolumeId>, Failure> {
+        let first = NodeId(1);
+        self.start(first);
+        let founder = self.clone();
+        self.until("the first node starts", || founder.get(first).is_some())
+            .await?;
+        let (_, node) = self
+            .get(first)
+            .ok_or_else(|| setup("the first node is gone"))?;
+        let identity = ClusterIdentity {
+            id: CLUSTER,
+            name: "simulated".to_owned(),
+            authority: Vec::new(),
+        };
+        let founding = node.clone();
+        self.call(
+            first,
+            async move { founding.found(identity, SETUP_LIMIT).await },
+        )
+        .await?
+        .map_err(|error| setup(&format!("founding failed: {error}")))?;
+        for id in self.shape.nodes.iter().filter(|id| **id != first) {
+            let secret_hash = [id.0 as u8; 32];
+            let token = Change::AddToken {
+                secret_hash,
+                expires_unix_ms: u64::MAX,
+            };
+            self.propose(&node, token).await?;
+            let now_unix_ms = 0;
+            let (uuid, link_address) = (uuid(*id), address(*id));
+            let admission = Admission {
+                secret_hash,
+                uuid,
+                link_address,
+                now_unix_ms,
+            };
+            match self.propose(&node, Change::Admit(admission)).await? {
+                Outcome::Admitted(number) if number == *id => {}
+                outcome => return Err(setup(&format!("admission of node {id}: {outcome:?}"))),
+            }
+            self.start(*id);
+        }
+        let nodes = self.clone();
+        self.until("every node is registered", || nodes.all_registered())
+            .await?;
+        let mut volumes = Vec::new();
+        for (number, volume) in self.shape.volumes.iter().enumerate() {
+            let spec = VolumeSpec {
+                name: format!("volume-{number}"),
+                size_bytes: volume.size_bytes,
+                logical_block_bytes: 4096,
+                copies: self.shape.copies.min(self.shape.nodes.len() as u32),
+                slice_bytes: volume.slice_bytes,
+                chap: None,
+                naa_random: number as u64,
+                now_unix_ms: 0,
+            };
+            match self.propose(&node, Change::CreateVolume(spec)).await? {
+                Outcome::Created(volume) => volumes.push(volume),
+                outcome => return Err(setup(&format!("creating a volume: {outcome:?}"))),
+            }
+        }
+        for member in self.members.values() {
+            member.settled.set(true);
+        }
+        Ok(volumes)
+    }
+
+    /// Whether every node's present process counts as running for the config group.
+    pub(super) fn all_registered(&self) -> bool {
+        self.shape.nodes.iter().all(|id| self.is_registered(*id))
+    }
+
+    pub(super) fn is_registered(&self, id: NodeId) -> bool {
+        self.get(id)
+            .is_some_and(|(_, node)| node.report().registered)
+    }
+
+    pub(super) fn say(&self, id: NodeId, words: impl FnOnce() -> String) {
+        let words = words();
+        let detail = digest(words.as_bytes());
+        self.simulation
+            .note(Step::Note, id.0, detail, || format!("node {id} {words}"));
+    }
+
+    /// Waits for a condition, looking every 10 ms of virtual time.
+    pub(super) async fn until(
+        &self,
+        what: &str,
+        condition: impl Fn() -> bool,
+    ) -> Result<(), Failure> {
+        let runtime = self.simulation.runtime();
+        let deadline = runtime.now() + SETUP_LIMIT;
+        while !condition() {
+            if runtime.now() >= deadline {
+                return Err(setup(&format!("waited in vain until {what}")));
+            }
+            runtime.sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
+    async fn propose(&self, node: &Rc<Node>, change: Change) -> Result<Outcome, Failure> {
+        let proposing = node.clone();
+        self.call(node.id(), async move {
+            proposing.propose(change, SETUP_LIMIT).await
+        })
+        .await?
+        .map_err(|error| setup(&error.to_string()))
+    }
+
+    async fn call<T: 'static>(
+        &self,
+        id: NodeId,
+        future: impl Future<Output = T> + 'static,
+    ) -> Result<T, Failure> {
+        let call = self.simulation.call(id, "operator", future);
+        call.await.map_err(|gone| setup(&gone.to_string()))
+    }
+}
+
+fn setup(what: &str) -> Failure {
+    Failure::oracle("set-up without faults", what)
+}
+
+fn uuid(id: NodeId) -> [u8; 16] {
+    let mut uuid = *b"node-directory--";
+    uuid[8..].copy_from_slice(&id.0.to_le_bytes());
+    uuid
+}
+
+fn address(id: NodeId) -> String {
+    format!("node-{id}.simulated:7000")
+}

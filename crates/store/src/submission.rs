@@ -1,0 +1,475 @@
+//! How calls that change something enter the store: checks, reservations, places in the queue,
+//! truncation and removal.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use crate::encoding::block_checksum;
+use crate::error::StoreError;
+use crate::extent::EXTENT_BLOCKS;
+use crate::facts::{Removal, Void};
+use crate::index::{Item, Kind};
+use crate::journal::Submission;
+use crate::record::{
+    BLOCK_BYTES, Body, CopiedBlock, CopyState, OperationId, Record, Seq, SliceKey,
+};
+use crate::store::Inner;
+
+/// A call whose items are queued.
+pub(crate) struct Submitted(Option<oneshot::Receiver<Result<(), StoreError>>>);
+
+impl Submitted {
+    pub(crate) async fn outcome(self) -> Result<(), StoreError> {
+        match self.0 {
+            Some(receiver) => flattened(receiver.await),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Where the outcome of a call arrives.
+pub(crate) type Reply = oneshot::Receiver<Result<(), StoreError>>;
+
+/// A reply that never came says that the store was closed.
+pub(crate) fn flattened(
+    outcome: Result<Result<(), StoreError>, oneshot::error::RecvError>,
+) -> Result<(), StoreError> {
+    outcome.unwrap_or(Err(StoreError::Closed))
+}
+
+impl Inner {
+    /// Refuses ranges that leave the slice.
+    pub(crate) fn check_range(
+        &self,
+        slice: SliceKey,
+        first_block: u32,
+        blocks: u32,
+    ) -> Result<(), StoreError> {
+        let limit = self.options.slice_blocks;
+        let end = first_block.checked_add(blocks);
+        if blocks == 0 || end.is_none_or(|end| end > limit) {
+            return Err(StoreError::OutOfRange {
+                slice,
+                first_block,
+                blocks,
+                limit,
+            });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn copy_state(&self, slice: SliceKey) -> CopyState {
+        self.facts.with(|facts| {
+            facts
+                .slices
+                .get(&slice)
+                .map_or(CopyState::Absent, |found| found.copy)
+        })
+    }
+
+    /// Whether zeroing a block that has no extent must be remembered: a joining copy may still
+    /// be sent an older version of it.
+    pub(crate) fn remembers_zeroes(&self, slice: SliceKey) -> bool {
+        match self.copy_state(slice) {
+            CopyState::Joining { .. } => true,
+            CopyState::InSync | CopyState::Absent => false,
+        }
+    }
+
+    pub(crate) fn stable_rose(&self, slice: SliceKey) {
+        self.unsealed.borrow_mut().insert(slice);
+        self.something_destageable(slice);
+    }
+
+    pub(crate) fn something_destageable(&self, slice: SliceKey) {
+        self.dirty.borrow_mut().insert(slice);
+        if !self.destageable.replace(true) {
+            self.pressure.notify_one();
+        }
+        if self.blocked.get() {
+            self.press();
+        }
+    }
+
+    /// Wants a destage round now.
+    pub(crate) fn press(&self) {
+        self.urgent.set(true);
+        self.pressure.notify_one();
+    }
+
+    pub(crate) fn submit_records(&self, records: Vec<Record>) -> Result<Submitted, StoreError> {
+        self.poison.check()?;
+        let mut last: BTreeMap<SliceKey, Seq> = BTreeMap::new();
+        let mut extents = BTreeSet::new();
+        let blocks_max = self.journal.record_blocks_max();
+        for record in &records {
+            let (slice, seq) = (record.slice, record.seq);
+            let reserved = match last.get(&slice) {
+                Some(last) => *last,
+                None => self
+                    .slices
+                    .borrow()
+                    .get(&slice)
+                    .map_or(Seq(0), |index| index.reserved),
+            };
+            if seq <= reserved {
+                return Err(StoreError::OutOfOrder {
+                    slice,
+                    seq,
+                    last: reserved,
+                });
+            }
+            last.insert(slice, seq);
+            let (first, blocks) = record.body.range();
+            let allocates = match &record.body {
+                Body::Write { data, .. } => {
+                    if data.len() % BLOCK_BYTES != 0 {
+                        let limit = self.options.slice_blocks;
+                        let first_block = first;
+                        return Err(StoreError::OutOfRange {
+                            slice,
+                            first_block,
+                            blocks,
+                            limit,
+                        });
+                    }
+                    if blocks > blocks_max {
+                        return Err(StoreError::TooLarge {
+                            blocks,
+                            limit: blocks_max,
+                        });
+                    }
+                    true
+                }
+                Body::Zero { .. } => self.remembers_zeroes(slice),
+                Body::Nothing => continue,
+            };
+            self.check_range(slice, first, blocks)?;
+            if allocates {
+                let touched = first / EXTENT_BLOCKS..=(first + blocks - 1) / EXTENT_BLOCKS;
+                extents.extend(touched.map(|extent| (slice, extent)));
+            }
+        }
+        self.home.reserve(&extents)?;
+        let mut slices = self.slices.borrow_mut();
+        for (slice, seq) in last {
+            slices.entry(slice).or_default().reserved = seq;
+        }
+        Ok(self.submit(records.into_iter().map(item_of).collect()))
+    }
+
+    pub(crate) fn submit_copies(
+        &self,
+        slice: SliceKey,
+        blocks: Vec<CopiedBlock>,
+    ) -> Result<Submitted, StoreError> {
+        self.poison.check()?;
+        let mut extents = BTreeSet::new();
+        let mut items = Vec::new();
+        for copied in blocks {
+            self.check_range(slice, copied.block, 1)?;
+            if copied
+                .data
+                .as_ref()
+                .is_some_and(|data| data.len() != BLOCK_BYTES)
+            {
+                let (first_block, limit) = (copied.block, self.options.slice_blocks);
+                return Err(StoreError::OutOfRange {
+                    slice,
+                    first_block,
+                    blocks: 0,
+                    limit,
+                });
+            }
+            if !self.wants_copy(slice, &copied) {
+                continue;
+            }
+            extents.insert((slice, copied.block / EXTENT_BLOCKS));
+            items.push(copied_item(slice, copied));
+        }
+        self.home.reserve(&extents)?;
+        Ok(self.submit(items))
+    }
+
+    /// Whether a copied block is newer than what is here. A copy in sync has the whole stable
+    /// history, so nothing up to its stable point can be news, unless it is lost here.
+    fn wants_copy(&self, slice: SliceKey, copied: &CopiedBlock) -> bool {
+        match self.newest_stable(slice, copied.block) {
+            Some(found) if found.is_unknown() => copied.seq >= found.seq,
+            Some(found) => copied.seq > found.seq,
+            None if copied.seq == Seq(0) => false,
+            None => match self.copy_state(slice) {
+                CopyState::InSync => {
+                    copied.seq
+                        > self
+                            .slices
+                            .borrow()
+                            .get(&slice)
+                            .map_or(Seq(0), |i| i.stable)
+                        || self.home.has_unattributed()
+                }
+                CopyState::Joining { .. } | CopyState::Absent => true,
+            },
+        }
+    }
+
+    /// Queues items; nothing to do is done.
+    pub(crate) fn submit(&self, items: Vec<Item>) -> Submitted {
+        if items.is_empty() {
+            return Submitted(None);
+        }
+        let (reply, receiver) = oneshot::channel();
+        let submission = Submission {
+            items: items.into(),
+            reply: Some(reply),
+        };
+        self.journal.queue.borrow_mut().push_back(submission);
+        self.journal.wake.notify_one();
+        Submitted(Some(receiver))
+    }
+
+    /// Takes queued stream records that `is_gone` accepts off the queue.
+    fn withdraw(&self, is_gone: impl Fn(&Item) -> bool) {
+        let mut queue = self.journal.queue.borrow_mut();
+        for submission in queue.iter_mut() {
+            let before = submission.items.len();
+            submission.items.retain(|item| !is_gone(item));
+            if submission.items.len() < before
+                && let Some(reply) = submission.reply.take()
+            {
+                let _ = reply.send(Err(StoreError::Withdrawn));
+            }
+        }
+        queue.retain(|submission| !submission.items.is_empty());
+    }
+
+    pub(crate) fn begin_truncate(
+        self: &Rc<Self>,
+        slice: SliceKey,
+        keep_through: Seq,
+    ) -> Result<Reply, StoreError> {
+        self.poison.check()?;
+        {
+            let mut slices = self.slices.borrow_mut();
+            let index = slices.entry(slice).or_default();
+            let stable = index.stable;
+            if keep_through < stable {
+                return Err(StoreError::BelowStable {
+                    slice,
+                    stable,
+                    keep_through,
+                });
+            }
+            index.reserved = index.reserved.min(keep_through);
+            index.truncations += 1;
+        }
+        self.withdraw(|item| {
+            item.slice == slice && item.kind.is_stream() && item.seq > keep_through
+        });
+        // Whatever is submitted from here on goes into this batch or a later one.
+        let before_lsn = self.journal.next_lsn();
+        let (reply, receiver) = oneshot::channel();
+        let inner = self.clone();
+        self.runtime.spawn("store truncate", async move {
+            let outcome = inner.truncate(slice, keep_through, before_lsn).await;
+            if let Some(index) = inner.slices.borrow_mut().get_mut(&slice) {
+                index.truncations -= 1;
+            }
+            let _ = reply.send(outcome);
+        });
+        Ok(receiver)
+    }
+
+    async fn truncate(
+        &self,
+        slice: SliceKey,
+        keep_through: Seq,
+        before_lsn: u64,
+    ) -> Result<(), StoreError> {
+        self.wait_written(before_lsn - 1).await?;
+        let mut unpinned = Vec::new();
+        let mut extents = Vec::new();
+        {
+            let mut slices = self.slices.borrow_mut();
+            let Some(index) = slices.get_mut(&slice) else {
+                return Ok(());
+            };
+            let stable = index.stable;
+            if keep_through < stable {
+                return Err(StoreError::BelowStable {
+                    slice,
+                    stable,
+                    keep_through,
+                });
+            }
+            extents.extend(index.drop_from(keep_through.next(), before_lsn, &mut unpinned));
+        }
+        let tail_lsn = self.journal.tail_lsn();
+        let voided = self.facts.update(move |facts| {
+            facts.voids.retain(|void| void.before_lsn > tail_lsn);
+            facts.voids.push(Void {
+                slice,
+                keep_through,
+                before_lsn,
+            });
+        });
+        voided.await?;
+        self.released.borrow_mut().extend(unpinned);
+        self.release_unused(slice, &extents);
+        Ok(())
+    }
+
+    /// Gives back reservations of extents that voided records were the only users of.
+    fn release_unused(&self, slice: SliceKey, extents: &[u32]) {
+        let queue = self.journal.queue.borrow();
+        let queued = queue.iter().flat_map(|submission| &submission.items);
+        let in_flight = self.journal.next_lsn() > self.journal.written_lsn() + 1;
+        if in_flight || queued.into_iter().any(|item| item.slice == slice) {
+            return;
+        }
+        let slices = self.slices.borrow();
+        for extent in extents {
+            if slices
+                .get(&slice)
+                .is_none_or(|index| !index.touches_extent(*extent))
+            {
+                self.home.release(slice, *extent);
+            }
+        }
+    }
+
+    pub(crate) fn begin_remove(self: &Rc<Self>, volume: u64) -> Result<Reply, StoreError> {
+        self.poison.check()?;
+        self.withdraw(|item| item.slice.volume == volume);
+        let before_lsn = self.journal.next_lsn();
+        let (reply, receiver) = oneshot::channel();
+        let inner = self.clone();
+        self.runtime.spawn("store remove volume", async move {
+            let _ = reply.send(inner.remove(volume, before_lsn).await);
+        });
+        Ok(receiver)
+    }
+
+    async fn remove(&self, volume: u64, before_lsn: u64) -> Result<(), StoreError> {
+        self.wait_written(before_lsn - 1).await?;
+        let _writers = self.home_writers.lock().await;
+        let tail_lsn = self.journal.tail_lsn();
+        let forgotten = self.facts.update(move |facts| {
+            facts.slices.retain(|key, _| key.volume != volume);
+            facts.voids.retain(|void| void.slice.volume != volume);
+            facts
+                .removals
+                .retain(|removal| !removal.cleared || removal.before_lsn > tail_lsn);
+            facts.removals.push(Removal {
+                volume,
+                before_lsn,
+                cleared: false,
+            });
+        });
+        forgotten.await?;
+        let mut unpinned = Vec::new();
+        {
+            let mut slices = self.slices.borrow_mut();
+            let keys: Vec<SliceKey> = slices
+                .keys()
+                .filter(|key| key.volume == volume)
+                .copied()
+                .collect();
+            for key in keys {
+                if let Some(index) = slices.remove(&key) {
+                    index.drop_all(&mut unpinned);
+                }
+            }
+        }
+        self.dirty.borrow_mut().retain(|key| key.volume != volume);
+        self.unsealed
+            .borrow_mut()
+            .retain(|key| key.volume != volume);
+        self.released.borrow_mut().extend(unpinned);
+        self.home
+            .clear_volume(volume)
+            .await
+            .map_err(|error| self.poison.set(error))?;
+        let cleared = self.facts.update(move |facts| {
+            for removal in facts
+                .removals
+                .iter_mut()
+                .filter(|found| found.volume == volume)
+            {
+                removal.cleared = true;
+            }
+        });
+        cleared.await
+    }
+
+    /// Waits until batch `lsn` is durable and in the index.
+    async fn wait_written(&self, lsn: u64) -> Result<(), StoreError> {
+        loop {
+            let progress = self.journal.progress.notified();
+            let mut progress = std::pin::pin!(progress);
+            progress.as_mut().enable();
+            self.poison.check()?;
+            if self.journal.written_lsn() >= lsn {
+                return Ok(());
+            }
+            progress.await;
+        }
+    }
+}
+
+fn item_of(record: Record) -> Item {
+    let (first_block, blocks) = record.body.range();
+    let slice = record.slice;
+    let (kind, data) = match record.body {
+        Body::Write { data, .. } => (Kind::Write, data),
+        Body::Zero { .. } => (Kind::Zero, Bytes::new()),
+        Body::Nothing => (Kind::Nothing, Bytes::new()),
+    };
+    let checksums = data
+        .chunks(BLOCK_BYTES)
+        .zip(first_block..)
+        .map(|(bytes, block)| block_checksum(slice, block, bytes))
+        .collect();
+    Item {
+        kind,
+        slice,
+        view: record.view,
+        seq: record.seq,
+        stable: record.stable,
+        operation: record.operation,
+        first_block,
+        blocks,
+        relocated: false,
+        checksums,
+        data,
+        lost: Vec::new(),
+    }
+}
+
+fn copied_item(slice: SliceKey, copied: CopiedBlock) -> Item {
+    let (kind, data) = match copied.data {
+        Some(data) => (Kind::CopyWrite, data),
+        None => (Kind::CopyZero, Bytes::new()),
+    };
+    let checksums = data
+        .chunks(BLOCK_BYTES)
+        .map(|b| block_checksum(slice, copied.block, b))
+        .collect();
+    Item {
+        kind,
+        slice,
+        view: copied.view,
+        seq: copied.seq,
+        stable: Seq(0),
+        operation: OperationId::default(),
+        first_block: copied.block,
+        blocks: 1,
+        relocated: false,
+        checksums,
+        data,
+        lost: Vec::new(),
+    }
+}
