@@ -1,2 +1,44 @@
 //! REST /v1 with its OpenAPI document, and the client for it.
+//!
+//! ```text
+//!  HTTP ─ routes ─ Request ──(channel)──► Administration ─ Node     one thread, local
+//!  client ─ HTTP                              └─ peers ─ HTTP ─► /v1/self of other nodes
+//! ```
+//!
+//! What it promises:
+//!
+//! * every error is a [`Problem`] (RFC 9457) with a hint at what to do next, also for requests
+//!   that no route takes;
+//! * secrets leave the API once, in the answer to the request that made them, and appear in no
+//!   listing, log or error;
+//! * whatever a node cannot know is absent or "unknown", never guessed.
+//!
+//! axum wants `Send` handlers and a node lives on one thread, so handlers only translate: each
+//! sends a [`Request`] with a channel for its answer to whoever answers on the node's thread.
 #![forbid(unsafe_code)]
+
+mod administration;
+mod client;
+mod openapi;
+mod peers;
+mod problem;
+mod requests;
+mod routes;
+mod secrets;
+mod types;
+mod views;
+
+pub use administration::{Administration, NO_CLUSTER};
+pub use client::{Client, ClientError};
+pub use openapi::document;
+pub use problem::{Problem, ProblemKind};
+pub use requests::{Reply, Request, RequestSender};
+pub use routes::{Access, router};
+pub use types::{
+    Authentication, ChapCredentials, ClusterPhase, ClusterStatus, CreatedVolume, JoinTokenText,
+    Knowledge, LinkStatus, NewCluster, NewToken, NewVolume, NodeState, NodeStatus, OwnerReport,
+    Redundancy, Resync, SelfReport, StoreUsage, VolumeState, VolumeStatus,
+};
+
+/// The API's port, where none is given.
+pub const DEFAULT_PORT: u16 = 7401;

@@ -7,6 +7,10 @@
 //!
 //! The region is overwritten. It has to read as zeros before the first run, or be the region of
 //! the ledger given with `--ledger`.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a program of its own, outside the simulator"
+)]
 
 use std::cell::RefCell;
 use std::net::SocketAddr;

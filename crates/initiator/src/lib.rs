@@ -13,6 +13,10 @@
 //! Everything runs on one thread: a tokio `current_thread` runtime inside a
 //! [`tokio::task::LocalSet`]. Outside a `LocalSet` making a session panics.
 #![forbid(unsafe_code)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "real time, sockets and tasks: the initiator is the world outside the simulator"
+)]
 
 mod chap;
 mod engine;

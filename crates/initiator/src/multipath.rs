@@ -198,7 +198,7 @@ impl Disk {
             .await
     }
 
-    /// Logs out. I/O of other clones of this disk fails or moves to a new path.
+    /// Logs out. I/O of other clones of this disk then ends in [`Error::AllPathsDown`].
     ///
     /// # Errors
     /// What ended the session instead of a clean logout.

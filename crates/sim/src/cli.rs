@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use holdfast_runtime::planted::Bug;
 use thiserror::Error;
 
 use crate::report::Report;
@@ -38,6 +39,12 @@ pub struct RunArgs {
     /// Run every N-th seed twice and compare the traces; 0 for none
     #[arg(long, default_value_t = 50, value_name = "N")]
     pub repeat_every: u64,
+    /// Stop after the first seed that fails
+    #[arg(long)]
+    pub stop_at_failure: bool,
+    /// Turn a planted bug on (needs a build with the feature `planted`)
+    #[arg(long, value_parser = parse_bug)]
+    pub bug: Option<Bug>,
     /// Form of the report
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     pub output: Output,
@@ -66,6 +73,20 @@ pub enum ArgsError {
     /// A time that is no time.
     #[error("{0} minutes are no time to run for")]
     MinutesInvalid(String),
+}
+
+/// Why a bug cannot be turned on.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum BugError {
+    /// This build holds none.
+    #[error("this build holds no planted bugs; build with `--features planted`")]
+    NotBuilt,
+    /// No such bug.
+    #[error("there is no such bug; there are {known}")]
+    Unknown {
+        /// What there is.
+        known: String,
+    },
 }
 
 /// Runs what the arguments ask for. Progress goes to standard error if that is a terminal.
@@ -102,6 +123,33 @@ pub fn render(report: &Report, output: Output) -> String {
     }
 }
 
+/// The name of a planted bug on the command line: `skip-fence` for `SkipFence`.
+pub fn bug_name(bug: Bug) -> String {
+    let mut name = String::new();
+    for letter in format!("{bug:?}").chars() {
+        if letter.is_ascii_uppercase() && !name.is_empty() {
+            name.push('-');
+        }
+        name.push(letter.to_ascii_lowercase());
+    }
+    name
+}
+
+fn parse_bug(name: &str) -> Result<Bug, BugError> {
+    if cfg!(not(feature = "planted")) {
+        return Err(BugError::NotBuilt);
+    }
+    Bug::ALL
+        .into_iter()
+        .find(|bug| bug_name(*bug) == name)
+        .ok_or_else(|| {
+            let known: Vec<String> = Bug::ALL.into_iter().map(bug_name).collect();
+            BugError::Unknown {
+                known: known.join(", "),
+            }
+        })
+}
+
 fn plan(args: &RunArgs) -> Result<Plan, ArgsError> {
     let amount = match (args.seed, args.minutes) {
         (Some(_), _) => Amount::Seeds(1),
@@ -121,6 +169,8 @@ fn plan(args: &RunArgs) -> Result<Plan, ArgsError> {
             TraceText::Off
         },
         repeat_every: args.repeat_every,
+        stop_at_failure: args.stop_at_failure,
+        bug: args.bug,
     })
 }
 

@@ -5,10 +5,12 @@
 
 use std::cell::RefCell;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, Once, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use holdfast_runtime::planted::Bug;
 
 use crate::report::{Failure, Report, SeedResult};
 use crate::simulation::{Finished, Options, Simulation};
@@ -53,6 +55,10 @@ pub struct Plan {
     pub trace: TraceText,
     /// Run every so many-th seed twice and compare the traces; zero for none.
     pub repeat_every: u64,
+    /// Stop after the first seed that fails.
+    pub stop_at_failure: bool,
+    /// The bug to turn on; without the feature `planted` there is none to choose.
+    pub bug: Option<Bug>,
 }
 
 /// Runs a scenario's future in a world and turns whatever happens into a result. Panics of the
@@ -113,6 +119,7 @@ pub fn run_seeds(
     let begin = Instant::now();
     let next = AtomicU64::new(0);
     let cpu = Mutex::new(Duration::ZERO);
+    let stop = AtomicBool::new(false);
     let (sender, results) = mpsc::channel();
     let mut report = Report {
         scenario: scenario.name(),
@@ -122,9 +129,10 @@ pub fn run_seeds(
     thread::scope(|scope| {
         for _ in 0..plan.threads.max(1) {
             let sender = sender.clone();
-            let (next, cpu) = (&next, &cpu);
+            let (next, cpu, stop) = (&next, &cpu, &stop);
             scope.spawn(move || {
-                loop {
+                activate(plan.bug);
+                while !stop.load(Ordering::Relaxed) {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     let wanted = match plan.amount {
                         Amount::Seeds(seeds) => number < seeds,
@@ -144,6 +152,8 @@ pub fn run_seeds(
         drop(sender);
         for (result, repeated) in results {
             report.repeated += u64::from(repeated);
+            let failed = result.failure.is_some();
+            stop.fetch_or(failed && plan.stop_at_failure, Ordering::Relaxed);
             report.add(result);
             progress(report.seeds, report.failed.len());
         }
@@ -169,6 +179,17 @@ fn run_one(scenario: &dyn Scenario, plan: Plan, number: u64) -> (SeedResult, boo
         }
     }
     (result, repeat)
+}
+
+/// Turns a planted bug on, or all off, for the simulations of this thread.
+#[cfg(feature = "planted")]
+fn activate(bug: Option<Bug>) {
+    holdfast_runtime::planted::activate(bug);
+}
+
+#[cfg(not(feature = "planted"))]
+fn activate(bug: Option<Bug>) {
+    assert!(bug.is_none(), "this build holds no planted bugs");
 }
 
 /// Processor time of this thread so far; zero where the system does not tell.

@@ -1,4 +1,154 @@
-//! Build, test, bench and docs entry points.
+//! Build, test, bench and docs entry points: `cargo xtask <command>`, the same here and in CI.
+//!
+//! Promises: every command ends with exit code 0 only if all that it names was done and was right;
+//! what could not be done (a program that is not installed) is said by name; a step that exceeds
+//! its time limit is stopped with everything that it started.
 #![forbid(unsafe_code)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a tool of the host: nothing of it runs in the simulator"
+)]
 
-fn main() {}
+mod bench;
+mod cluster;
+mod idle;
+mod peers;
+mod process;
+mod processes;
+mod simulator;
+mod steps;
+mod tidy;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Entry points of the Holdfast workspace.
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    after_help = "Examples:\n  \
+        cargo xtask check               format, lints and tidy rules, before every commit\n  \
+        cargo xtask test                everything that CI runs\n  \
+        cargo xtask test --quick        the same without simulator, demo and foreign initiators\n  \
+        cargo xtask sim --seed 42       one seed again, with its trace\n  \
+        cargo xtask sim planted         does the simulator find the planted bugs?"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Everything that CI runs, and a table of what each step took.
+    Test(TestArguments),
+    /// Format, lints and tidy rules.
+    Check,
+    /// What no linter checks: file sizes, headers, leftovers, dead links. Takes a second.
+    Tidy,
+    /// Rustdoc without warnings, and the REST description against the code.
+    Docs,
+    /// The demo of the README; arguments go to `holdfast demo`.
+    Demo {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Runs the simulator.
+    Sim(SimArguments),
+    /// Foreign initiators against a served demo: libiscsi, QEMU, its conformance tests.
+    E2e,
+    /// Measures this machine: disk and link latency, then load against a served demo.
+    Bench {
+        /// A directory on the disk to measure.
+        #[arg(long, default_value = "target")]
+        directory: std::path::PathBuf,
+        /// Duration of each load, in seconds.
+        #[arg(long, default_value_t = 15)]
+        seconds: u64,
+    },
+    /// Measures what an idle cluster of five nodes costs.
+    Idle {
+        /// How long to watch, in seconds.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Fail if all nodes together use more than this share of one core, in percent.
+        #[arg(long)]
+        cpu_percent_max: Option<f64>,
+    },
+}
+
+#[derive(Args)]
+struct TestArguments {
+    /// Only what needs no release build.
+    #[arg(long)]
+    quick: bool,
+    /// Real time for the simulator's seeds, in minutes.
+    #[arg(long, default_value_t = 8)]
+    sim_minutes: u64,
+}
+
+#[derive(Args)]
+struct SimArguments {
+    #[command(subcommand)]
+    command: Option<SimCommand>,
+    /// How many seeds.
+    #[arg(long, conflicts_with_all = ["minutes", "seed"])]
+    seeds: Option<u64>,
+    /// For how long, in minutes.
+    #[arg(long, conflicts_with = "seed")]
+    minutes: Option<u64>,
+    /// One seed, with its trace.
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+#[derive(Subcommand)]
+enum SimCommand {
+    /// Turns each planted bug on and counts the seeds until an oracle objects.
+    Planted,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    // Every path below is relative to the workspace.
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .nth(2)
+        .expect("the crate lies two levels below the workspace");
+    let result = std::env::set_current_dir(root)
+        .map_err(Into::into)
+        .and_then(|()| run(arguments.command));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nxtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Test(TestArguments { quick, sim_minutes }) => steps::test(quick, sim_minutes),
+        Command::Check => steps::check(),
+        Command::Tidy => steps::tidy(),
+        Command::Docs => steps::documents(),
+        Command::Demo { arguments } => steps::demo(&arguments),
+        Command::Sim(arguments) => match arguments.command {
+            Some(SimCommand::Planted) => simulator::planted(),
+            None => simulator::run(simulator::Amount::from_options(
+                arguments.seeds,
+                arguments.minutes,
+                arguments.seed,
+            )),
+        },
+        Command::E2e => peers::run(),
+        Command::Bench { directory, seconds } => bench::run_all(&directory, seconds),
+        Command::Idle {
+            seconds,
+            cpu_percent_max,
+        } => idle::run(seconds, cpu_percent_max),
+    }
+}

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use proptest::prelude::*;
 
 use super::*;
-use crate::chap::Secret;
+use crate::chap::{self, Secret};
 
 struct TestPolicy {
     auth: TargetAuth,
@@ -400,8 +400,10 @@ proptest! {
             let pdu = Pdu { header, additional: Bytes::new(), data: data.into() };
             match login.handle(&pdu, &policy) {
                 Step::Reply(next, _) => login = *next,
-                Step::Established(_) => prop_assert!(false, "passed without a secret"),
-                Step::Refused(..) | Step::Close => break,
+                Step::Established(_) => {
+                    return Err(TestCaseError::fail("passed without a secret"));
+                }
+                Step::Refused(..) | Step::Close => return Ok(()),
             }
         }
     }

@@ -72,6 +72,15 @@ pub enum Damage {
     MisdirectNextWrite,
 }
 
+/// A moment at which a crash hurts most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// While a write is in flight.
+    Write,
+    /// While a sync is in flight: what it covers has completed and is not durable.
+    Sync,
+}
+
 /// The disks of one host.
 pub struct HostDisks {
     node: NodeId,
@@ -85,7 +94,7 @@ pub struct HostDisks {
     error_ppm: Cell<u32>,
     full: Cell<bool>,
     armed: Cell<Option<Damage>>,
-    operations: Cell<u64>,
+    moment: RefCell<Option<(Moment, Box<dyn FnOnce()>)>>,
 }
 
 struct Area {
@@ -114,7 +123,7 @@ impl HostDisks {
             error_ppm: Cell::new(0),
             full: Cell::new(false),
             armed: Cell::new(None),
-            operations: Cell::new(0),
+            moment: RefCell::default(),
         })
     }
 
@@ -184,6 +193,11 @@ impl HostDisks {
         true
     }
 
+    /// Calls `action` while the next write or sync is in flight.
+    pub fn at_next(&self, moment: Moment, action: impl FnOnce() + 'static) {
+        *self.moment.borrow_mut() = Some((moment, Box::new(action)));
+    }
+
     /// The process of this host was killed.
     pub(crate) fn crash_process(&self) {
         for area in self.areas.borrow().values() {
@@ -200,12 +214,14 @@ impl HostDisks {
         }
     }
 
-    /// Undoes slowness, errors, fullness and armed faults. Damage at rest stays.
+    /// Undoes slowness, errors, fullness, armed faults and [`HostDisks::at_next`]. Damage at rest stays.
     pub fn heal(&self) {
         self.slow_factor.set(1);
         self.error_ppm.set(0);
         self.full.set(false);
         self.armed.set(None);
+        let forgotten = self.moment.take();
+        drop(forgotten);
     }
 
     fn count(&self, damage: CrashDamage) {
@@ -250,6 +266,19 @@ impl HostDisks {
             * factor
     }
 
+    /// Says that an operation of this kind will be in flight for `delay_ns`.
+    fn reached(&self, reached: Moment, delay_ns: u64) {
+        let mut moment = self.moment.borrow_mut();
+        if let Some((wanted, action)) = moment.take() {
+            if wanted == reached {
+                self.executor
+                    .call_after(self.random.below(delay_ns.max(1)), action);
+            } else {
+                *moment = Some((wanted, action));
+            }
+        }
+    }
+
     fn fails(&self) -> bool {
         let fails = self.random.chance(self.error_ppm.get());
         if fails {
@@ -278,7 +307,6 @@ impl HostDisks {
         let disks = self.clone();
         self.executor.call_after(delay_ns, move || {
             if disks.executor.is_alive(process) {
-                disks.operations.set(disks.operations.get() + 1);
                 // The caller may have lost interest; the operation has happened all the same.
                 let _ = sender.send(act(&disks));
             }
@@ -450,6 +478,7 @@ impl Disk for SimulatedDisk {
             durable: self.durable_writes,
         };
         let number = area.image.borrow_mut().begin(write);
+        self.disks.reached(Moment::Write, delay_ns);
         self.disks.operate(self.process, delay_ns, move |disks| {
             disks.say(Step::Disk, contents, || {
                 format!("wrote {} {page}+{count}", area.name)
@@ -462,6 +491,7 @@ impl Disk for SimulatedDisk {
         let delay_ns = self.disks.delay(self.disks.timing.sync_ns, 0);
         let area = self.area.clone();
         let mark = area.image.borrow().sync_mark();
+        self.disks.reached(Moment::Sync, delay_ns);
         self.disks.operate(self.process, delay_ns, move |disks| {
             disks.say(Step::Disk, mark, || format!("synced {}", area.name));
             if disks.fails() {

@@ -16,7 +16,7 @@ use holdfast_runtime::NodeId;
 use holdfast_runtime::task::TaskGroup;
 
 use super::FaultClass;
-use crate::disk::Damage;
+use crate::disk::{Damage, Moment};
 use crate::network::Conditions;
 use crate::random::Random;
 use crate::simulation::Simulation;
@@ -28,8 +28,8 @@ pub type Starter = Rc<dyn Fn(NodeId)>;
 /// What the adversary may do.
 #[derive(Clone, Debug)]
 pub struct NemesisOptions {
-    /// How often each class is chosen, relative to the others. Torn and lost writes follow from
-    /// crashes and power cuts and cannot be chosen.
+    /// How often each class is chosen, relative to the others. Torn and lost writes are chosen
+    /// as crashes in the middle of a write or sync.
     pub weights: BTreeMap<FaultClass, u32>,
     /// Time between two episodes' begins.
     pub pause: (Duration, Duration),
@@ -57,6 +57,8 @@ impl NemesisOptions {
             (FaultClass::CrashAtPoll, 4),
             (FaultClass::PowerCut, 3),
             (FaultClass::PowerCutOfAll, 1),
+            (FaultClass::TornWrite, 4),
+            (FaultClass::LostUnsyncedWrite, 3),
             (FaultClass::DiskError, 1),
             (FaultClass::SlowDisk, 2),
             (FaultClass::ShortPause, 2),
@@ -98,6 +100,7 @@ enum NodeFault {
     Crash,
     CrashAtPoll,
     PowerCut,
+    CrashAt(Moment),
     DiskError,
     SlowDisk,
     FullDisk,
@@ -116,9 +119,9 @@ impl Episode {
             FaultClass::FullPartition => Self::Partition { one_way: false },
             FaultClass::Crash => Self::Node(NodeFault::Crash),
             FaultClass::CrashAtPoll => Self::Node(NodeFault::CrashAtPoll),
-            FaultClass::PowerCut | FaultClass::TornWrite | FaultClass::LostUnsyncedWrite => {
-                Self::Node(NodeFault::PowerCut)
-            }
+            FaultClass::PowerCut => Self::Node(NodeFault::PowerCut),
+            FaultClass::TornWrite => Self::Node(NodeFault::CrashAt(Moment::Write)),
+            FaultClass::LostUnsyncedWrite => Self::Node(NodeFault::CrashAt(Moment::Sync)),
             FaultClass::PowerCutOfAll => Self::PowerCutOfAll,
             FaultClass::Corruption => Self::Damage(Damage::FlipBits),
             FaultClass::MisplacedWrite if random.chance(500_000) => {
@@ -359,6 +362,18 @@ impl Nemesis {
             NodeFault::PowerCut => {
                 simulation.cut_power(&[node]);
                 self.last().await;
+            }
+            NodeFault::CrashAt(moment) => {
+                let (world, kill) = (simulation.clone(), self.random.chance(300_000));
+                disks.at_next(moment, move || {
+                    if kill {
+                        world.kill(node);
+                    } else {
+                        world.cut_power(&[node]);
+                    }
+                });
+                self.last().await;
+                disks.heal();
             }
             NodeFault::DiskError => {
                 disks.set_error_ppm([2_000, 50_000][self.random.below(2) as usize]);

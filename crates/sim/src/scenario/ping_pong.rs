@@ -254,6 +254,8 @@ mod tests {
             threads: 2,
             trace: TraceText::Off,
             repeat_every: 8,
+            stop_at_failure: false,
+            bug: None,
         };
         let report = run_seeds(&PingPong, plan, |_, _| {});
         assert!(report.passed(), "{}", report.to_table());

@@ -1,7 +1,9 @@
 //! The group on a deterministic executor: agreement, crashes, leadership, membership, storage.
 
 mod agreement;
+mod disks;
 mod leadership;
+mod links;
 mod storage;
 mod world;
 

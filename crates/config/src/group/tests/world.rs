@@ -13,14 +13,15 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use holdfast_runtime::{
-    Backend, Buffer, Directory, Disk, DiskError, DiskOptions, DownReason, Frame, Incarnation,
-    Instant, LinkEvent, Links, NodeId, Rpc, Runtime, Task, ambient,
+    Backend, DownReason, Incarnation, Instant, LinkEvent, NodeId, Rpc, Runtime, Task, ambient,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::super::{Group, GroupError, GroupOptions, Machine};
+use super::disks::{AreaBytes, NodeDirectory};
+use super::links::NodeLinks;
 
 /// Every applied number, in order: a change applied twice shows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,7 +41,6 @@ pub(super) type LedgerGroup = Group<Ledger>;
 
 /// The process of the test itself.
 const OBSERVER: u64 = 0;
-const SECTOR_BYTES: usize = 512;
 /// No scenario here needs more; a livelock does.
 const POLLS_MAX: u64 = 20_000_000;
 
@@ -56,7 +56,7 @@ pub(super) struct World {
     polls: Cell<u64>,
     frames: Cell<u64>,
     processes: RefCell<BTreeMap<NodeId, Process>>,
-    disks: RefCell<BTreeMap<(NodeId, String), Rc<RefCell<Vec<u8>>>>>,
+    disks: RefCell<BTreeMap<(NodeId, String), AreaBytes>>,
     starts: RefCell<BTreeMap<NodeId, u64>>,
     blocked: RefCell<BTreeSet<(NodeId, NodeId)>>,
     last_arrival: RefCell<BTreeMap<(NodeId, NodeId), u64>>,
@@ -152,6 +152,11 @@ impl World {
         self.frames.get()
     }
 
+    /// Polls of tasks so far.
+    pub(super) fn polls(&self) -> u64 {
+        self.polls.get()
+    }
+
     /// Waits for virtual time to pass.
     pub(super) fn sleep(self: &Rc<Self>, duration: Duration) -> LocalBoxFuture<'static, ()> {
         let deadline = self.now.get() + duration.as_nanos() as u64;
@@ -200,7 +205,7 @@ impl World {
     }
 
     /// The bytes of a node's area.
-    pub(super) fn disk(&self, node: NodeId, name: &str) -> Rc<RefCell<Vec<u8>>> {
+    pub(super) fn disk(&self, node: NodeId, name: &str) -> AreaBytes {
         self.disks.borrow()[&(node, name.to_owned())].clone()
     }
 
@@ -305,13 +310,40 @@ impl World {
         async move { receiver.await.ok() }.boxed_local()
     }
 
+    /// Counts a frame; the receiving process, unless the frame gets lost.
+    pub(super) fn carries(&self, from: NodeId, to: NodeId) -> Option<Incarnation> {
+        self.frames.set(self.frames.get() + 1);
+        let lost = self.draw(1000) < self.lost_per_mille.get();
+        let blocked = self.blocked.borrow().contains(&(from, to));
+        let processes = self.processes.borrow();
+        let receiver = processes.get(&to).map(|process| process.incarnation);
+        receiver.filter(|_| !lost && !blocked)
+    }
+
+    /// The bytes of a node's area, made if absent.
+    pub(super) fn create_disk(&self, node: NodeId, name: &str) -> AreaBytes {
+        let mut disks = self.disks.borrow_mut();
+        disks.entry((node, name.to_owned())).or_default().clone()
+    }
+
+    /// Whether the area was ever opened.
+    pub(super) fn has_disk(&self, node: NodeId, name: &str) -> bool {
+        self.disks.borrow().contains_key(&(node, name.to_owned()))
+    }
+
+    /// Forgets an area.
+    pub(super) fn remove_disk(&self, node: NodeId, name: &str) {
+        self.disks.borrow_mut().remove(&(node, name.to_owned()));
+    }
+
     fn take_id(&self) -> u64 {
         let id = self.next_id.get();
         self.next_id.set(id + 1);
         id
     }
 
-    fn note(&self, bytes: &[u8]) {
+    /// Makes `bytes` a part of the trace.
+    pub(super) fn note(&self, bytes: &[u8]) {
         self.trace.set(xxh3_64_with_seed(bytes, self.trace.get()));
     }
 
@@ -351,7 +383,8 @@ impl World {
         self.drop_tasks(|_| true);
     }
 
-    fn deliver(
+    /// Lets an event reach a process after a while, in order with others on the same link.
+    pub(super) fn deliver(
         self: &Rc<Self>,
         from: NodeId,
         to: NodeId,
@@ -560,167 +593,5 @@ impl Backend for NodeBackend {
 
     fn random_u64(&self) -> u64 {
         self.world.draw(0)
-    }
-}
-
-struct NodeLinks {
-    world: Rc<World>,
-    node: NodeId,
-    incarnation: Incarnation,
-    events: RefCell<Option<mpsc::UnboundedReceiver<LinkEvent>>>,
-}
-
-impl Links for NodeLinks {
-    fn local_node(&self) -> NodeId {
-        self.node
-    }
-
-    fn local_incarnation(&self) -> Incarnation {
-        self.incarnation
-    }
-
-    fn set_peers(&self, _peers: Vec<(NodeId, String)>) {}
-
-    fn send(&self, to: NodeId, frame: Frame) {
-        let world = &self.world;
-        world.frames.set(world.frames.get() + 1);
-        world.note(&frame.header);
-        let lost = world.draw(1000) < world.lost_per_mille.get();
-        let blocked = world.blocked.borrow().contains(&(self.node, to));
-        let receiver = world
-            .processes
-            .borrow()
-            .get(&to)
-            .map(|process| process.incarnation);
-        if let (false, false, Some(receiver)) = (lost, blocked, receiver) {
-            let event = LinkEvent::Frame {
-                from: self.node,
-                incarnation: self.incarnation,
-                frame,
-            };
-            world.deliver(self.node, to, receiver, event);
-        }
-    }
-
-    fn take_events(&self) -> mpsc::UnboundedReceiver<LinkEvent> {
-        self.events.borrow_mut().take().expect("taken once")
-    }
-}
-
-struct NodeDirectory {
-    world: Rc<World>,
-    node: NodeId,
-}
-
-impl Directory for NodeDirectory {
-    fn open(
-        &self,
-        name: &str,
-        options: DiskOptions,
-    ) -> LocalBoxFuture<'static, Result<Rc<dyn Disk>, DiskError>> {
-        assert!(
-            options.durable_writes,
-            "a write of this disk is durable when it completes"
-        );
-        let bytes = {
-            let mut disks = self.world.disks.borrow_mut();
-            disks
-                .entry((self.node, name.to_owned()))
-                .or_default()
-                .clone()
-        };
-        let size = bytes.borrow().len().max(options.size_bytes as usize);
-        bytes.borrow_mut().resize(size, 0);
-        let disk: Rc<dyn Disk> = Rc::new(NodeDisk {
-            world: self.world.clone(),
-            bytes,
-        });
-        async move { Ok(disk) }.boxed_local()
-    }
-
-    fn exists(&self, name: &str) -> bool {
-        self.world
-            .disks
-            .borrow()
-            .contains_key(&(self.node, name.to_owned()))
-    }
-
-    fn remove(&self, name: &str) -> LocalBoxFuture<'static, Result<(), DiskError>> {
-        self.world
-            .disks
-            .borrow_mut()
-            .remove(&(self.node, name.to_owned()));
-        async { Ok(()) }.boxed_local()
-    }
-}
-
-struct NodeDisk {
-    world: Rc<World>,
-    bytes: Rc<RefCell<Vec<u8>>>,
-}
-
-impl Disk for NodeDisk {
-    fn size_bytes(&self) -> u64 {
-        self.bytes.borrow().len() as u64
-    }
-
-    fn read(&self, offset: u64, len: usize) -> LocalBoxFuture<'static, Result<Buffer, DiskError>> {
-        let offset = offset as usize;
-        let data = Buffer::padded_from(&self.bytes.borrow()[offset..offset + len]);
-        async move { Ok(data) }.boxed_local()
-    }
-
-    fn write(&self, offset: u64, data: Buffer) -> LocalBoxFuture<'static, Result<(), DiskError>> {
-        let delay = Duration::from_micros(50 + self.world.draw(1000));
-        let mut write = Write {
-            world: self.world.clone(),
-            bytes: self.bytes.clone(),
-            offset: offset as usize,
-            data,
-            done: false,
-        };
-        async move {
-            write.world.sleep(delay).await;
-            write.complete();
-            Ok(())
-        }
-        .boxed_local()
-    }
-
-    fn sync(&self) -> LocalBoxFuture<'static, Result<(), DiskError>> {
-        async { Ok(()) }.boxed_local()
-    }
-}
-
-/// A write on its way; dropped before its end, it leaves any of its sectors behind.
-struct Write {
-    world: Rc<World>,
-    bytes: Rc<RefCell<Vec<u8>>>,
-    offset: usize,
-    data: Buffer,
-    done: bool,
-}
-
-impl Write {
-    fn complete(&mut self) {
-        self.world.note(&self.data);
-        let range = self.offset..self.offset + self.data.len();
-        self.bytes.borrow_mut()[range].copy_from_slice(&self.data);
-        self.done = true;
-    }
-}
-
-impl Drop for Write {
-    fn drop(&mut self) {
-        if self.done {
-            return;
-        }
-        for start in (0..self.data.len()).step_by(SECTOR_BYTES) {
-            if self.world.draw(2) == 0 {
-                let target = self.offset + start..self.offset + start + SECTOR_BYTES;
-                self.bytes.borrow_mut()[target]
-                    .copy_from_slice(&self.data[start..start + SECTOR_BYTES]);
-            }
-        }
     }
 }

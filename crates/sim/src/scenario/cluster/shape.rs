@@ -69,8 +69,9 @@ impl Shape {
             disturbed_for: random.duration(Duration::from_secs(8), Duration::from_secs(20)),
             nemesis,
             victim,
-            journal_bytes: [1, 2, 8][random.below(3) as usize] * MIB,
-            home_bytes: 32 * MIB,
+            journal_bytes: [2, 4, 8][random.below(3) as usize] * MIB,
+            // Owners refuse writes while a copy has less than 64 MiB free.
+            home_bytes: 160 * MIB,
             nodes,
         }
     }

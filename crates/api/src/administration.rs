@@ -1,0 +1,262 @@
+//! Answers requests from the cluster's state, on the node's own thread.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use holdfast_config::state::{Change, Outcome, Refusal, SLICE_BYTES, VolumeRecord, VolumeSpec};
+use holdfast_node::Node;
+use holdfast_runtime::NodeId;
+use holdfast_runtime::host::{ClusterAuthority, HostLinks, JoinToken};
+use holdfast_wire::VolumeId;
+use sha2::{Digest, Sha256};
+
+use crate::peers;
+use crate::problem::{Problem, ProblemKind};
+use crate::requests::Request;
+use crate::secrets;
+use crate::types::{
+    ClusterStatus, CreatedVolume, JoinTokenText, NewToken, NewVolume, NodeStatus, SelfReport,
+    VolumeStatus,
+};
+use crate::views::{self, Seen};
+
+/// Longer than an election and a takeover of the leader's office.
+const PROPOSAL_LIMIT: Duration = Duration::from_secs(10);
+/// How long a listing waits to be up to date before it shows what this node knows.
+const BARRIER_LIMIT: Duration = Duration::from_millis(1500);
+/// How long a new volume is waited for; it opens without the wait too.
+const OPENING_LIMIT: Duration = Duration::from_secs(5);
+const TOKEN_SECONDS_MAX: u64 = 30 * 24 * 3600;
+
+/// What a node without a cluster says.
+pub const NO_CLUSTER: &str = "this node belongs to no cluster yet";
+
+/// See the module's header.
+pub struct Administration {
+    node: Rc<Node>,
+    links: Rc<HostLinks>,
+    link_address: String,
+}
+
+impl Administration {
+    /// Answers for `node`, which other nodes reach at `link_address`.
+    pub fn new(node: Rc<Node>, links: Rc<HostLinks>, link_address: String) -> Rc<Self> {
+        Rc::new(Self {
+            node,
+            links,
+            link_address,
+        })
+    }
+
+    /// Answers one request. Nobody waiting for the answer any more is no error.
+    pub async fn answer(self: Rc<Self>, request: Request) {
+        let _ = match request {
+            Request::Cluster(reply) => reply.send(Ok(self.cluster().await)).is_ok(),
+            Request::Found(_, reply) => reply.send(Err(Refusal::AlreadyFounded.into())).is_ok(),
+            Request::AddToken(wanted, reply) => reply.send(self.add_token(&wanted).await).is_ok(),
+            Request::OwnReport(reply) => reply.send(Ok(self.own_report())).is_ok(),
+            Request::Nodes(reply) => reply.send(Ok(self.nodes().await)).is_ok(),
+            Request::Node(id, reply) => reply.send(self.one_node(id).await).is_ok(),
+            Request::Volumes(reply) => reply.send(Ok(self.volumes().await)).is_ok(),
+            Request::Volume(name, reply) => reply.send(self.volume(&name).await).is_ok(),
+            Request::CreateVolume(wanted, reply) => {
+                reply.send(self.create_volume(wanted).await).is_ok()
+            }
+            Request::DeleteVolume(name, reply) => {
+                reply.send(self.delete_volume(&name).await).is_ok()
+            }
+        };
+    }
+
+    /// How the cluster is.
+    pub async fn cluster(&self) -> ClusterStatus {
+        let confirmed = self.confirm().await;
+        views::cluster(&self.seen(BTreeMap::new()), confirmed)
+    }
+
+    async fn add_token(&self, wanted: &NewToken) -> Result<JoinTokenText, Problem> {
+        if wanted.expires_s == 0 || wanted.expires_s > TOKEN_SECONDS_MAX {
+            return Err(Problem::new(
+                ProblemKind::Invalid,
+                format!("a token cannot last {} seconds", wanted.expires_s),
+                "between one second and 30 days are possible",
+            ));
+        }
+        let state = self.node.state();
+        let cluster = state.cluster.as_ref().ok_or_else(|| {
+            let hint = "it is being started: ask again in a moment";
+            Problem::new(ProblemKind::NoCluster, NO_CLUSTER, hint)
+        })?;
+        let authority = std::str::from_utf8(&cluster.authority)
+            .ok()
+            .and_then(|text| ClusterAuthority::from_pem(text).ok())
+            .ok_or_else(|| {
+                let detail = "the cluster's certificate authority cannot be read";
+                Problem::new(ProblemKind::Internal, detail, "")
+            })?;
+        let runtime = &self.node.context().runtime;
+        let mut secret = [0; 16];
+        runtime.random_bytes(&mut secret);
+        let expires_unix_ms = runtime.unix_time_ms() + wanted.expires_s * 1000;
+        self.propose(Change::AddToken {
+            secret_hash: Sha256::digest(secret).into(),
+            expires_unix_ms,
+        })
+        .await?;
+        let token = JoinToken {
+            authority: authority.fingerprint(),
+            secret,
+            address: self.link_address.clone(),
+        };
+        Ok(JoinTokenText {
+            token: token.encode(),
+            expires_unix_ms,
+        })
+    }
+
+    fn own_report(&self) -> SelfReport {
+        views::own_report(&self.node, &self.links)
+    }
+
+    async fn nodes(&self) -> Vec<NodeStatus> {
+        self.confirm().await;
+        let state = self.node.state();
+        let reports = self.reports(state.nodes.keys().copied()).await;
+        views::nodes(&self.seen(reports))
+    }
+
+    async fn one_node(&self, id: u64) -> Result<NodeStatus, Problem> {
+        self.confirm().await;
+        let node = NodeId(id);
+        if !self.node.state().nodes.contains_key(&node) {
+            return Err(Refusal::NodeUnknown(node).into());
+        }
+        let reports = self.reports([node]).await;
+        let nodes = views::nodes(&self.seen(reports));
+        let found = nodes.into_iter().find(|status| status.id == id);
+        found.ok_or_else(|| Refusal::NodeUnknown(node).into())
+    }
+
+    async fn volumes(&self) -> Vec<VolumeStatus> {
+        self.confirm().await;
+        let state = self.node.state();
+        let owners = state.volumes.values().filter_map(|record| record.owner);
+        let mut owners: Vec<NodeId> = owners.map(|owner| owner.node).collect();
+        owners.sort_unstable();
+        owners.dedup();
+        let reports = self.reports(owners).await;
+        let mut volumes = views::volumes(&self.seen(reports));
+        volumes.sort_by(|one, other| one.name.cmp(&other.name));
+        volumes
+    }
+
+    async fn volume(&self, name: &str) -> Result<VolumeStatus, Problem> {
+        self.confirm().await;
+        let state = self.node.state();
+        let (id, record) = self.find(&state, name)?;
+        let owner = record.owner.map(|owner| owner.node);
+        let reports = self.reports(owner).await;
+        views::volume(&self.seen(reports), id).ok_or_else(|| unknown_volume(name))
+    }
+
+    async fn create_volume(&self, wanted: NewVolume) -> Result<CreatedVolume, Problem> {
+        let runtime = &self.node.context().runtime;
+        let chap = secrets::credentials(runtime, &wanted.name, wanted.authentication);
+        let credentials = chap.as_ref().map(secrets::shown);
+        let name = wanted.name.clone();
+        let outcome = self
+            .propose(Change::CreateVolume(VolumeSpec {
+                name: wanted.name,
+                size_bytes: wanted.size_bytes,
+                logical_block_bytes: wanted.block_size,
+                copies: wanted.copies,
+                slice_bytes: SLICE_BYTES,
+                chap,
+                naa_random: runtime.random_u64(),
+                now_unix_ms: runtime.unix_time_ms(),
+            }))
+            .await?;
+        let Outcome::Created(id) = outcome else {
+            unreachable!("creating a volume has no other good outcome");
+        };
+        runtime.timeout(OPENING_LIMIT, self.opened(id)).await;
+        let volume = views::volume(&self.seen(BTreeMap::new()), id)
+            .ok_or_else(|| unknown_volume(&name))?;
+        Ok(CreatedVolume {
+            volume,
+            credentials,
+        })
+    }
+
+    async fn delete_volume(&self, name: &str) -> Result<(), Problem> {
+        self.confirm().await;
+        let state = self.node.state();
+        let (volume, _) = self.find(&state, name)?;
+        self.propose(Change::DeleteVolume { volume })
+            .await
+            .map(drop)
+    }
+
+    /// Resolves when the volume serves, or is gone.
+    async fn opened(&self, volume: VolumeId) {
+        let mut watch = self.node.watch();
+        loop {
+            watch.mark_unchanged();
+            let state = self.node.state();
+            let record = state.volumes.get(&volume);
+            if record.is_none_or(|record| record.open) || watch.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn find<'a>(
+        &self,
+        state: &'a holdfast_config::state::ClusterState,
+        name: &str,
+    ) -> Result<(VolumeId, &'a VolumeRecord), Problem> {
+        state
+            .volume_by_name(name)
+            .ok_or_else(|| unknown_volume(name))
+    }
+
+    async fn propose(&self, change: Change) -> Result<Outcome, Problem> {
+        match self.node.propose(change, PROPOSAL_LIMIT).await? {
+            Outcome::Refused(refusal) => Err(refusal.into()),
+            outcome @ (Outcome::Done | Outcome::Admitted(_) | Outcome::Created(_)) => Ok(outcome),
+        }
+    }
+
+    /// Waits until this node knows what the cluster knows; false if no majority says so.
+    async fn confirm(&self) -> bool {
+        let barrier = self.node.group().read_barrier(BARRIER_LIMIT).await;
+        barrier.is_ok()
+    }
+
+    async fn reports(
+        &self,
+        wanted: impl IntoIterator<Item = NodeId>,
+    ) -> BTreeMap<NodeId, SelfReport> {
+        let state = self.node.state();
+        peers::reports(&state, self.node.id(), wanted).await
+    }
+
+    fn seen(&self, mut reports: BTreeMap<NodeId, SelfReport>) -> Seen {
+        reports.insert(self.node.id(), self.own_report());
+        Seen {
+            state: self.node.state(),
+            local: self.node.id(),
+            leader: self.node.group().leader(),
+            reports,
+        }
+    }
+}
+
+fn unknown_volume(name: &str) -> Problem {
+    Problem::new(
+        ProblemKind::Unknown,
+        format!("there is no volume named {name:?}"),
+        "`holdfast volume list` shows the volumes",
+    )
+}

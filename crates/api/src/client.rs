@@ -1,0 +1,211 @@
+//! The client of the API, for the command line and for nodes among themselves.
+
+use std::time::Duration;
+
+use reqwest::{Method, Response, Url};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+use crate::problem::Problem;
+use crate::types::{
+    ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewToken, NewVolume, NodeStatus,
+    SelfReport, VolumeStatus,
+};
+
+/// Why a request has no good answer.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// The address is no URL. Nothing was sent.
+    #[error("{0:?} is no URL of an API, such as http://127.0.0.1:7401")]
+    Address(String),
+    /// Nobody answers there. Nothing was changed.
+    #[error("no node answers at {url}: {reason}")]
+    Unreachable {
+        /// Where.
+        url: String,
+        /// The operating system's words.
+        reason: String,
+    },
+    /// The connection broke on the way; a change may or may not have been made.
+    #[error("{url} gave no whole answer: {reason}")]
+    Broken {
+        /// Where.
+        url: String,
+        /// What was seen.
+        reason: String,
+    },
+    /// The node answered with a problem.
+    #[error(transparent)]
+    Problem(#[from] Problem),
+}
+
+/// A client of one node's API.
+#[derive(Clone, Debug)]
+pub struct Client {
+    base: Url,
+    http: reqwest::Client,
+}
+
+impl Client {
+    /// A client of the API at `url`, with a limit for each request.
+    pub fn new(url: &str, limit: Duration) -> Result<Self, ClientError> {
+        let address = || ClientError::Address(url.to_owned());
+        let base = Url::parse(url).map_err(|_| address())?;
+        if base.scheme() != "http" || base.host().is_none() {
+            return Err(address());
+        }
+        let http = reqwest::Client::builder()
+            // A proxy for the outside world cannot reach a cluster's own network.
+            .no_proxy()
+            .timeout(limit)
+            .build()
+            .map_err(|error| unreachable(&base, &error))?;
+        Ok(Self { base, http })
+    }
+
+    /// How the cluster is.
+    pub async fn cluster(&self) -> Result<ClusterStatus, ClientError> {
+        self.get(&["v1", "cluster"]).await
+    }
+
+    /// Makes a new cluster with the node as its first.
+    pub async fn found(&self, wanted: &NewCluster) -> Result<ClusterStatus, ClientError> {
+        self.post(&["v1", "cluster"], wanted).await
+    }
+
+    /// Makes a token with which one node can join.
+    pub async fn add_token(&self, wanted: &NewToken) -> Result<JoinTokenText, ClientError> {
+        self.post(&["v1", "cluster", "tokens"], wanted).await
+    }
+
+    /// What the node knows of itself alone.
+    pub async fn own_report(&self) -> Result<SelfReport, ClientError> {
+        self.get(&["v1", "self"]).await
+    }
+
+    /// All nodes.
+    pub async fn nodes(&self) -> Result<Vec<NodeStatus>, ClientError> {
+        self.get(&["v1", "nodes"]).await
+    }
+
+    /// One node.
+    pub async fn node(&self, id: u64) -> Result<NodeStatus, ClientError> {
+        self.get(&["v1", "nodes", &id.to_string()]).await
+    }
+
+    /// All volumes.
+    pub async fn volumes(&self) -> Result<Vec<VolumeStatus>, ClientError> {
+        self.get(&["v1", "volumes"]).await
+    }
+
+    /// One volume.
+    pub async fn volume(&self, name: &str) -> Result<VolumeStatus, ClientError> {
+        self.get(&["v1", "volumes", name]).await
+    }
+
+    /// Makes a volume.
+    pub async fn create_volume(&self, wanted: &NewVolume) -> Result<CreatedVolume, ClientError> {
+        self.post(&["v1", "volumes"], wanted).await
+    }
+
+    /// Deletes a volume and all its data.
+    pub async fn delete_volume(&self, name: &str) -> Result<(), ClientError> {
+        let request = self
+            .http
+            .request(Method::DELETE, self.url(&["v1", "volumes", name]));
+        self.send(request).await.map(drop)
+    }
+
+    fn url(&self, path: &[&str]) -> Url {
+        let mut url = self.base.clone();
+        url.path_segments_mut()
+            .expect("an http URL with a host has a path")
+            .clear()
+            .extend(path);
+        url
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T, ClientError> {
+        let request = self.http.request(Method::GET, self.url(path));
+        self.decode(self.send(request).await?).await
+    }
+
+    async fn post<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let request = self.http.request(Method::POST, self.url(path)).json(body);
+        self.decode(self.send(request).await?).await
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response, ClientError> {
+        let response = request.send().await.map_err(|error| {
+            if error.is_connect() {
+                unreachable(&self.base, &error)
+            } else {
+                self.broken(&error)
+            }
+        })?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        Err(ClientError::Problem(self.decode(response).await?))
+    }
+
+    async fn decode<T: DeserializeOwned>(&self, response: Response) -> Result<T, ClientError> {
+        response.json().await.map_err(|error| self.broken(&error))
+    }
+
+    fn broken(&self, error: &reqwest::Error) -> ClientError {
+        let reason = if error.is_timeout() {
+            "no answer in time".into()
+        } else {
+            innermost(error)
+        };
+        ClientError::Broken {
+            url: self.base.to_string(),
+            reason,
+        }
+    }
+}
+
+fn unreachable(base: &Url, error: &reqwest::Error) -> ClientError {
+    ClientError::Unreachable {
+        url: base.to_string(),
+        reason: innermost(error),
+    }
+}
+
+/// The cause that says most: the libraries between add only that something failed.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_are_no_urls_are_refused() {
+        for wrong in ["", "127.0.0.1:7401", "ftp://host/", "http:///x"] {
+            let refused = Client::new(wrong, Duration::from_secs(1));
+            assert!(matches!(refused, Err(ClientError::Address(_))), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn names_cannot_leave_their_place_in_the_path() {
+        let client = Client::new("http://127.0.0.1:1/some/path", Duration::from_secs(1)).unwrap();
+        let url = client.url(&["v1", "volumes", "../../x?y"]);
+        assert_eq!(
+            url.as_str(),
+            "http://127.0.0.1:1/v1/volumes/..%2F..%2Fx%3Fy"
+        );
+    }
+}

@@ -1,0 +1,94 @@
+//! What handlers ask of the thread on which the node lives.
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::problem::{Problem, ProblemKind};
+use crate::types::{
+    ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewToken, NewVolume, NodeStatus,
+    SelfReport, VolumeStatus,
+};
+
+/// Where an answer goes. Nobody waits for it any more if sending fails.
+pub type Reply<T> = oneshot::Sender<Result<T, Problem>>;
+
+/// One request, with the way back for its answer.
+#[derive(Debug)]
+pub enum Request {
+    /// How the cluster is.
+    Cluster(Reply<ClusterStatus>),
+    /// Makes a new cluster with this node as its first.
+    Found(NewCluster, Reply<ClusterStatus>),
+    /// Lets one node join.
+    AddToken(NewToken, Reply<JoinTokenText>),
+    /// What this node knows of itself.
+    OwnReport(Reply<SelfReport>),
+    /// All nodes.
+    Nodes(Reply<Vec<NodeStatus>>),
+    /// One node.
+    Node(u64, Reply<NodeStatus>),
+    /// All volumes.
+    Volumes(Reply<Vec<VolumeStatus>>),
+    /// One volume, by name.
+    Volume(String, Reply<VolumeStatus>),
+    /// Makes a volume.
+    CreateVolume(NewVolume, Reply<CreatedVolume>),
+    /// Deletes a volume, by name.
+    DeleteVolume(String, Reply<()>),
+}
+
+impl Request {
+    /// Answers with a problem, whatever was asked.
+    pub fn refuse(self, problem: Problem) {
+        // Nobody waiting any more is no reason to complain.
+        let _ = match self {
+            Self::Cluster(reply) | Self::Found(_, reply) => reply.send(Err(problem)).is_ok(),
+            Self::AddToken(_, reply) => reply.send(Err(problem)).is_ok(),
+            Self::OwnReport(reply) => reply.send(Err(problem)).is_ok(),
+            Self::Nodes(reply) => reply.send(Err(problem)).is_ok(),
+            Self::Node(_, reply) => reply.send(Err(problem)).is_ok(),
+            Self::Volumes(reply) => reply.send(Err(problem)).is_ok(),
+            Self::Volume(_, reply) => reply.send(Err(problem)).is_ok(),
+            Self::CreateVolume(_, reply) => reply.send(Err(problem)).is_ok(),
+            Self::DeleteVolume(_, reply) => reply.send(Err(problem)).is_ok(),
+        };
+    }
+}
+
+/// The handlers' end of the channel.
+#[derive(Clone, Debug)]
+pub struct RequestSender {
+    requests: mpsc::Sender<Request>,
+}
+
+/// Requests that may wait for the node's thread; more are turned away.
+const WAITING_MAX: usize = 64;
+
+impl RequestSender {
+    /// A channel to whoever answers.
+    pub fn channel() -> (Self, mpsc::Receiver<Request>) {
+        let (requests, receiver) = mpsc::channel(WAITING_MAX);
+        (Self { requests }, receiver)
+    }
+
+    pub(crate) async fn ask<T>(
+        &self,
+        request: impl FnOnce(Reply<T>) -> Request,
+    ) -> Result<T, Problem> {
+        let (reply, answer) = oneshot::channel();
+        let stopping = || {
+            let hint = "ask another node";
+            Problem::new(ProblemKind::Unavailable, "the node is stopping", hint)
+        };
+        self.requests
+            .try_send(request(reply))
+            .map_err(|error| match error {
+                mpsc::error::TrySendError::Full(_) => Problem::new(
+                    ProblemKind::Unavailable,
+                    "too many requests wait for this node",
+                    "try again in a moment",
+                ),
+                mpsc::error::TrySendError::Closed(_) => stopping(),
+            })?;
+        answer.await.unwrap_or_else(|_| Err(stopping()))
+    }
+}

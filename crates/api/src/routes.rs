@@ -1,0 +1,310 @@
+//! The routes of REST /v1: each turns HTTP into a [`crate::Request`] and its answer into HTTP.
+
+use std::net::IpAddr;
+
+use axum::extract::rejection::{JsonRejection, PathRejection};
+use axum::extract::{DefaultBodyLimit, Path, Request as HttpRequest, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+
+use crate::problem::{Problem, ProblemKind};
+use crate::requests::{Request, RequestSender};
+use crate::types::{
+    ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewToken, NewVolume, NodeStatus,
+    SelfReport, VolumeStatus,
+};
+
+/// Largest request body; no request comes near it.
+const BODY_BYTES_MAX: usize = 64 << 10;
+
+/// From where the API may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// From this machine. Requests that a browser was tricked into sending under another host's
+    /// name (DNS rebinding) are refused.
+    Loopback,
+    /// From everywhere, on the operator's word.
+    Everywhere,
+}
+
+/// The API's routes; requests go to the other end of `requests`.
+pub fn router(requests: RequestSender, access: Access) -> Router {
+    let routes = Router::new()
+        .route("/v1/cluster", get(cluster).post(found))
+        .route("/v1/cluster/tokens", post(add_token))
+        .route("/v1/self", get(own_report))
+        .route("/v1/nodes", get(nodes))
+        .route("/v1/nodes/{id}", get(node))
+        .route("/v1/volumes", get(volumes).post(create_volume))
+        .route("/v1/volumes/{name}", get(volume).delete(delete_volume))
+        .route("/v1/openapi.json", get(openapi))
+        .fallback(no_such_route)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(requests);
+    match access {
+        Access::Loopback => routes.layer(middleware::from_fn(refuse_foreign_hosts)),
+        Access::Everywhere => routes,
+    }
+}
+
+/// How the cluster is.
+#[utoipa::path(get, path = "/v1/cluster", tag = "cluster", responses(
+    (status = 200, description = "The cluster as seen by this node", body = ClusterStatus),
+    (status = "default", description = "What went wrong", body = Problem,
+        content_type = "application/problem+json"),
+))]
+pub(crate) async fn cluster(
+    State(requests): State<RequestSender>,
+) -> Result<Json<ClusterStatus>, Problem> {
+    requests.ask(Request::Cluster).await.map(Json)
+}
+
+/// Makes a new cluster with this node as its first.
+#[utoipa::path(post, path = "/v1/cluster", tag = "cluster", request_body = NewCluster, responses(
+    (status = 201, description = "The cluster exists", body = ClusterStatus),
+    (status = "default", description = "What went wrong", body = Problem,
+        content_type = "application/problem+json"),
+))]
+pub(crate) async fn found(
+    State(requests): State<RequestSender>,
+    body: Result<Json<NewCluster>, JsonRejection>,
+) -> Result<(StatusCode, Json<ClusterStatus>), Problem> {
+    let Json(wanted) = body?;
+    let status = requests.ask(|reply| Request::Found(wanted, reply)).await?;
+    Ok((StatusCode::CREATED, Json(status)))
+}
+
+/// Makes a token with which one node can join.
+#[utoipa::path(post, path = "/v1/cluster/tokens", tag = "cluster", request_body = NewToken,
+    responses(
+        (status = 201, description = "The token, shown this once", body = JoinTokenText),
+        (status = "default", description = "What went wrong", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn add_token(
+    State(requests): State<RequestSender>,
+    body: Result<Json<NewToken>, JsonRejection>,
+) -> Result<(StatusCode, Json<JoinTokenText>), Problem> {
+    let Json(wanted) = body?;
+    let token = requests
+        .ask(|reply| Request::AddToken(wanted, reply))
+        .await?;
+    Ok((StatusCode::CREATED, Json(token)))
+}
+
+/// What this node knows of itself alone.
+#[utoipa::path(get, path = "/v1/self", tag = "nodes", responses(
+    (status = 200, description = "The node's own report", body = SelfReport),
+    (status = "default", description = "What went wrong", body = Problem,
+        content_type = "application/problem+json"),
+))]
+pub(crate) async fn own_report(
+    State(requests): State<RequestSender>,
+) -> Result<Json<SelfReport>, Problem> {
+    requests.ask(Request::OwnReport).await.map(Json)
+}
+
+/// All nodes.
+#[utoipa::path(get, path = "/v1/nodes", tag = "nodes", responses(
+    (status = 200, description = "The nodes in the order of their numbers",
+        body = Vec<NodeStatus>),
+    (status = "default", description = "What went wrong", body = Problem,
+        content_type = "application/problem+json"),
+))]
+pub(crate) async fn nodes(
+    State(requests): State<RequestSender>,
+) -> Result<Json<Vec<NodeStatus>>, Problem> {
+    requests.ask(Request::Nodes).await.map(Json)
+}
+
+/// One node.
+#[utoipa::path(get, path = "/v1/nodes/{id}", tag = "nodes",
+    params(("id" = u64, Path, description = "The node's number")),
+    responses(
+        (status = 200, description = "The node", body = NodeStatus),
+        (status = "default", description = "What went wrong", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn node(
+    State(requests): State<RequestSender>,
+    id: Result<Path<u64>, PathRejection>,
+) -> Result<Json<NodeStatus>, Problem> {
+    let Path(id) = id?;
+    requests
+        .ask(|reply| Request::Node(id, reply))
+        .await
+        .map(Json)
+}
+
+/// All volumes.
+#[utoipa::path(get, path = "/v1/volumes", tag = "volumes", responses(
+    (status = 200, description = "The volumes in the order of their names",
+        body = Vec<VolumeStatus>),
+    (status = "default", description = "What went wrong", body = Problem,
+        content_type = "application/problem+json"),
+))]
+pub(crate) async fn volumes(
+    State(requests): State<RequestSender>,
+) -> Result<Json<Vec<VolumeStatus>>, Problem> {
+    requests.ask(Request::Volumes).await.map(Json)
+}
+
+/// Makes a volume.
+#[utoipa::path(post, path = "/v1/volumes", tag = "volumes", request_body = NewVolume, responses(
+    (status = 201, description = "The volume, and its credentials, shown this once",
+        body = CreatedVolume),
+    (status = "default", description = "What went wrong", body = Problem,
+        content_type = "application/problem+json"),
+))]
+pub(crate) async fn create_volume(
+    State(requests): State<RequestSender>,
+    body: Result<Json<NewVolume>, JsonRejection>,
+) -> Result<(StatusCode, Json<CreatedVolume>), Problem> {
+    let Json(wanted) = body?;
+    let created = requests
+        .ask(|reply| Request::CreateVolume(wanted, reply))
+        .await?;
+    Ok((StatusCode::CREATED, Json(created)))
+}
+
+/// One volume.
+#[utoipa::path(get, path = "/v1/volumes/{name}", tag = "volumes",
+    params(("name" = String, Path, description = "The volume's name")),
+    responses(
+        (status = 200, description = "The volume", body = VolumeStatus),
+        (status = "default", description = "What went wrong", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn volume(
+    State(requests): State<RequestSender>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Json<VolumeStatus>, Problem> {
+    let Path(name) = name?;
+    requests
+        .ask(|reply| Request::Volume(name, reply))
+        .await
+        .map(Json)
+}
+
+/// Deletes a volume and all its data.
+#[utoipa::path(delete, path = "/v1/volumes/{name}", tag = "volumes",
+    params(("name" = String, Path, description = "The volume's name")),
+    responses(
+        (status = 204, description = "The volume is gone"),
+        (status = "default", description = "What went wrong", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn delete_volume(
+    State(requests): State<RequestSender>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<StatusCode, Problem> {
+    let Path(name) = name?;
+    requests
+        .ask(|reply| Request::DeleteVolume(name, reply))
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn openapi() -> Response {
+    let json = [(header::CONTENT_TYPE, "application/json")];
+    (json, crate::document()).into_response()
+}
+
+async fn no_such_route(request: HttpRequest) -> Problem {
+    let detail = format!("there is no {} {}", request.method(), request.uri().path());
+    Problem::new(
+        ProblemKind::Unknown,
+        detail,
+        "GET /v1/openapi.json describes the API",
+    )
+}
+
+async fn no_such_method(request: HttpRequest) -> Problem {
+    let detail = format!("{} cannot be {}", request.uri().path(), request.method());
+    let hint = "GET /v1/openapi.json describes the API";
+    Problem::new(ProblemKind::Invalid, detail, hint).with_status(StatusCode::METHOD_NOT_ALLOWED)
+}
+
+async fn refuse_foreign_hosts(request: HttpRequest, next: Next) -> Response {
+    let host = request
+        .headers()
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
+    if host.is_some_and(is_this_machine) {
+        return next.run(request).await;
+    }
+    Problem::new(
+        ProblemKind::Forbidden,
+        "this API serves its own machine only, and was addressed by another name",
+        "use 127.0.0.1, [::1] or localhost",
+    )
+    .into_response()
+}
+
+fn is_this_machine(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    };
+    name.eq_ignore_ascii_case("localhost")
+        || name
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
+}
+
+impl From<JsonRejection> for Problem {
+    fn from(rejection: JsonRejection) -> Self {
+        Self::new(
+            ProblemKind::Invalid,
+            rejection.body_text(),
+            "send JSON as GET /v1/openapi.json describes it, as application/json",
+        )
+        .with_status(rejection.status())
+    }
+}
+
+impl From<PathRejection> for Problem {
+    fn from(rejection: PathRejection) -> Self {
+        Self::new(
+            ProblemKind::Invalid,
+            rejection.body_text(),
+            "nodes are named by their numbers, volumes by their names",
+        )
+        .with_status(rejection.status())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_this_machine_pass() {
+        for ours in [
+            "127.0.0.1:7401",
+            "127.8.9.1",
+            "localhost:1",
+            "LOCALHOST",
+            "[::1]:7401",
+        ] {
+            assert!(is_this_machine(ours), "{ours}");
+        }
+        for foreign in [
+            "evil.example:7401",
+            "10.0.0.1:7401",
+            "[fd00::1]:7401",
+            "",
+            "localhost.evil:1",
+        ] {
+            assert!(!is_this_machine(foreign), "{foreign}");
+        }
+    }
+}

@@ -1,0 +1,362 @@
+//! What goes over the wire. Sizes are in bytes, times in milliseconds.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// A wanted cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewCluster {
+    /// A name for people, 1 to 63 characters.
+    pub name: String,
+}
+
+/// Where the node that was asked stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClusterPhase {
+    /// The node belongs to no cluster.
+    NoCluster,
+    /// The node is being started.
+    Starting,
+    /// No majority of the config group answers: I/O may go on, changes cannot be made.
+    NoMajority,
+    /// Everything that is wanted is there.
+    Healthy,
+    /// I/O goes on with less redundancy than wanted.
+    Degraded,
+    /// Some volume serves no I/O.
+    Unavailable,
+}
+
+/// The cluster as seen by the node that was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ClusterStatus {
+    /// Where it stands.
+    pub phase: ClusterPhase,
+    /// Why, what is waited for, and what can be done: a sentence each.
+    pub explanations: Vec<String>,
+    /// The cluster's name.
+    pub name: Option<String>,
+    /// The cluster's id.
+    pub id: Option<String>,
+    /// The node that was asked.
+    pub node: Option<u64>,
+    /// The leader of the config group, if known.
+    pub leader: Option<u64>,
+    /// The newest view.
+    pub view: u64,
+    /// Nodes that are up.
+    pub nodes_up: u64,
+    /// All nodes.
+    pub nodes: u64,
+    /// Volumes that serve I/O.
+    pub volumes_open: u64,
+    /// All volumes.
+    pub volumes: u64,
+}
+
+/// A wanted join token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewToken {
+    /// How long it can be used, in seconds; at most 30 days.
+    pub expires_s: u64,
+}
+
+/// A join token, good for one node.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct JoinTokenText {
+    /// For `holdfast node start --join`. Secret, shown this once.
+    pub token: String,
+    /// When it ends, in milliseconds since the Unix epoch.
+    pub expires_unix_ms: u64,
+}
+
+/// Whether something is known of what only a node itself can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Knowledge {
+    /// The node has said it just now.
+    Known,
+    /// The node was not asked successfully.
+    Unknown,
+}
+
+/// Whether a node takes part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeState {
+    /// Admitted, and never started since.
+    Admitted,
+    /// It takes part.
+    Up,
+    /// It is about to stop and owns nothing any more.
+    Leaving,
+    /// Its process is gone or silent.
+    Down,
+}
+
+/// One node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeStatus {
+    /// Its number.
+    pub id: u64,
+    /// Whether it takes part.
+    pub state: NodeState,
+    /// What this means and what is waited for.
+    pub explanation: String,
+    /// How often its process has been started.
+    pub incarnation: u64,
+    /// `host:port` for other nodes.
+    pub link_address: String,
+    /// `host:port` of its REST API; empty if it serves this machine only.
+    pub api_address: String,
+    /// `host:port` of its iSCSI portal.
+    pub portal_address: String,
+    /// Version of its software.
+    pub version: String,
+    /// Whether it leads the config group.
+    pub leader: bool,
+    /// Names of the volumes it owns.
+    pub owns: Vec<String>,
+    /// Whether the fields below were told by the node.
+    pub told: Knowledge,
+    /// How full its store is.
+    pub usage: Option<StoreUsage>,
+    /// Its recovery met damaged records.
+    pub damaged: Option<bool>,
+    /// Its links to the other nodes.
+    pub links: Vec<LinkStatus>,
+}
+
+/// How full a node's store is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StoreUsage {
+    /// Capacity for block data.
+    pub home_bytes: u64,
+    /// Part of it in use.
+    pub home_used_bytes: u64,
+    /// Size of the journal.
+    pub journal_bytes: u64,
+    /// Part of it that cannot be reused yet.
+    pub journal_used_bytes: u64,
+}
+
+/// One link of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LinkStatus {
+    /// The node at the other end.
+    pub node: u64,
+    /// Whether it is up.
+    pub up: bool,
+    /// Why it is not, as far as known.
+    pub problem: Option<String>,
+}
+
+/// What a node knows of itself alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SelfReport {
+    /// The node.
+    pub id: u64,
+    /// Which start of it.
+    pub incarnation: u64,
+    /// Whether the config group counts this start as running.
+    pub registered: bool,
+    /// How full its store is.
+    pub usage: StoreUsage,
+    /// Its recovery met damaged records.
+    pub damaged: bool,
+    /// What it does for each volume that it owns.
+    pub owners: Vec<OwnerReport>,
+    /// Its links to the other nodes.
+    pub links: Vec<LinkStatus>,
+}
+
+/// What an owner is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct OwnerReport {
+    /// The volume's number.
+    pub volume: u64,
+    /// The view in which it took office.
+    pub view: u64,
+    /// Whether it serves.
+    pub open: bool,
+    /// What it waits for; empty if nothing.
+    pub waits_for: String,
+    /// Time since it took office.
+    pub age_ms: u64,
+    /// Time from taking office to serving.
+    pub takeover_ms: Option<u64>,
+    /// Copies brought back in this view.
+    pub resyncs: Vec<Resync>,
+}
+
+/// One copy that is, or was, brought back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Resync {
+    /// Which slice of the volume.
+    pub slice: u32,
+    /// Where the copy is.
+    pub node: u64,
+    /// Bytes copied.
+    pub copied_bytes: u64,
+    /// Whether the copy is in sync again.
+    pub finished: bool,
+}
+
+/// A wanted volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewVolume {
+    /// 1 to 63 lower-case letters, digits, `-` and `.`.
+    pub name: String,
+    /// Size in bytes, a multiple of 4096.
+    pub size_bytes: u64,
+    /// Copies of all data.
+    #[serde(default = "default_copies")]
+    pub copies: u32,
+    /// 512 or 4096.
+    #[serde(default = "default_block_size")]
+    pub block_size: u32,
+    /// How initiators prove themselves.
+    #[serde(default)]
+    pub authentication: Authentication,
+}
+
+fn default_copies() -> u32 {
+    3
+}
+
+fn default_block_size() -> u32 {
+    512
+}
+
+/// How initiators prove themselves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Authentication {
+    /// They need not: whoever reaches a portal can read and write the volume.
+    None,
+    /// The initiator proves itself by CHAP.
+    #[default]
+    Chap,
+    /// Both sides do.
+    MutualChap,
+}
+
+/// Names and secrets of CHAP. The secrets are shown this once.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ChapCredentials {
+    /// The initiator's name.
+    pub username: String,
+    /// The initiator's secret.
+    pub secret: String,
+    /// The target's name, for mutual CHAP.
+    pub target_username: Option<String>,
+    /// The target's secret, for mutual CHAP.
+    pub target_secret: Option<String>,
+}
+
+/// The answer to a created volume.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CreatedVolume {
+    /// The volume.
+    pub volume: VolumeStatus,
+    /// How to log in; absent if nobody has to.
+    pub credentials: Option<ChapCredentials>,
+}
+
+/// Whether a volume serves I/O.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum VolumeState {
+    /// It serves I/O.
+    Open,
+    /// Its new owner is taking over; I/O waits.
+    TakingOver,
+    /// No node is up that could own it.
+    NoOwner,
+}
+
+/// How many copies the slices of a volume have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Redundancy {
+    /// Slices of the volume.
+    pub slices: u64,
+    /// Slices with every wanted copy in sync on a running node.
+    pub full: u64,
+    /// The fewest such copies that any slice has.
+    pub copies_least: u32,
+}
+
+/// One volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VolumeStatus {
+    /// Its number.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+    /// Whether it serves I/O.
+    pub state: VolumeState,
+    /// What this means and what is waited for.
+    pub explanation: String,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Logical block size.
+    pub block_size: u32,
+    /// Wanted copies.
+    pub copies: u32,
+    /// Copies there are.
+    pub redundancy: Redundancy,
+    /// The node that orders its I/O.
+    pub owner: Option<u64>,
+    /// The view in which the owner took office.
+    pub view: u64,
+    /// iSCSI name of its target.
+    pub target: String,
+    /// The logical unit number.
+    pub lun: u16,
+    /// Portals through which it can be reached now.
+    pub portals: Vec<String>,
+    /// Its NAA identifier, as `/dev/disk/by-id/wwn-0x…` shows it.
+    pub naa: String,
+    /// How initiators prove themselves.
+    pub authentication: Authentication,
+    /// When it was created, in milliseconds since the Unix epoch.
+    pub created_unix_ms: u64,
+    /// Whether the owner's part below was told by the owner.
+    pub told: Knowledge,
+    /// What the owner does.
+    pub owner_report: Option<OwnerReport>,
+}
+
+// Secrets stay out of debug output.
+
+impl std::fmt::Debug for JoinTokenText {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("JoinTokenText")
+            .field("expires_unix_ms", &self.expires_unix_ms)
+            .finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for ChapCredentials {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("ChapCredentials")
+            .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for CreatedVolume {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("CreatedVolume")
+            .field("volume", &self.volume)
+            .field("credentials", &self.credentials)
+            .finish()
+    }
+}

@@ -1,0 +1,511 @@
+//! Builds what is shown from the cluster's state and the nodes' own reports.
+//!
+//! Pure: the same [`Seen`] gives the same answer.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use holdfast_config::state::{
+    Chap, ClusterState, NodeRecord, NodeStatus as RecordedStatus, VolumeRecord,
+};
+use holdfast_node::Node;
+use holdfast_runtime::NodeId;
+use holdfast_runtime::host::{ClusterId, HostLinks};
+use holdfast_wire::VolumeId;
+
+use crate::types::{
+    Authentication, ClusterPhase, ClusterStatus, Knowledge, LinkStatus, NodeState, NodeStatus,
+    OwnerReport, Redundancy, Resync, SelfReport, StoreUsage, VolumeState, VolumeStatus,
+};
+
+/// Bytes of a block, in which resyncs count.
+const BLOCK_BYTES: u64 = 4096;
+
+/// Everything that is known at one moment.
+pub(crate) struct Seen {
+    pub(crate) state: Rc<ClusterState>,
+    pub(crate) local: NodeId,
+    pub(crate) leader: Option<NodeId>,
+    pub(crate) reports: BTreeMap<NodeId, SelfReport>,
+}
+
+/// What this node knows of itself alone.
+pub(crate) fn own_report(node: &Node, links: &HostLinks) -> SelfReport {
+    let report = node.report();
+    let owner = |status: &holdfast_volume::OwnerStatus| OwnerReport {
+        volume: status.volume.0,
+        view: status.view.0,
+        open: status.open,
+        waits_for: status.waits_for.clone(),
+        age_ms: status.age.as_millis() as u64,
+        takeover_ms: status.takeover.map(|time| time.as_millis() as u64),
+        resyncs: status.resyncs.iter().map(resync).collect(),
+    };
+    SelfReport {
+        id: report.node.0,
+        incarnation: node.context().incarnation().0,
+        registered: report.registered,
+        usage: StoreUsage {
+            home_bytes: report.usage.home_bytes,
+            home_used_bytes: report.usage.home_used_bytes,
+            journal_bytes: report.usage.journal_bytes,
+            journal_used_bytes: report.usage.journal_used_bytes,
+        },
+        damaged: report.damaged,
+        owners: report.owners.iter().map(owner).collect(),
+        links: links
+            .status()
+            .into_iter()
+            .map(|status| LinkStatus {
+                node: status.peer.0,
+                up: status.up.is_some(),
+                problem: match status.up {
+                    Some(_) => None,
+                    None => status.problem.map(|problem| problem.to_string()),
+                },
+            })
+            .collect(),
+    }
+}
+
+fn resync(status: &holdfast_volume::ResyncStatus) -> Resync {
+    Resync {
+        slice: status.slice,
+        node: status.node.0,
+        copied_bytes: status.blocks * BLOCK_BYTES,
+        finished: status.finished,
+    }
+}
+
+/// The cluster; `confirmed` says whether a majority has confirmed the state just now.
+pub(crate) fn cluster(seen: &Seen, confirmed: bool) -> ClusterStatus {
+    let state = &seen.state;
+    let volumes = volumes(seen);
+    let open = volumes
+        .iter()
+        .filter(|volume| volume.state == VolumeState::Open);
+    let not_up: Vec<NodeId> = state
+        .nodes
+        .iter()
+        .filter(|(_, record)| record.status != RecordedStatus::Up)
+        .map(|(node, _)| *node)
+        .collect();
+    let mut explanations = Vec::new();
+    let phase = if state.cluster.is_none() {
+        explanations.push("this node is waiting for the cluster's state from other nodes".into());
+        ClusterPhase::Starting
+    } else if !confirmed {
+        explanations.push(format!(
+            "no majority of the config group answers, so nothing can be changed and no failed \
+             owner can be replaced; what is shown is the last that node {} knows. Start the nodes \
+             that are not running",
+            seen.local
+        ));
+        ClusterPhase::NoMajority
+    } else if volumes
+        .iter()
+        .any(|volume| volume.state != VolumeState::Open)
+    {
+        ClusterPhase::Unavailable
+    } else if !not_up.is_empty()
+        || volumes
+            .iter()
+            .any(|volume| volume.redundancy.full < volume.redundancy.slices)
+    {
+        ClusterPhase::Degraded
+    } else {
+        ClusterPhase::Healthy
+    };
+    for node in &not_up {
+        explanations.push(format!(
+            "node {node}: {}",
+            node_explanation(&state.nodes[node])
+        ));
+    }
+    for volume in &volumes {
+        if !volume.explanation.is_empty() {
+            explanations.push(format!("volume {}: {}", volume.name, volume.explanation));
+        }
+    }
+    ClusterStatus {
+        phase,
+        explanations,
+        name: state.cluster.as_ref().map(|cluster| cluster.name.clone()),
+        id: state
+            .cluster
+            .as_ref()
+            .map(|cluster| ClusterId(cluster.id).to_string()),
+        node: Some(seen.local.0),
+        leader: seen.leader.map(|leader| leader.0),
+        view: state.view.0,
+        nodes_up: (state.nodes.len() - not_up.len()) as u64,
+        nodes: state.nodes.len() as u64,
+        volumes_open: open.count() as u64,
+        volumes: volumes.len() as u64,
+    }
+}
+
+/// All nodes, in the order of their numbers.
+pub(crate) fn nodes(seen: &Seen) -> Vec<NodeStatus> {
+    let one = |(node, record): (&NodeId, &NodeRecord)| {
+        // A report of an earlier start says nothing of this one.
+        let report = seen
+            .reports
+            .get(node)
+            .filter(|report| report.incarnation == record.incarnation.0);
+        let owns = seen
+            .state
+            .volumes
+            .values()
+            .filter(|volume| volume.owner.is_some_and(|owner| owner.node == *node));
+        NodeStatus {
+            id: node.0,
+            state: match record.status {
+                RecordedStatus::Admitted => NodeState::Admitted,
+                RecordedStatus::Up => NodeState::Up,
+                RecordedStatus::Leaving => NodeState::Leaving,
+                RecordedStatus::Down => NodeState::Down,
+            },
+            explanation: node_explanation(record),
+            incarnation: record.incarnation.0,
+            link_address: record.link_address.clone(),
+            api_address: record.api_address.clone(),
+            portal_address: record.portal_address.clone(),
+            version: record.version.clone(),
+            leader: seen.leader == Some(*node),
+            owns: owns.map(|volume| volume.name.clone()).collect(),
+            told: known(report.is_some()),
+            usage: report.map(|report| report.usage),
+            damaged: report.map(|report| report.damaged),
+            links: report.map_or_else(Vec::new, |report| report.links.clone()),
+        }
+    };
+    seen.state.nodes.iter().map(one).collect()
+}
+
+/// All volumes, in the order of their numbers.
+pub(crate) fn volumes(seen: &Seen) -> Vec<VolumeStatus> {
+    let ids = seen.state.volumes.keys();
+    ids.filter_map(|id| volume(seen, *id)).collect()
+}
+
+/// One volume.
+pub(crate) fn volume(seen: &Seen, id: VolumeId) -> Option<VolumeStatus> {
+    let record = seen.state.volumes.get(&id)?;
+    let owner = record.owner.map(|owner| owner.node);
+    let report = owner
+        .and_then(|owner| seen.reports.get(&owner))
+        .and_then(|report| report.owners.iter().find(|one| one.volume == id.0))
+        .filter(|report| report.view == record.view.0)
+        .cloned();
+    let redundancy = redundancy(&seen.state, record);
+    let state = match (owner, record.open) {
+        (None, _) => VolumeState::NoOwner,
+        (Some(_), true) => VolumeState::Open,
+        (Some(_), false) => VolumeState::TakingOver,
+    };
+    Some(VolumeStatus {
+        id: id.0,
+        name: record.name.clone(),
+        state,
+        explanation: volume_explanation(record, state, redundancy, report.as_ref()),
+        size_bytes: record.size_bytes,
+        block_size: record.logical_block_bytes,
+        copies: record.copies,
+        redundancy,
+        owner: owner.map(|owner| owner.0),
+        view: record.view.0,
+        target: record.target_name.clone(),
+        lun: 0,
+        portals: portals(&seen.state),
+        naa: record
+            .naa
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect(),
+        authentication: authentication(record.chap.as_ref()),
+        created_unix_ms: record.created_unix_ms,
+        told: known(report.is_some()),
+        owner_report: report,
+    })
+}
+
+fn portals(state: &ClusterState) -> Vec<String> {
+    state
+        .nodes
+        .values()
+        .filter(|record| record.status == RecordedStatus::Up && !record.portal_address.is_empty())
+        .map(|record| record.portal_address.clone())
+        .collect()
+}
+
+fn authentication(chap: Option<&Chap>) -> Authentication {
+    match chap {
+        None => Authentication::None,
+        Some(Chap { mutual: None, .. }) => Authentication::Chap,
+        Some(Chap {
+            mutual: Some(_), ..
+        }) => Authentication::MutualChap,
+    }
+}
+
+fn known(is_known: bool) -> Knowledge {
+    if is_known {
+        Knowledge::Known
+    } else {
+        Knowledge::Unknown
+    }
+}
+
+/// Copies count if they are in sync and their node runs.
+fn redundancy(state: &ClusterState, record: &VolumeRecord) -> Redundancy {
+    let copies = |slice: &holdfast_config::state::SliceRecord| {
+        let running = slice
+            .in_sync()
+            .filter(|node| state.running_incarnation(*node).is_some());
+        running.count() as u32
+    };
+    let counts = record.slices.iter().map(copies);
+    Redundancy {
+        slices: record.slices.len() as u64,
+        full: counts
+            .clone()
+            .filter(|copies| *copies >= record.copies)
+            .count() as u64,
+        copies_least: counts.min().unwrap_or(0),
+    }
+}
+
+fn node_explanation(record: &NodeRecord) -> String {
+    match record.status {
+        RecordedStatus::Up => String::new(),
+        RecordedStatus::Admitted => {
+            "admitted, and its process has not started yet. Start it with its data directory".into()
+        }
+        RecordedStatus::Leaving => "stopping: it owns nothing any more and can end".into(),
+        RecordedStatus::Down => format!(
+            "its process is gone or does not answer at {}. Start it again with its data \
+             directory: only the difference is copied",
+            record.link_address
+        ),
+    }
+}
+
+fn volume_explanation(
+    record: &VolumeRecord,
+    state: VolumeState,
+    redundancy: Redundancy,
+    report: Option<&OwnerReport>,
+) -> String {
+    match state {
+        VolumeState::NoOwner => {
+            "no node is up that could own it. Start the nodes that hold its copies".into()
+        }
+        VolumeState::TakingOver => match report {
+            Some(report) if report.waits_for.is_empty() => {
+                format!("its owner takes over, since {}", age(report.age_ms))
+            }
+            Some(report) => format!(
+                "its owner takes over, since {}, and waits for {}",
+                age(report.age_ms),
+                report.waits_for
+            ),
+            None => "its owner takes over; what it waits for is unknown here".into(),
+        },
+        VolumeState::Open if redundancy.full == redundancy.slices => String::new(),
+        VolumeState::Open => {
+            let missing = redundancy.slices - redundancy.full;
+            let least = redundancy.copies_least;
+            let resyncs = report.map_or(&[][..], |report| &report.resyncs[..]);
+            let under_way: Vec<&Resync> =
+                resyncs.iter().filter(|resync| !resync.finished).collect();
+            let copied: u64 = under_way.iter().map(|resync| resync.copied_bytes).sum();
+            let next = if report.is_none() {
+                "what is under way is unknown here".to_owned()
+            } else if under_way.is_empty() {
+                "it waits for the missing nodes; until then do not stop others".to_owned()
+            } else {
+                format!(
+                    "{} copies are brought back, {} MiB so far",
+                    under_way.len(),
+                    copied >> 20
+                )
+            };
+            format!(
+                "{missing} of {} slices lack copies, the least has {least} of {}; {next}",
+                redundancy.slices, record.copies
+            )
+        }
+    }
+}
+
+fn age(milliseconds: u64) -> String {
+    format!("{}.{} s", milliseconds / 1000, milliseconds % 1000 / 100)
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_config::state::{Change, ClusterIdentity, NodeStart, Outcome, VolumeSpec};
+    use holdfast_runtime::Incarnation;
+
+    use super::*;
+
+    fn applied(state: &mut ClusterState, change: Change) -> Outcome {
+        let outcome = state.apply(change);
+        assert!(!matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
+        outcome
+    }
+
+    /// Three nodes up, one volume of three copies on them, open.
+    fn three_nodes() -> (ClusterState, VolumeId) {
+        let mut state = ClusterState::default();
+        applied(
+            &mut state,
+            Change::Found {
+                cluster: ClusterIdentity {
+                    id: [7; 16],
+                    name: "test".into(),
+                    authority: b"secret".to_vec(),
+                },
+                uuid: [1; 16],
+                link_address: "127.0.0.1:1".into(),
+            },
+        );
+        for node in 2..=3 {
+            let secret_hash = [node; 32];
+            applied(
+                &mut state,
+                Change::AddToken {
+                    secret_hash,
+                    expires_unix_ms: 10,
+                },
+            );
+            applied(
+                &mut state,
+                Change::Admit(holdfast_config::state::Admission {
+                    secret_hash,
+                    uuid: [node; 16],
+                    link_address: format!("127.0.0.1:{node}"),
+                    now_unix_ms: 1,
+                }),
+            );
+        }
+        for node in 1..=3u8 {
+            applied(
+                &mut state,
+                Change::NodeStarted(NodeStart {
+                    node: NodeId(node.into()),
+                    uuid: [node; 16],
+                    incarnation: Incarnation(1),
+                    link_address: format!("127.0.0.1:{node}"),
+                    api_address: String::new(),
+                    portal_address: format!("127.0.0.1:326{node}"),
+                    version: "0.1.0".into(),
+                }),
+            );
+        }
+        let created = applied(
+            &mut state,
+            Change::CreateVolume(VolumeSpec {
+                name: "db".into(),
+                size_bytes: 2 << 30,
+                logical_block_bytes: 512,
+                copies: 3,
+                slice_bytes: 1 << 30,
+                chap: None,
+                naa_random: 5,
+                now_unix_ms: 1,
+            }),
+        );
+        let Outcome::Created(volume) = created else {
+            panic!("{created:?}");
+        };
+        let record = state.volumes.get_mut(&volume).unwrap();
+        record.open = true;
+        (state, volume)
+    }
+
+    fn seen(state: ClusterState) -> Seen {
+        Seen {
+            state: Rc::new(state),
+            local: NodeId(1),
+            leader: Some(NodeId(2)),
+            reports: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_whole_cluster_is_healthy_and_has_nothing_to_explain() {
+        let (state, volume) = three_nodes();
+        let seen = seen(state);
+        let status = cluster(&seen, true);
+        assert_eq!(status.phase, ClusterPhase::Healthy);
+        assert_eq!(status.explanations, [""; 0]);
+        assert_eq!((status.nodes_up, status.volumes_open), (3, 1));
+        let volume = super::volume(&seen, volume).unwrap();
+        assert_eq!(volume.portals.len(), 3);
+        assert_eq!(volume.authentication, Authentication::None);
+        assert_eq!(volume.naa.len(), 32);
+    }
+
+    #[test]
+    fn a_lost_node_is_explained_at_the_node_and_at_each_volume_that_misses_it() {
+        let (mut state, volume) = three_nodes();
+        let owner = state.volumes[&volume].owner.unwrap().node;
+        let lost = NodeId(if owner == NodeId(3) { 2 } else { 3 });
+        let incarnation = Incarnation(1);
+        applied(
+            &mut state,
+            Change::NodeDown {
+                node: lost,
+                incarnation,
+            },
+        );
+        let seen = seen(state);
+        let status = cluster(&seen, true);
+        assert_eq!(status.phase, ClusterPhase::Degraded);
+        assert!(status.explanations[0].contains("Start it again"));
+        assert!(status.explanations[1].contains("the least has 2 of 3"));
+        let volume = super::volume(&seen, volume).unwrap();
+        assert_eq!(volume.redundancy.copies_least, 2);
+        assert_eq!(volume.portals.len(), 2);
+        assert_eq!(volume.told, Knowledge::Unknown);
+    }
+
+    #[test]
+    fn without_a_majority_the_last_known_state_is_shown_as_such() {
+        let (state, _) = three_nodes();
+        let status = cluster(&seen(state), false);
+        assert_eq!(status.phase, ClusterPhase::NoMajority);
+        assert!(status.explanations[0].contains("no majority"));
+    }
+
+    #[test]
+    fn a_report_of_an_earlier_start_counts_as_unknown() {
+        let (state, _) = three_nodes();
+        let mut seen = seen(state);
+        let usage = StoreUsage {
+            home_bytes: 1,
+            home_used_bytes: 0,
+            journal_bytes: 1,
+            journal_used_bytes: 0,
+        };
+        for (node, incarnation) in [(1, 1), (2, 9)] {
+            seen.reports.insert(
+                NodeId(node),
+                SelfReport {
+                    id: node,
+                    incarnation,
+                    registered: true,
+                    usage,
+                    damaged: false,
+                    owners: Vec::new(),
+                    links: Vec::new(),
+                },
+            );
+        }
+        let told: Vec<Knowledge> = nodes(&seen).iter().map(|node| node.told).collect();
+        let (known, unknown) = (Knowledge::Known, Knowledge::Unknown);
+        assert_eq!(told, [known, unknown, unknown]);
+    }
+}
