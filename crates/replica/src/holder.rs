@@ -371,6 +371,9 @@ impl Holder {
     ) -> Result<Bytes, ReplicaRefusal> {
         self.check_view(slice.volume, view.0)?;
         self.raise_stable(slice, view, stable)?;
+        if planted::is_active(Bug::ReadUnstable) {
+            self.store.set_stable(slice, self.store.last_seq(slice));
+        }
         self.store
             .read(slice, first_block, blocks)
             .await

@@ -109,7 +109,10 @@ impl Holder {
             } else {
                 return Err(ReplicaRefusal::Unknown);
             };
-            let (view, seq) = (View(version.view), Seq(version.seq));
+            let (view, mut seq) = (View(version.view), Seq(version.seq));
+            if planted::is_active(Bug::ResyncOverNewer) {
+                seq = seq.max(self.store.last_seq(slice));
+            }
             blocks.push(CopiedBlock {
                 block: version.block,
                 view,

@@ -75,7 +75,8 @@ impl Holder {
         let complete = planted::is_active(Bug::TrustIncompleteCopy)
             || self.store.copy_state(slice) == CopyState::InSync
                 && !self.store.suspect_slices().contains(&slice)
-                && !tail.iter().any(|entry| entry.damaged);
+                && (planted::is_active(Bug::DamagedIsAbsent)
+                    || !tail.iter().any(|entry| entry.damaged));
         let header = |entry: &holdfast_store::TailEntry| RecordHeader {
             view: entry.view.0,
             seq: entry.seq.0,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_wire::{Seq, View};
 
 /// Records held back because an earlier one is missing; more are dropped and come again.
@@ -68,6 +69,9 @@ impl<T> Receiver<T> {
 
     /// The stable position that this copy may act on: never beyond what it holds.
     pub fn usable_stable(&self) -> Seq {
+        if planted::is_active(Bug::DestageUnstable) {
+            return self.durable;
+        }
         self.announced_stable.min(self.durable)
     }
 }

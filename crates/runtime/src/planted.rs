@@ -26,8 +26,6 @@ pub enum Bug {
     TakeStableOnly,
     /// Recovery treats a damaged record as if it had never been written.
     DamagedIsAbsent,
-    /// A promise of a view is lost with the process.
-    ForgetPromise,
     /// A copied block replaces a newer one.
     ResyncOverNewer,
     /// A joining copy claims to be complete up to its newest record.
@@ -40,7 +38,8 @@ pub enum Bug {
     ForgetOperations,
     /// Records lost on the way are never sent again.
     NeverRepeat,
-    /// Blocks are destaged before they are stable.
+    /// A copy takes all that it has journaled for stable: it destages, and keeps, records that
+    /// a takeover may drop.
     DestageUnstable,
     /// The journal is freed before destaged blocks are synced.
     SkipHomeSync,
@@ -48,7 +47,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 17] = [
         Self::AcknowledgeBeforeJournal,
         Self::SkipFence,
         Self::SkipLeaseWait,
@@ -58,7 +57,6 @@ impl Bug {
         Self::TrustIncompleteCopy,
         Self::TakeStableOnly,
         Self::DamagedIsAbsent,
-        Self::ForgetPromise,
         Self::ResyncOverNewer,
         Self::BaseTooHigh,
         Self::KeepDivergentTail,

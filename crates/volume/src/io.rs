@@ -10,8 +10,9 @@ use crate::writes::Effect;
 
 /// Granularity of offsets and lengths in bytes: the smallest logical block.
 const SECTOR_BYTES: u64 = 512;
-/// Longest operation with data, in bytes.
-const IO_BYTES_MAX: u64 = 16 << 20;
+/// Longest operation with data, in bytes. It becomes one record per slice, up to two blocks
+/// longer, and a journal takes records of a sixteenth of its ring, up to 4 MiB.
+pub(crate) const IO_BYTES_MAX: u64 = 1 << 20;
 /// Longest operation without data, in bytes; it still makes one record per slice.
 const ZERO_BYTES_MAX: u64 = 4 << 30;
 

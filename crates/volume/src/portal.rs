@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures::future::join_all;
 use holdfast_config::state::Owner as OwnerRecord;
 use holdfast_runtime::rpc::Incoming;
 use holdfast_runtime::{Frame, Service};
@@ -19,6 +20,7 @@ use prost::Message;
 use thiserror::Error;
 
 use crate::context::Context;
+use crate::io::IO_BYTES_MAX;
 use crate::owner::Owner;
 
 /// One request to an owner; a slow one is asked again and joins itself there.
@@ -96,8 +98,38 @@ impl Portal {
         })
     }
 
-    /// Runs one operation on `length` bytes at `offset`; answers read data.
+    /// Runs one operation on `length` bytes at `offset`; answers read data. What is longer than
+    /// an owner takes at once runs in pieces, side by side: each block is atomic, the whole is
+    /// not.
     pub async fn run(
+        &self,
+        volume: VolumeId,
+        offset: u64,
+        length: u64,
+        operation: Operation,
+    ) -> Result<Bytes, IoError> {
+        let cut = |at: u64, bytes: u64| match &operation {
+            Operation::Read => Some(Operation::Read),
+            Operation::Write(data) => Some(Operation::Write(
+                data.slice(at as usize..(at + bytes) as usize),
+            )),
+            Operation::Zero | Operation::CompareAndWrite(_) => None,
+        };
+        if length <= IO_BYTES_MAX || cut(0, 0).is_none() {
+            return self.run_piece(volume, offset, length, operation).await;
+        }
+        let pieces = (0..length).step_by(IO_BYTES_MAX as usize).filter_map(|at| {
+            let bytes = IO_BYTES_MAX.min(length - at);
+            Some(self.run_piece(volume, offset + at, bytes, cut(at, bytes)?))
+        });
+        let mut whole = BytesMut::new();
+        for piece in join_all(pieces).await {
+            whole.extend_from_slice(&piece?);
+        }
+        Ok(whole.freeze())
+    }
+
+    async fn run_piece(
         &self,
         volume: VolumeId,
         offset: u64,

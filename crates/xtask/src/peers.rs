@@ -215,16 +215,12 @@ impl<'a> Peers<'a> {
             let url = self.url(portal);
             let standard = output_of(Command::new("iscsi-inq").arg(&url), QUESTION_LIMIT)?;
             let mut page = Command::new("iscsi-inq");
-            page.args(["-e", "1", "-c", "131"]).arg(&url);
-            let identifiers = output_of(&mut page, QUESTION_LIMIT)?;
+            // Vital product data page 80h: the unit's serial number.
+            page.args(["-e", "1", "-c", "128"]).arg(&url);
+            let serial = output_of(&mut page, QUESTION_LIMIT)?;
             let mut capacity = Command::new("iscsi-readcapacity16");
             let size = output_of(capacity.arg("-s").arg(&url), QUESTION_LIMIT)?;
-            // Target port descriptors differ from portal to portal, the unit's do not.
-            let naa = identifiers
-                .lines()
-                .filter(|line| line.contains("naa"))
-                .collect();
-            let here = [standard, naa, size];
+            let here = [standard, serial, size];
             if let Some(before) = &seen {
                 ensure!(*before == here, "{portal} differs: {before:?}, {here:?}");
             }
@@ -246,31 +242,33 @@ impl<'a> Peers<'a> {
         compare.args(["compare", "-f", "raw", "-F", "raw"]);
         // A volume longer than the file is fine where the rest reads as zeros, and else compared
         // only as far as the file goes: so the volume's part is cut out first.
-        let part = format!(
-            "json:{{\"driver\":\"raw\",\"size\":{COPY_BYTES},\"file\":{{\"driver\":\"iscsi\",{}}}}}",
-            self.qemu_fields(url)?
-        );
+        let part = serde_json::json!({
+            "driver": "raw",
+            "size": COPY_BYTES,
+            "file": self.qemu_node(url)?,
+        });
+        let part = format!("json:{part}");
         output_of(compare.arg(&self.source).arg(part), COPY_LIMIT)?;
         Ok(())
     }
 
-    /// The options of QEMU's iSCSI driver for a URL of [`Peers::url`].
-    fn qemu_fields(&self, url: &str) -> anyhow::Result<String> {
+    /// A URL of [`Peers::url`] as a block node of QEMU.
+    fn qemu_node(&self, url: &str) -> anyhow::Result<serde_json::Value> {
         let portal = url.rsplit('@').next().unwrap_or(url);
         let portal = portal.trim_start_matches("iscsi://");
         let portal = portal.split('/').next().context("a portal in the URL")?;
-        let mut fields = serde_json::json!({
+        let mut node = serde_json::json!({
+            "driver": "iscsi",
             "transport": "tcp",
             "portal": portal,
             "target": self.demo.ready.iqn,
             "lun": self.demo.ready.lun,
         });
         if let Some((user, secret)) = &self.credentials {
-            fields["user"] = user.as_str().into();
-            fields["password"] = secret.as_str().into();
+            node["user"] = user.as_str().into();
+            node["password"] = secret.as_str().into();
         }
-        let object = fields.to_string();
-        Ok(object.trim_matches(['{', '}']).to_owned())
+        Ok(node)
     }
 
     fn patterns(&self) -> anyhow::Result<()> {

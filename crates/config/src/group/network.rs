@@ -307,7 +307,8 @@ impl<M: Machine> Server<M> {
                     .iter()
                     .any(|entry| entry.log_id.leader_id > *leader)
                 {
-                    tracing::error!(%from, vote = %request.vote, "refused a later leader's entries");
+                    let vote = request.vote;
+                    tracing::error!(%from, %vote, "refused a later leader's entries");
                     return Response::Malformed;
                 }
                 self.hear(&request.vote);

@@ -93,7 +93,10 @@ enum Admission<O> {
 impl<M: Machine> Shell<M> {
     /// Takes up where the durable snapshot ends. `log_bytes_max` is the size of log at which
     /// the next snapshot is due.
-    #[expect(clippy::result_large_err, reason = "openraft's error, as its traits want it")]
+    #[expect(
+        clippy::result_large_err,
+        reason = "openraft's error, as its traits want it"
+    )]
     pub(super) fn recover(
         store: Store<M>,
         view: Rc<View<M>>,
@@ -192,7 +195,10 @@ fn encode_body<M: Machine>(body: &Body<M>) -> Bytes {
     Bytes::from(data.expect("plain data always encodes"))
 }
 
-#[expect(clippy::result_large_err, reason = "openraft's error, as its traits want it")]
+#[expect(
+    clippy::result_large_err,
+    reason = "openraft's error, as its traits want it"
+)]
 fn decode_body<M: Machine>(data: &[u8]) -> Result<Body<M>, StorageError> {
     let malformed = |error: AnyError| StorageIOError::read_snapshot(None, error).into();
     match data.split_first() {

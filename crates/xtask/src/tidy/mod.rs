@@ -3,7 +3,7 @@
 //! | rule | for |
 //! |---|---|
 //! | a leftover mark names its issue: `(#12)` behind it | every text |
-//! | at most [`rules::COLUMNS_MAX`] columns, lines with a URL excepted | Rust |
+//! | at most [`rules::COLUMNS_MAX`] columns, lines with a URL and rows of tables excepted | Rust |
 //! | at most [`rules::LINES_MAX`] lines | Rust |
 //! | begins with a module header, `//!` | Rust |
 //! | forbids `unsafe`, except in the runtime | crate roots |

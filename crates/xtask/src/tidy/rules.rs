@@ -172,13 +172,23 @@ fn rust(text: &str, found: &mut Findings<'_>) {
     }
     for (line, content) in numbered(text) {
         let columns = content.chars().count();
-        if columns > COLUMNS_MAX && !content.contains("://") {
+        // Neither a URL nor a row of a table in a doc comment can be wrapped.
+        let whole = content.contains("://") || is_table_row(content);
+        if columns > COLUMNS_MAX && !whole {
             found.add(line, format!("{columns} columns; at most {COLUMNS_MAX}"));
         }
         if content.ends_with([' ', '\t']) {
             found.add(line, "spaces at the end of the line");
         }
     }
+}
+
+fn is_table_row(line: &str) -> bool {
+    let line = line.trim_start();
+    let text = line
+        .strip_prefix("//!")
+        .or_else(|| line.strip_prefix("///"));
+    text.is_some_and(|text| text.starts_with(" |") && text.ends_with('|'))
 }
 
 fn crate_root(text: &str, found: &mut Findings<'_>) {
@@ -276,6 +286,8 @@ mod tests {
         assert_eq!(breaches("x.rs", &rust_file(&format!("// {long}"))).len(), 1);
         let url = rust_file(&format!("// https://{long}"));
         assert_eq!(breaches("x.rs", &url).len(), 0);
+        let row = rust_file(&format!("/// | {long} |"));
+        assert_eq!(breaches("x.rs", &row).len(), 0);
     }
 
     #[test]

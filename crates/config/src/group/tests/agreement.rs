@@ -102,6 +102,7 @@ fn crashes_at_any_moment_lose_nothing_that_was_answered() {
 
 /// The first `count` seeds; more, or others, for whoever searches:
 /// `HOLDFAST_SEEDS=1000..9000 cargo test -p holdfast-config crashes`.
+#[expect(clippy::disallowed_methods, reason = "only chooses which runs to make")]
 fn seeds(count: u64) -> Range<u64> {
     let range = std::env::var("HOLDFAST_SEEDS").ok().and_then(|range| {
         let (first, end) = range.split_once("..")?;
@@ -127,7 +128,8 @@ fn lost_messages_delay_and_lose_nothing() {
 }
 
 /// Proposes from everywhere while messages are lost, links fail one way or both, and nodes, some
-/// or all at once, are killed in mid-write and started again; checks every node's ledger at the end.
+/// or all at once, are killed in mid-write and started again; checks every node's ledger at the
+/// end.
 async fn crashes(world: &Rc<World>, count: u64, rounds: u64) {
     grown(world, count).await;
     let answered: Rc<RefCell<BTreeSet<u64>>> = Rc::default();

@@ -8,7 +8,7 @@ use holdfast_runtime::{DownReason, NodeId};
 
 use super::world::{World, simulate};
 use super::{LIMIT, agreed_leader, grown, nodes, options, propose, settled};
-use crate::group::{GroupError, MembershipError, ProposeError};
+use crate::group::{GroupError, GroupOptions, MembershipError, OptionsError, ProposeError};
 
 /// From the kill of the leader until a proposal has an outcome from its successor.
 fn failover(seed: u64, end_leader: impl Fn(&Rc<World>, NodeId) + 'static) -> Duration {
@@ -189,13 +189,52 @@ fn only_the_leader_changes_the_membership() {
 #[test]
 fn a_node_without_the_log_it_had_takes_no_part() {
     simulate(11, |world| async move {
-        let lost = super::GroupOptions {
+        let lost = GroupOptions {
             may_create: false,
             ..options()
         };
         let result = world.start(NodeId(1), lost).await;
         assert_eq!(result.err(), Some(GroupError::Missing));
     });
+}
+
+#[test]
+fn contradictory_options_are_refused() {
+    let ms = Duration::from_millis;
+    let cases = [
+        (
+            GroupOptions {
+                heartbeat: ms(4),
+                ..options()
+            },
+            OptionsError::HeartbeatTooShort,
+        ),
+        (
+            GroupOptions {
+                heartbeat: ms(101),
+                ..options()
+            },
+            OptionsError::ElectionTooSoon,
+        ),
+        (
+            GroupOptions {
+                election_most: ms(300),
+                ..options()
+            },
+            OptionsError::ElectionEmpty,
+        ),
+        (
+            GroupOptions {
+                half_bytes: 65_537,
+                ..options()
+            },
+            OptionsError::HalfTooSmall,
+        ),
+    ];
+    for (options, error) in cases {
+        let start = async move |world: Rc<World>| world.start(NodeId(1), options).await.err();
+        assert_eq!(simulate(14, start).0, Some(GroupError::Options(error)));
+    }
 }
 
 #[test]
