@@ -1,4 +1,8 @@
-//! The holdfast command: node, cluster administration, demo, simulator.
+//! The `holdfast` command. See [`holdfast::run`].
 #![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    holdfast::run()
+}

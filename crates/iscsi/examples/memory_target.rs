@@ -6,6 +6,7 @@
 //! iscsi-ls -s iscsi://alice%alicealice12@127.0.0.1:3260
 //! ```
 #![forbid(unsafe_code)]
+#![allow(clippy::disallowed_methods, reason = "a program of its own, on a host")]
 
 use std::net::SocketAddr;
 use std::rc::Rc;

@@ -1,5 +1,10 @@
 //! The server over real sockets, seen by a small raw initiator.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "real sockets and real time are what is tested"
+)]
+
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
@@ -381,8 +386,16 @@ fn reads_and_writes_go_through_with_digests_and_a_damaged_one_closes() {
         initiator.start_write(3).await;
         assert_eq!(initiator.receive().await.unwrap().header[3], 0);
         assert_eq!(initiator.read_block().await, vec![3; 512]);
-        initiator.digests.header = false;
-        initiator.start_write(4).await;
+        let pdu = initiator.command(
+            0xa1,
+            512,
+            &[0x2a, 0, 0, 0, 0, 0, 0, 0, 1],
+            vec![4; 512].into(),
+        );
+        let frame = Frame::new(pdu, initiator.digests);
+        let mut bytes: Vec<u8> = frame.pieces().flat_map(|piece| piece.to_vec()).collect();
+        bytes[100] ^= 1;
+        initiator.stream.write_all(&bytes).await.unwrap();
         assert_eq!(initiator.receive().await, None);
         assert_eq!(bench.device.begun.get(), 1);
     });

@@ -4,11 +4,11 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
+use crate::attachment::{Completion, Failure, Link, Status, check_extent};
 use crate::command::{Command, Comparison, Extent};
 use crate::device::{CompareOutcome, DeviceError, DeviceIdentity};
 use crate::reservation::{Refusal, Request, ReservationType, wire};
 use crate::sense::Sense;
-use crate::unit::{Completion, Failure, Link, Status, check_extent};
 use crate::{limits, mode, provisioning};
 
 pub(crate) async fn execute(link: Rc<Link>, command: Command, data: Bytes) -> Completion {

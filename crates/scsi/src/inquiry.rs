@@ -147,7 +147,7 @@ fn block_limits(block_bytes: u32) -> Vec<u8> {
     put(32, 0x8000_0000);
     put(40, blocks(limits::WRITE_SAME_BYTES_MAX));
     // WSNZ.
-    body[4 - 4] = 0x01;
+    body[0] = 0x01;
     body[5 - 4] = blocks(limits::COMPARE_AND_WRITE_BYTES_MAX).min(255) as u8;
     body[6 - 4..8 - 4].copy_from_slice(&(granularity as u16).to_be_bytes());
     body
@@ -242,7 +242,7 @@ mod tests {
         assert_eq!((bytes[4], bytes[5]), (1, 64));
         assert_eq!(u16::from_be_bytes([bytes[6], bytes[7]]), 8);
         assert_eq!(field(8), 8192);
-        assert_eq!(field(20), 8 << 20);
+        assert_eq!(field(20), 1 << 20);
         assert_eq!(field(24), 256);
         assert_eq!(field(28), 8);
         assert_eq!(field(40), 32 << 10);

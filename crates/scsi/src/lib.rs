@@ -11,6 +11,8 @@
 //! * GOOD status on a write means that the device called the write durable (WCE is 0).
 #![forbid(unsafe_code)]
 
+pub mod attachment;
+mod classes;
 pub mod command;
 pub mod device;
 mod execute;
@@ -27,10 +29,11 @@ pub mod reservation;
 pub mod sense;
 pub mod unit;
 
+pub use attachment::{Admission, Attachment, Completion, DataOut, Status};
 pub use command::Command;
 pub use device::{BlockDevice, CompareOutcome, DeviceError, DeviceIdentity, MappedExtent};
 pub use memory::MemoryDevice;
 pub use nexus::{Attention, Nexus};
 pub use ports::{AccessState, PortGroup, PortGroups, TargetPort};
 pub use sense::{Sense, SenseKey};
-pub use unit::{Admission, Attachment, Completion, DataOut, LogicalUnit, Status, TaskAborter};
+pub use unit::{LogicalUnit, TaskAborter};

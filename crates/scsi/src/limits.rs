@@ -16,8 +16,9 @@ pub const VERIFY_BYTES_MAX: u64 = 64 << 20;
 /// larger ranges are given back by UNMAP.
 pub const WRITE_SAME_BYTES_MAX: u64 = 16 << 20;
 
-/// Most bytes that one UNMAP command may name.
-pub const UNMAP_BYTES_MAX: u64 = 4 << 30;
+/// Most bytes that one UNMAP command may name: 2^20 blocks of 512 bytes, the most that the
+/// libiscsi conformance tests take for sensible.
+pub const UNMAP_BYTES_MAX: u64 = 512 << 20;
 
 /// Most block descriptors in one UNMAP command.
 pub const UNMAP_DESCRIPTORS_MAX: u32 = 256;

@@ -1,129 +1,20 @@
-//! The logical unit: state shared by the nexuses of one target on one node, and admission.
+//! The logical unit: the state that the nexuses of one target on one node share.
 //!
-//! A command passes two gates. [`Attachment::admit`] decodes it, checks everything that can be
-//! checked without data, answers at once what needs neither data nor medium, and says how much
-//! data the rest wants. [`Attachment::execute`] checks again, because the reservation or the
-//! capacity may have changed meanwhile, and then asks the device.
+//! Unit attentions are kept for attached nexuses and for absent registrants; an SPC-2 reservation
+//! ends with its holder's last attachment, a persistent one outlives it.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 
-use crate::command::{self, Command, Comparison, Extent};
-use crate::device::{BlockDevice, DeviceIdentity};
-use crate::mode::{self, ModeSense, ModeState};
+use crate::attachment::{Attachment, Link};
+use crate::device::BlockDevice;
+use crate::mode::ModeState;
 use crate::nexus::{Attention, Nexus};
-use crate::ports::{self, TargetPort};
-use crate::reservation::{Access, Reservations, wire};
-use crate::sense::Sense;
-use crate::{execute, inquiry, limits, opcodes, report};
-
-/// SCSI status (SAM-5 table 30).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Status {
-    /// Done.
-    Good = 0x00,
-    /// Failed; the sense data says why.
-    CheckCondition = 0x02,
-    /// PRE-FETCH found everything in reach.
-    ConditionMet = 0x04,
-    /// Try again later.
-    Busy = 0x08,
-    /// Another nexus holds a reservation that forbids the command.
-    ReservationConflict = 0x18,
-    /// Too many commands.
-    TaskSetFull = 0x28,
-}
-
-/// The outcome of a command.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Completion {
-    /// SCSI status.
-    pub status: Status,
-    /// Encoded sense data; empty unless the status is CHECK CONDITION.
-    pub sense: Bytes,
-    /// Data for the initiator, already cut to the allocation length.
-    pub data: Bytes,
-}
-
-impl Completion {
-    /// GOOD, with data for the initiator.
-    pub fn good(data: Bytes) -> Self {
-        Self {
-            status: Status::Good,
-            sense: Bytes::new(),
-            data,
-        }
-    }
-
-    /// A status without sense data.
-    pub fn status(status: Status) -> Self {
-        Self {
-            status,
-            sense: Bytes::new(),
-            data: Bytes::new(),
-        }
-    }
-
-    /// CHECK CONDITION.
-    pub fn check(sense: Sense, descriptor_format: bool) -> Self {
-        let sense = sense.encode(descriptor_format);
-        Self {
-            status: Status::CheckCondition,
-            sense,
-            data: Bytes::new(),
-        }
-    }
-}
-
-/// The data that a command wants from the initiator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DataOut {
-    /// None.
-    None,
-    /// This many bytes; if the initiator has less, the whole blocks of what it has are written.
-    Blocks {
-        /// Bytes wanted.
-        bytes: u64,
-        /// Size of a block in bytes.
-        block_bytes: u32,
-    },
-    /// This many bytes, neither more nor less.
-    Exact {
-        /// Bytes wanted.
-        bytes: u64,
-    },
-}
-
-impl DataOut {
-    /// Bytes wanted.
-    pub const fn bytes(self) -> u64 {
-        match self {
-            Self::None => 0,
-            Self::Blocks { bytes, .. } | Self::Exact { bytes } => bytes,
-        }
-    }
-}
-
-/// What becomes of a command on arrival.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Admission {
-    /// It is answered.
-    Done(Completion),
-    /// It runs once its data is there.
-    Run {
-        /// The command, for [`Attachment::execute`].
-        command: Command,
-        /// Data that it wants first.
-        data_out: DataOut,
-        /// Most bytes that it will return.
-        data_in_bytes: u64,
-    },
-}
+use crate::ports::TargetPort;
+use crate::reservation::Reservations;
 
 /// Aborts commands of other nexuses; the transport implements it for PREEMPT AND ABORT.
 pub trait TaskAborter {
@@ -205,27 +96,23 @@ impl LogicalUnit {
         });
         drop(shared);
         let unit = self.clone();
-        Attachment {
-            link: Rc::new(Link {
-                unit,
-                nexus,
-                device,
-                port,
-            }),
-        }
+        Attachment::new(Link {
+            unit,
+            nexus,
+            device,
+            port,
+        })
     }
 
-    /// LOGICAL UNIT RESET and target reset, once every command has been aborted: SPC-2
-    /// reservations and mode pages return to their defaults, other nexuses get 29/03.
-    /// Persistent reservations stay.
-    pub fn reset(&self, requester: &Nexus) {
+    /// LOGICAL UNIT RESET and target reset, once every command has been aborted (SAM-5 6.3.3):
+    /// SPC-2 reservations and mode pages return to their defaults, and every nexus, that of the
+    /// requester included, gets 29/03. Persistent reservations stay.
+    pub fn reset(&self) {
         let mut shared = self.shared.borrow_mut();
         shared.simple_reservation = None;
         shared.mode = ModeState::default();
-        for (nexus, state) in &mut shared.nexuses {
-            if nexus != requester {
-                state.establish(Attention::Reset);
-            }
+        for state in shared.nexuses.values_mut() {
+            state.establish(Attention::Reset);
         }
     }
 
@@ -266,7 +153,7 @@ impl LogicalUnit {
         }
     }
 
-    fn detach(&self, nexus: &Nexus) {
+    pub(crate) fn detach(&self, nexus: &Nexus) {
         let mut shared = self.shared.borrow_mut();
         let Some(state) = shared.nexuses.get_mut(nexus) else {
             return;
@@ -284,7 +171,7 @@ impl LogicalUnit {
         }
     }
 
-    fn note_capacity(&self, capacity_bytes: u64) {
+    pub(crate) fn note_capacity(&self, capacity_bytes: u64) {
         let mut shared = self.shared.borrow_mut();
         let before = shared.capacity_bytes.replace(capacity_bytes);
         if before.is_some_and(|before| before != capacity_bytes) {
@@ -294,7 +181,7 @@ impl LogicalUnit {
         }
     }
 
-    fn take_attention(&self, nexus: &Nexus) -> Option<Attention> {
+    pub(crate) fn take_attention(&self, nexus: &Nexus) -> Option<Attention> {
         let mut shared = self.shared.borrow_mut();
         let state = shared.nexuses.get_mut(nexus)?;
         if state.attentions.is_empty() {
@@ -304,7 +191,7 @@ impl LogicalUnit {
         }
     }
 
-    fn simple_conflict(&self, nexus: &Nexus) -> bool {
+    pub(crate) fn simple_conflict(&self, nexus: &Nexus) -> bool {
         self.shared
             .borrow()
             .simple_reservation
@@ -313,7 +200,7 @@ impl LogicalUnit {
     }
 
     /// RESERVE (true) or RELEASE (false), where no conflict stands in the way.
-    fn reserve_simple(&self, nexus: &Nexus, reserve: bool) {
+    pub(crate) fn reserve_simple(&self, nexus: &Nexus, reserve: bool) {
         let holder = &mut self.shared.borrow_mut().simple_reservation;
         if reserve {
             *holder = Some(nexus.clone());
@@ -321,393 +208,4 @@ impl LogicalUnit {
             *holder = None;
         }
     }
-}
-
-/// A unit, as one nexus sees it.
-pub(crate) struct Link {
-    pub(crate) unit: Rc<LogicalUnit>,
-    pub(crate) nexus: Nexus,
-    pub(crate) device: Rc<dyn BlockDevice>,
-    port: TargetPort,
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.unit.detach(&self.nexus);
-    }
-}
-
-/// Why a command did not reach GOOD.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Failure {
-    Sense(Sense),
-    Status(Status),
-}
-
-impl From<Sense> for Failure {
-    fn from(sense: Sense) -> Self {
-        Self::Sense(sense)
-    }
-}
-
-impl Link {
-    pub(crate) fn complete(&self, outcome: Result<Bytes, Failure>) -> Completion {
-        match outcome {
-            Ok(data) => Completion::good(data),
-            Err(Failure::Status(status)) => Completion::status(status),
-            Err(Failure::Sense(sense)) => {
-                Completion::check(sense, self.unit.mode().descriptor_sense)
-            }
-        }
-    }
-
-    /// Checks everything that may change between admission and execution.
-    pub(crate) fn check(
-        &self,
-        command: &Command,
-        identity: &DeviceIdentity,
-    ) -> Result<(), Failure> {
-        self.check_reservations(command)?;
-        let medium = command.extent().is_some()
-            || matches!(command, Command::Unmap { .. } | Command::TestUnitReady);
-        if medium && let Some(refusal) = self.port.groups.state(self.port.group).refusal() {
-            return Err(refusal.into());
-        }
-        if let Some(extent) = command.extent() {
-            check_extent(extent, identity)?;
-            check_length(command, extent, identity.logical_block_bytes)?;
-        }
-        let writes = command.access() == Access::Write
-            && medium
-            && !matches!(command, Command::SynchronizeCache(_));
-        if writes && self.unit.mode().write_protect {
-            return Err(Sense::SOFTWARE_WRITE_PROTECTED.into());
-        }
-        Ok(())
-    }
-
-    fn check_reservations(&self, command: &Command) -> Result<(), Failure> {
-        let conflict = Failure::Status(Status::ReservationConflict);
-        if !command.ignores_simple_reservation() && self.unit.simple_conflict(&self.nexus) {
-            return Err(conflict);
-        }
-        let table = self.unit.reservations.table();
-        let simple = matches!(command, Command::Reserve | Command::Release);
-        if (simple && !table.is_empty()) || !table.allows(&self.nexus, command.access()) {
-            return Err(conflict);
-        }
-        Ok(())
-    }
-
-    fn data_out(&self, command: &Command, block_bytes: u32) -> DataOut {
-        let bytes = |extent: &Extent| u64::from(extent.blocks) * u64::from(block_bytes);
-        match command {
-            Command::Write(extent) | Command::WriteVerify { extent, .. } => DataOut::Blocks {
-                bytes: bytes(extent),
-                block_bytes,
-            },
-            Command::Verify {
-                extent,
-                comparison: Comparison::Data,
-            } => DataOut::Exact {
-                bytes: bytes(extent),
-            },
-            Command::Verify {
-                extent,
-                comparison: Comparison::OneBlock,
-            } => DataOut::Exact {
-                bytes: u64::from(block_bytes.min(bytes(extent) as u32)),
-            },
-            Command::CompareAndWrite(extent) => DataOut::Exact {
-                bytes: 2 * bytes(extent),
-            },
-            Command::WriteSame { no_data: false, .. } => DataOut::Exact {
-                bytes: u64::from(block_bytes),
-            },
-            Command::Unmap { list_bytes, .. }
-            | Command::ModeSelect { list_bytes, .. }
-            | Command::PersistentOut { list_bytes, .. } => DataOut::Exact {
-                bytes: u64::from(*list_bytes),
-            },
-            Command::TestUnitReady
-            | Command::RequestSense { .. }
-            | Command::Inquiry { .. }
-            | Command::ModeSense { .. }
-            | Command::Reserve
-            | Command::Release
-            | Command::StartStop { .. }
-            | Command::PreventAllow { .. }
-            | Command::ReadCapacity10
-            | Command::ReadCapacity16 { .. }
-            | Command::GetLbaStatus { .. }
-            | Command::Read(_)
-            | Command::Verify {
-                comparison: Comparison::Medium,
-                ..
-            }
-            | Command::Prefetch(_)
-            | Command::SynchronizeCache(_)
-            | Command::WriteSame { no_data: true, .. }
-            | Command::ReportLuns { .. }
-            | Command::PersistentIn { .. }
-            | Command::ReportTargetPortGroups { .. }
-            | Command::ReportOpcodes { .. }
-            | Command::ReportTaskManagement { .. } => DataOut::None,
-        }
-    }
-
-    /// The answer to a command that needs neither data nor medium; `None` for the others.
-    fn answer(
-        &self,
-        command: &Command,
-        identity: &DeviceIdentity,
-    ) -> Option<Result<Bytes, Failure>> {
-        let block_bytes = identity.logical_block_bytes;
-        let blocks = identity.capacity_bytes / u64::from(block_bytes);
-        let (data, allocation) = match *command {
-            Command::TestUnitReady | Command::StartStop { .. } | Command::PreventAllow { .. } => {
-                (Vec::new(), 0)
-            }
-            Command::Reserve | Command::Release => {
-                self.unit
-                    .reserve_simple(&self.nexus, *command == Command::Reserve);
-                (Vec::new(), 0)
-            }
-            Command::Prefetch(_) => return Some(Err(Failure::Status(Status::ConditionMet))),
-            Command::RequestSense {
-                descriptor_format,
-                allocation,
-            } => {
-                let pending = self.unit.take_attention(&self.nexus);
-                let sense = pending.map_or(Sense::NONE, Attention::sense);
-                (sense.encode(descriptor_format).to_vec(), allocation)
-            }
-            Command::Inquiry { page, allocation } => match self.inquiry(page, identity, 0) {
-                Ok(data) => (data, allocation),
-                Err(sense) => return Some(Err(sense.into())),
-            },
-            Command::ReadCapacity10 => (report::capacity10(block_bytes, blocks), 8),
-            Command::ReadCapacity16 { allocation } => {
-                (report::capacity16(block_bytes, blocks), allocation)
-            }
-            Command::ReportLuns {
-                selection,
-                allocation,
-            } => (report::luns(selection), allocation),
-            Command::ModeSense {
-                long,
-                no_descriptors,
-                control,
-                page,
-                subpage,
-                allocation,
-            } => {
-                let request = ModeSense {
-                    long,
-                    no_descriptors,
-                    control,
-                    page,
-                    subpage,
-                };
-                match mode::sense(request, self.unit.mode(), block_bytes, blocks) {
-                    Ok(data) => (data, allocation),
-                    Err(sense) => return Some(Err(sense.into())),
-                }
-            }
-            Command::PersistentIn { action, allocation } => {
-                let reservations = &self.unit.reservations;
-                let durable = reservations.survives_power_loss();
-                (
-                    wire::report_in(action, &reservations.table(), durable),
-                    allocation,
-                )
-            }
-            Command::ReportTargetPortGroups {
-                extended_header,
-                allocation,
-            } => {
-                let groups = self.port.groups.groups();
-                (
-                    ports::report_target_port_groups(&groups, extended_header),
-                    allocation,
-                )
-            }
-            Command::ReportOpcodes {
-                selection,
-                timeouts,
-                allocation,
-            } => match opcodes::report(selection, timeouts) {
-                Ok(data) => (data, allocation),
-                Err(sense) => return Some(Err(sense.into())),
-            },
-            Command::ReportTaskManagement { long, allocation } => {
-                (opcodes::report_task_management(long), allocation)
-            }
-            Command::ModeSelect { .. }
-            | Command::GetLbaStatus { .. }
-            | Command::Read(_)
-            | Command::Write(_)
-            | Command::WriteVerify { .. }
-            | Command::Verify { .. }
-            | Command::SynchronizeCache(_)
-            | Command::WriteSame { .. }
-            | Command::Unmap { .. }
-            | Command::CompareAndWrite(_)
-            | Command::PersistentOut { .. } => return None,
-        };
-        Some(Ok(cut(data, allocation)))
-    }
-
-    fn inquiry(
-        &self,
-        page: Option<u8>,
-        identity: &DeviceIdentity,
-        peripheral: u8,
-    ) -> Result<Vec<u8>, Sense> {
-        match page {
-            None => Ok(inquiry::standard(identity, peripheral)),
-            Some(page) => inquiry::vital_product_data(page, identity, &self.port, peripheral)
-                .ok_or(Sense::INVALID_FIELD_IN_CDB.at_cdb_byte(2)),
-        }
-    }
-
-    /// A command to a unit that does not exist (SPC-4 5.12.1).
-    fn answer_without_unit(&self, decoded: Result<Command, Sense>) -> Result<Bytes, Failure> {
-        match decoded {
-            Ok(Command::Inquiry { page, allocation }) => {
-                let identity = self.device.identity();
-                Ok(cut(
-                    self.inquiry(page, &identity, inquiry::NO_UNIT)?,
-                    allocation,
-                ))
-            }
-            Ok(Command::ReportLuns {
-                selection,
-                allocation,
-            }) => Ok(cut(report::luns(selection), allocation)),
-            Ok(Command::RequestSense {
-                descriptor_format,
-                allocation,
-            }) => {
-                let sense = Sense::UNIT_NOT_SUPPORTED.encode(descriptor_format);
-                Ok(cut(sense.to_vec(), allocation))
-            }
-            Ok(_) | Err(_) => Err(Sense::UNIT_NOT_SUPPORTED.into()),
-        }
-    }
-
-    fn admit(&self, lun: u64, cdb: &[u8; 16]) -> Result<Result<Bytes, Admission>, Failure> {
-        let decoded = command::decode(cdb);
-        if !is_unit_zero(lun) {
-            return self.answer_without_unit(decoded).map(Ok);
-        }
-        let identity = self.device.identity();
-        self.unit.note_capacity(identity.capacity_bytes);
-        let reports_attention = !decoded.as_ref().is_ok_and(Command::ignores_attention);
-        if reports_attention && let Some(attention) = self.unit.take_attention(&self.nexus) {
-            return Err(attention.sense().into());
-        }
-        let command = decoded?;
-        self.check(&command, &identity)?;
-        if let Some(answer) = self.answer(&command, &identity) {
-            return answer.map(Ok);
-        }
-        let data_out = self.data_out(&command, identity.logical_block_bytes);
-        let list = matches!(
-            command,
-            Command::ModeSelect { .. } | Command::PersistentOut { .. }
-        );
-        if list && data_out.bytes() > limits::PARAMETER_LIST_BYTES_MAX {
-            return Err(Sense::PARAMETER_LENGTH.into());
-        }
-        let data_in_bytes = match command {
-            Command::Read(extent) => {
-                u64::from(extent.blocks) * u64::from(identity.logical_block_bytes)
-            }
-            _ => 0,
-        };
-        Ok(Err(Admission::Run {
-            command,
-            data_out,
-            data_in_bytes,
-        }))
-    }
-}
-
-/// A nexus attached to a unit; the unit forgets it when the last clone is dropped.
-#[derive(Clone)]
-pub struct Attachment {
-    link: Rc<Link>,
-}
-
-impl Attachment {
-    /// The nexus.
-    pub fn nexus(&self) -> &Nexus {
-        &self.link.nexus
-    }
-
-    /// The unit.
-    pub fn unit(&self) -> &Rc<LogicalUnit> {
-        &self.link.unit
-    }
-
-    /// Decides what becomes of a command. `lun` is the 8-byte field of SAM-5 4.7, `cdb` is padded
-    /// to 16 bytes.
-    pub fn admit(&self, lun: u64, cdb: &[u8; 16]) -> Admission {
-        match self.link.admit(lun, cdb) {
-            Ok(Ok(data)) => Admission::Done(Completion::good(data)),
-            Ok(Err(admission)) => admission,
-            Err(failure) => Admission::Done(self.link.complete(Err(failure))),
-        }
-    }
-
-    /// Runs an admitted command with the data that came for it. For [`DataOut::Blocks`] that may
-    /// be fewer whole blocks than wanted, else it is exactly what was wanted.
-    pub fn execute(&self, command: Command, data: Bytes) -> LocalBoxFuture<'static, Completion> {
-        Box::pin(execute::execute(self.link.clone(), command, data))
-    }
-
-    /// CHECK CONDITION in the format that the host chose.
-    pub fn check_condition(&self, sense: Sense) -> Completion {
-        self.link.complete(Err(sense.into()))
-    }
-}
-
-/// Whether a LUN field addresses unit 0, by peripheral or by flat addressing (SAM-5 4.7.7).
-pub fn is_unit_zero(lun: u64) -> bool {
-    lun == 0 || lun == 0x4000_0000_0000_0000
-}
-
-fn cut(mut data: Vec<u8>, allocation: u32) -> Bytes {
-    data.truncate(allocation as usize);
-    data.into()
-}
-
-pub(crate) fn check_extent(extent: Extent, identity: &DeviceIdentity) -> Result<(), Sense> {
-    let capacity_blocks = identity.capacity_bytes / u64::from(identity.logical_block_bytes);
-    let end = extent.block.checked_add(u64::from(extent.blocks));
-    if end.is_some_and(|end| end <= capacity_blocks) {
-        return Ok(());
-    }
-    let first_outside = extent.block.max(capacity_blocks);
-    Err(Sense::ADDRESS_OUT_OF_RANGE.with_information(first_outside))
-}
-
-fn check_length(command: &Command, extent: Extent, block_bytes: u32) -> Result<(), Sense> {
-    let (limit, length_byte) = match command {
-        Command::Read(_) | Command::Write(_) | Command::WriteVerify { .. } => {
-            (limits::TRANSFER_BYTES_MAX, 10)
-        }
-        Command::Verify { comparison, .. } => match comparison {
-            Comparison::Data => (limits::TRANSFER_BYTES_MAX, 10),
-            Comparison::Medium | Comparison::OneBlock => (limits::VERIFY_BYTES_MAX, 10),
-        },
-        Command::WriteSame { .. } => (limits::WRITE_SAME_BYTES_MAX, 10),
-        Command::CompareAndWrite(_) => (limits::COMPARE_AND_WRITE_BYTES_MAX, 13),
-        _ => return Ok(()),
-    };
-    if u64::from(extent.blocks) * u64::from(block_bytes) > limit {
-        return Err(Sense::INVALID_FIELD_IN_CDB.at_cdb_byte(length_byte));
-    }
-    Ok(())
 }

@@ -362,7 +362,8 @@ fn a_simple_reservation_ends_with_release_reset_or_its_session() {
     assert!(conflicts(), "a release by another nexus does nothing");
     good(&first, &[0x17, 0, 0, 0, 0, 0], b"");
     good(&second, &reserve, b"");
-    bench.unit.reset(first.nexus());
+    bench.unit.reset();
+    assert_eq!(sense_of(&run(&first, &[0], b"")), (6, 0x29, 0x03));
     assert_eq!(sense_of(&run(&second, &[0], b"")), (6, 0x29, 0x03));
     good(&first, &reserve, b"");
     drop(first);

@@ -157,10 +157,15 @@ impl Simulation {
             supervisor,
             hosts: RefCell::default(),
         });
-        let simulation = Self { world };
+        let simulation = Self {
+            world: world.clone(),
+        };
         let capture = Capture::start(&executor, &trace);
         let result = executor.run(scenario(simulation));
         drop(capture);
+        for host in std::mem::take(&mut *world.hosts.borrow_mut()).into_values() {
+            host.disks.discard();
+        }
         Finished {
             result,
             trace_hash: trace.hash(),

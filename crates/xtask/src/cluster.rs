@@ -179,15 +179,12 @@ fn option<'a>(words: &'a [String], name: &str) -> Option<&'a str> {
 }
 
 fn owner_of(volume: &Value) -> Option<u64> {
-    let owner = &volume["owner"];
-    owner.as_u64().or_else(|| owner["node"].as_u64())
+    volume["owner"].as_u64()
 }
 
 fn portal_of(nodes: &Value, wanted: u64) -> Option<String> {
-    let list = nodes.as_array().or_else(|| nodes["nodes"].as_array())?;
-    let record = list
-        .iter()
-        .find(|node| node["id"].as_u64().or_else(|| node["node"].as_u64()) == Some(wanted))?;
+    let mut nodes = nodes.as_array()?.iter();
+    let record = nodes.find(|node| node["id"].as_u64() == Some(wanted))?;
     record["portal_address"].as_str().map(ToOwned::to_owned)
 }
 

@@ -132,14 +132,14 @@ struct Peers<'a> {
 
 impl<'a> Peers<'a> {
     fn new(demo: &'a ServedDemo) -> anyhow::Result<Self> {
-        let files = tempfile::tempdir()?;
-        let source = files.path().join("source");
+        let _files = tempfile::tempdir()?;
+        let source = _files.path().join("source");
         std::fs::write(&source, noise(COPY_BYTES))?;
         let credentials = demo.ready.username.clone().zip(demo.ready.secret.clone());
         Ok(Self {
             demo,
             credentials,
-            _files: files,
+            _files,
             source,
         })
     }
@@ -240,8 +240,7 @@ impl<'a> Peers<'a> {
     fn compare(&self, url: &str) -> anyhow::Result<()> {
         let mut compare = Command::new("qemu-img");
         compare.args(["compare", "-f", "raw", "-F", "raw"]);
-        // A volume longer than the file is fine where the rest reads as zeros, and else compared
-        // only as far as the file goes: so the volume's part is cut out first.
+        // The volume is longer than the file, so as much of it as the file has is cut out.
         let part = serde_json::json!({
             "driver": "raw",
             "size": COPY_BYTES,

@@ -150,7 +150,10 @@ pub(crate) fn documents() -> anyhow::Result<()> {
     openapi.args(["test", "--package", "holdfast-api", "openapi"]);
     let said = process::output_of(&mut openapi, TESTS_LIMIT)?;
     // A filter that matches nothing is content, too.
-    if !said.contains("test result: ok. 1 passed") {
+    let ran = said
+        .lines()
+        .any(|line| line.starts_with("running ") && line != "running 0 tests");
+    if !ran {
         bail!("no test compares docs/openapi.json with the code:\n{said}");
     }
     println!("docs/openapi.json is current");

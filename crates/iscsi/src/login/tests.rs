@@ -80,7 +80,9 @@ fn request(flags: u8, pairs: &[(&str, &str)]) -> Pdu {
 const NAMES: [(&str, &str); 2] = [("InitiatorName", "iqn.i"), ("TargetName", "iqn.t")];
 
 /// Flags, status class and detail, and text of a response.
-fn shown(pdu: &Pdu) -> (u8, [u8; 2], String) {
+type Shown = (u8, [u8; 2], String);
+
+fn shown(pdu: &Pdu) -> Shown {
     let text = String::from_utf8(pdu.data.to_vec())
         .unwrap()
         .replace('\0', " ");
@@ -92,7 +94,7 @@ fn shown(pdu: &Pdu) -> (u8, [u8; 2], String) {
 }
 
 /// Runs a login to its end: the responses, and the outcome if it succeeded.
-fn run(policy: &TestPolicy, requests: &[Pdu]) -> (Vec<(u8, [u8; 2], String)>, Option<FullFeature>) {
+fn run(policy: &TestPolicy, requests: &[Pdu]) -> (Vec<Shown>, Option<FullFeature>) {
     let mut login = Login::default();
     let mut responses = Vec::new();
     for request in requests {
@@ -303,7 +305,8 @@ fn equal_secrets_in_both_directions_are_a_target_error() {
 #[test]
 fn names_and_session_types_are_checked() {
     let open = policy(TargetAuth::None);
-    let cases: [(&[(&str, &str)], [u8; 2]); 6] = [
+    type Case<'a> = (&'a [(&'a str, &'a str)], [u8; 2]);
+    let cases: [Case<'_>; 6] = [
         (&[("TargetName", "iqn.t")], [2, 7]),
         (&[("InitiatorName", "iqn.i")], [2, 7]),
         (

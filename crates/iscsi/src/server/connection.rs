@@ -564,7 +564,7 @@ impl Connection<'_> {
         let (unit, own) = (attachment.unit().clone(), attachment.nexus().clone());
         self.resets.push(Box::pin(async move {
             sessions.abort(&target, |nexus| *nexus != own).await;
-            unit.reset(&own);
+            unit.reset();
             ticket
         }));
     }

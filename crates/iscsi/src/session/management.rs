@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use bytes::{Buf, Bytes, BytesMut};
-use holdfast_scsi::unit::is_unit_zero;
+use holdfast_scsi::attachment::is_unit_zero;
 
 use super::{Action, Front, Held, IMMEDIATE_MAX, Session, TaskId, serial_before};
 use crate::pdu::build::{self, RejectReason, TaskManagementResponse};

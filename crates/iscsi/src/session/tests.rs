@@ -627,7 +627,9 @@ proptest! {
             }
             for action in session.take_actions() {
                 match action {
-                    Action::Execute { task, .. } => session.complete(task, Completion::good(Bytes::new())),
+                    Action::Execute { task, .. } => {
+                        session.complete(task, Completion::good(Bytes::new()));
+                    }
                     Action::ResetUnit { ticket } => session.reset_done(ticket),
                     Action::Send(pdu) => {
                         let frame = Frame::new(pdu, Digests::default());

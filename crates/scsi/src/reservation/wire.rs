@@ -259,7 +259,7 @@ mod tests {
     #[test]
     fn short_lists_and_unsupported_flags_are_refused() {
         let parse = |flags: u8, length: usize| {
-            let mut list = vec![0; 24];
+            let mut list = [0; 24];
             list[20] = flags;
             parse_out(OutAction::Register, None, false, &list[..length])
         };

@@ -224,6 +224,14 @@ impl HostDisks {
         drop(forgotten);
     }
 
+    /// The run is over. Objects of killed processes may live on in cycles of their own; the
+    /// contents of their disks shall not.
+    pub(crate) fn discard(&self) {
+        for area in std::mem::take(&mut *self.areas.borrow_mut()).into_values() {
+            *area.image.borrow_mut() = Image::new(0);
+        }
+    }
+
     fn count(&self, damage: CrashDamage) {
         self.counts.add(FaultClass::TornWrite, damage.torn_writes);
         self.counts

@@ -39,6 +39,8 @@ pub struct NemesisOptions {
     pub disturbed_max: usize,
     /// A disturbed clock's rate.
     pub drift_ppm: u32,
+    /// Whether bad weather in the network stays mild: half a percent, a millisecond.
+    pub mild: bool,
     /// How long a dead process that nobody killed waits for its restart.
     pub restart_after: Duration,
 }
@@ -71,6 +73,7 @@ impl NemesisOptions {
             length: (Duration::from_millis(200), Duration::from_secs(6)),
             disturbed_max,
             drift_ppm: 1_000,
+            mild: false,
             restart_after: Duration::from_millis(500),
         }
     }
@@ -258,8 +261,9 @@ impl Nemesis {
             .pick(&hosts)
             .copied()
             .filter(|_| self.random.chance(600_000));
-        let ppm = [5_000, 50_000, 250_000][self.random.below(3) as usize];
-        let delay_ns = [1_000_000, 20_000_000, 400_000_000][self.random.below(3) as usize];
+        let grades = if self.options.mild { 1 } else { 3 };
+        let ppm = [5_000, 50_000, 250_000][self.random.below(grades) as usize];
+        let delay_ns = [1_000_000, 20_000_000, 400_000_000][self.random.below(grades) as usize];
         let wanted = |from, to| victim.is_none_or(|victim| victim == from || victim == to);
         self.say(format!(
             "{weather:?} of {victim:?}: {ppm} ppm, {delay_ns} ns"

@@ -1,8 +1,8 @@
 //! What a block contains, so that its bytes alone tell which write they came from.
 //!
-//! The 512 little-endian words of a 4 KiB block: the write's value, the block's address as a tag,
-//! then words that depend on value, tag and position. A block that is not wholly from one write
-//! to this very address does not decode.
+//! A block of 4 KiB (or, where sectors are tested, of 512 bytes) consists of little-endian words:
+//! the write's value, the block's address as a tag, then words that depend on value, tag and
+//! position. A block that is not wholly from one write to this very address does not decode.
 
 use thiserror::Error;
 
@@ -45,14 +45,14 @@ pub enum Garbage {
         /// The first word that differs.
         word: usize,
     },
-    /// Not [`BLOCK_BYTES`] long.
+    /// Too short to be a block, or no whole number of words.
     #[error("{0} bytes instead of a block")]
     Length(usize),
 }
 
-/// Fills a block of [`BLOCK_BYTES`] with the contents of `value`.
+/// Fills a block with the contents of `value`.
 pub fn fill(block: &mut [u8], address: BlockAddress, value: Value) {
-    assert_eq!(block.len(), BLOCK_BYTES);
+    assert!(is_block(block), "{} bytes are no block", block.len());
     if value == Value::ZERO {
         block.fill(0);
         return;
@@ -64,9 +64,10 @@ pub fn fill(block: &mut [u8], address: BlockAddress, value: Value) {
 
 /// Which write's contents these are.
 pub fn decode(block: &[u8], address: BlockAddress) -> Result<Value, Garbage> {
-    if block.len() != BLOCK_BYTES {
+    if !is_block(block) {
         return Err(Garbage::Length(block.len()));
     }
+    let words = block.len() / WORD_BYTES;
     let word = |position: usize| {
         let bytes = &block[position * WORD_BYTES..(position + 1) * WORD_BYTES];
         bytes
@@ -84,14 +85,14 @@ pub fn decode(block: &[u8], address: BlockAddress) -> Result<Value, Garbage> {
             }),
         };
     }
-    let differing = (0..BLOCK_BYTES / WORD_BYTES)
-        .find(|position| word(*position) != expected(address, value, *position));
+    let differing =
+        (0..words).find(|position| word(*position) != expected(address, value, *position));
     match differing {
         None => Ok(value),
         Some(_) => {
             let other = address_of(word(1));
-            let whole = (2..BLOCK_BYTES / WORD_BYTES)
-                .all(|position| word(position) == expected(other, value, position));
+            let whole =
+                (2..words).all(|position| word(position) == expected(other, value, position));
             match differing {
                 Some(1) if whole => Err(Garbage::Misplaced(other, value)),
                 differing => Err(Garbage::Torn {
@@ -101,6 +102,10 @@ pub fn decode(block: &[u8], address: BlockAddress) -> Result<Value, Garbage> {
             }
         }
     }
+}
+
+fn is_block(block: &[u8]) -> bool {
+    block.len() >= 3 * WORD_BYTES && block.len().is_multiple_of(WORD_BYTES)
 }
 
 fn expected(address: BlockAddress, value: Value, position: usize) -> u64 {
@@ -139,6 +144,14 @@ mod tests {
         for value in [Value::ZERO, Value(1), Value(u64::MAX)] {
             assert_eq!(decode(&block_of(HERE, value), HERE), Ok(value));
         }
+    }
+
+    #[test]
+    fn sectors_have_contents_too() {
+        let mut sector = vec![0; 512];
+        fill(&mut sector, HERE, Value(7));
+        assert_eq!(decode(&sector, HERE), Ok(Value(7)));
+        assert_eq!(decode(&sector[..16], HERE), Err(Garbage::Length(16)));
     }
 
     #[test]

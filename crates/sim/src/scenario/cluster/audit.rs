@@ -1,16 +1,16 @@
 //! What is checked besides the clients' results: while the cluster runs, and once it is quiet.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 use holdfast_config::state::{ClusterState, CopyStatus};
-use holdfast_runtime::NodeId;
+use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::SliceKey;
 
 use super::client::{Ended, Range, Workload};
-use super::shape::REGION_BLOCKS;
+use super::shape::Mood;
 use crate::oracle::cluster::{MemoryBound, Ownership, Progress, compare_copies};
 use crate::oracle::content::BLOCK_BYTES;
 use crate::report::Failure;
@@ -32,6 +32,9 @@ pub(super) struct Audit {
     /// Digest of the config state by applied index: the same on every node.
     states: RefCell<BTreeMap<u64, u64>>,
     seen: RefCell<BTreeMap<NodeId, u64>>,
+    /// Per volume, the first owner seen.
+    first_owners: RefCell<BTreeMap<u64, Option<(NodeId, Incarnation)>>>,
+    calm_is_over: Cell<bool>,
 }
 
 impl Audit {
@@ -43,6 +46,8 @@ impl Audit {
             memory: RefCell::new(MemoryBound::new(bound)),
             states: RefCell::default(),
             seen: RefCell::default(),
+            first_owners: RefCell::default(),
+            calm_is_over: Cell::new(false),
         })
     }
 
@@ -89,6 +94,7 @@ impl Audit {
         }
         let state = node.state();
         state.check();
+        self.expect_calm(&state)?;
         let digest = digest(format!("{state:?}").as_bytes());
         let agreed = *self.states.borrow_mut().entry(index).or_insert(digest);
         if agreed != digest {
@@ -96,6 +102,31 @@ impl Audit {
             return Err(Failure::oracle("config agreement", what));
         }
         Ok(())
+    }
+
+    /// While only frames get lost now and then, no copy falls out and no owner changes.
+    fn expect_calm(&self, state: &ClusterState) -> Result<(), Failure> {
+        if self.workload.nodes.shape.mood == Mood::Hostile || self.calm_is_over.get() {
+            return Ok(());
+        }
+        for (id, volume) in &state.volumes {
+            let copies = volume.slices.iter().flat_map(|slice| &slice.copies);
+            let fallen = copies
+                .filter(|copy| copy.status == CopyStatus::Stale)
+                .count();
+            let owner = volume.owner.map(|owner| (owner.node, owner.incarnation));
+            let first = *self.first_owners.borrow_mut().entry(id.0).or_insert(owner);
+            if fallen > 0 || first != owner {
+                let what = format!("volume {id}: {fallen} copies fell out, owner {owner:?}");
+                return Err(Failure::oracle("calm", what));
+            }
+        }
+        Ok(())
+    }
+
+    /// The calm, if there was one, ends with the power cut.
+    pub(super) fn calm_is_over(&self) {
+        self.calm_is_over.set(true);
     }
 
     /// After healing: service, then full redundancy, then every written block is read back
@@ -116,11 +147,7 @@ impl Audit {
         progress.healed(healed_ns);
         for volume in 0..workload.volumes.len() {
             let first = workload.nodes.shape.volumes[volume].regions[0];
-            let range = Range {
-                volume,
-                first,
-                blocks: 1,
-            };
+            let range = Range::whole(volume, first).part(0, 1);
             let number = workload.volumes[volume].0;
             let deadline = simulation.runtime().now() + SERVICE_BOUND;
             while simulation.runtime().now() < deadline {
@@ -184,17 +211,9 @@ impl Audit {
         let workload = &self.workload;
         let nodes = &workload.nodes;
         for volume in 0..workload.volumes.len() {
-            for first in nodes.shape.volumes[volume].regions.clone() {
+            for region in nodes.shape.volumes[volume].regions.clone() {
                 for turn in 0..2 {
-                    self.read_region(
-                        Range {
-                            volume,
-                            first,
-                            blocks: REGION_BLOCKS,
-                        },
-                        turn,
-                    )
-                    .await?;
+                    self.read_region(Range::whole(volume, region), turn).await?;
                 }
             }
         }
@@ -211,15 +230,10 @@ impl Audit {
             workload.verdict()?;
             match ended {
                 Ended::Served => return Ok(()),
-                Ended::Damaged if range.blocks > 1 => {
+                Ended::Damaged if range.units > 1 => {
                     // One damaged block must not hide the others.
-                    for block in range.first..range.first + range.blocks {
-                        let single = Range {
-                            first: block,
-                            blocks: 1,
-                            ..range
-                        };
-                        Box::pin(self.read_region(single, turn)).await?;
+                    for unit in 0..range.units {
+                        Box::pin(self.read_region(range.part(unit, 1), turn)).await?;
                     }
                     return Ok(());
                 }

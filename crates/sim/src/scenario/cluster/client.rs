@@ -10,7 +10,7 @@ use holdfast_runtime::NodeId;
 use holdfast_wire::VolumeId;
 
 use super::node::{NoAnswer, Nodes};
-use super::shape::REGION_BLOCKS;
+use super::shape::{REGION_UNITS, Region};
 use crate::faults::FaultClass;
 use crate::oracle::content::{self, BLOCK_BYTES, BlockAddress, Value};
 use crate::oracle::linearizability::{Checker, Ticket, Violation};
@@ -38,13 +38,45 @@ pub(super) struct Counts {
     pub(super) damaged: Cell<u64>,
 }
 
-/// A range of blocks of one volume.
+/// A range of units (blocks, or sectors) of one volume.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Range {
     /// Index into the volumes.
     pub(super) volume: usize,
     pub(super) first: u64,
-    pub(super) blocks: u64,
+    pub(super) units: u64,
+    pub(super) unit_bytes: u64,
+}
+
+impl Range {
+    /// All of a region.
+    pub(super) fn whole(volume: usize, region: Region) -> Self {
+        let Region { first, unit_bytes } = region;
+        Self {
+            volume,
+            first,
+            units: REGION_UNITS,
+            unit_bytes,
+        }
+    }
+
+    /// A part of this range.
+    pub(super) fn part(self, skipped: u64, units: u64) -> Self {
+        assert!(
+            skipped + units <= self.units,
+            "{units} units after {skipped} are no part"
+        );
+        Self {
+            first: self.first + skipped,
+            units,
+            ..self
+        }
+    }
+
+    /// Offset and length in bytes.
+    fn bytes(self) -> (u64, u64) {
+        (self.first * self.unit_bytes, self.units * self.unit_bytes)
+    }
 }
 
 /// How an operation ended, for those who wait for service.
@@ -55,6 +87,9 @@ pub(super) enum Ended {
     Damaged,
     NotServed,
 }
+
+/// Sectors appear to the checker as blocks from this number on.
+const SECTORS_FROM: u64 = 1 << 40;
 
 /// An initiator's own limit: some give up before the portal does.
 const LIMITS: [Duration; 3] = [
@@ -107,16 +142,12 @@ impl Workload {
     fn draw_range(&self, random: &Random) -> Range {
         let volume = random.below(self.volumes.len() as u64) as usize;
         let regions = &self.nodes.shape.volumes[volume].regions;
-        let region = random.pick(regions).copied().unwrap_or(0);
+        let region = random.pick(regions).copied().expect("a volume has regions");
         // Half of all operations meet on the first few blocks.
         let hot = random.chance(500_000);
-        let skipped = random.below(if hot { 3 } else { REGION_BLOCKS });
-        let most = (REGION_BLOCKS - skipped).min([1, 2, 8, 16][random.below(4) as usize]);
-        Range {
-            volume,
-            first: region + skipped,
-            blocks: random.between(1, most),
-        }
+        let skipped = random.below(if hot { 3 } else { REGION_UNITS });
+        let most = (REGION_UNITS - skipped).min([1, 2, 8, 16][random.below(4) as usize]);
+        Range::whole(volume, region).part(skipped, random.between(1, most))
     }
 
     /// Reads a range and has every block judged.
@@ -143,7 +174,7 @@ impl Workload {
         });
         let answer = self
             .nodes
-            .run(node, volume, bytes_of(range), Operation::Read, limit)
+            .run(node, volume, range.bytes(), Operation::Read, limit)
             .await;
         self.say(client, || {
             let words = answer
@@ -164,13 +195,13 @@ impl Workload {
             Ok(Err(error)) => return failed(tickets, self.ended_by(error)),
             Err(NoAnswer::NotThere | NoAnswer::Open) => return failed(tickets, Ended::NotServed),
         };
-        if data.len() as u64 != range.blocks * BLOCK_BYTES as u64 {
+        if data.len() as u64 != range.bytes().1 {
             let what = format!("a read of {range:?} returned {} bytes", data.len());
             self.object(Failure::oracle("length", what));
             return Ended::Served;
         }
         for ((block, address), ticket) in data
-            .chunks_exact(BLOCK_BYTES)
+            .chunks_exact(range.unit_bytes as usize)
             .zip(self.addresses(range))
             .zip(tickets)
         {
@@ -202,12 +233,12 @@ impl Workload {
         let simulation = &self.nodes.simulation;
         let volume = self.volumes[range.volume];
         let begin_ns = simulation.now_ns();
-        let mut data = BytesMut::zeroed(range.blocks as usize * BLOCK_BYTES);
-        let mut tickets = Vec::with_capacity(range.blocks as usize);
+        let mut data = BytesMut::zeroed(range.bytes().1 as usize);
+        let mut tickets = Vec::with_capacity(range.units as usize);
         let first_value = self.next_value.get();
         for (address, block) in self
             .addresses(range)
-            .zip(data.chunks_exact_mut(BLOCK_BYTES))
+            .zip(data.chunks_exact_mut(range.unit_bytes as usize))
         {
             let value = if zero {
                 Value::ZERO
@@ -233,7 +264,7 @@ impl Workload {
         });
         let answer = self
             .nodes
-            .run(node, volume, bytes_of(range), operation, limit)
+            .run(node, volume, range.bytes(), operation, limit)
             .await;
         self.say(client, || {
             let words = answer.as_ref().map(|answer| answer.as_ref().map(|_| ()));
@@ -320,9 +351,18 @@ impl Workload {
         Value(value)
     }
 
+    /// The registers of a range. Sectors are numbered apart from blocks.
     fn addresses(&self, range: Range) -> impl Iterator<Item = BlockAddress> + use<> {
         let volume = self.volumes[range.volume].0;
-        (range.first..range.first + range.blocks).map(move |block| BlockAddress { volume, block })
+        let sectors = if range.unit_bytes == BLOCK_BYTES as u64 {
+            0
+        } else {
+            SECTORS_FROM
+        };
+        (range.first..range.first + range.units).map(move |unit| BlockAddress {
+            volume,
+            block: sectors + unit,
+        })
     }
 
     fn say(&self, client: u64, words: impl FnOnce() -> String) {
@@ -331,11 +371,4 @@ impl Workload {
             .simulation
             .note(Step::Operation, client, detail, words);
     }
-}
-
-fn bytes_of(range: Range) -> (u64, u64) {
-    (
-        range.first * BLOCK_BYTES as u64,
-        range.blocks * BLOCK_BYTES as u64,
-    )
 }

@@ -17,6 +17,7 @@ use holdfast_runtime::task::TaskGroup;
 
 use crate::disk::DamagePolicy;
 use crate::faults::nemesis::Nemesis;
+use crate::random::Random;
 use crate::report::{Failure, SeedResult};
 use crate::runner::{Checked, Scenario, run_seed};
 use crate::simulation::{Options, Simulation};
@@ -30,7 +31,7 @@ mod shape;
 use audit::Audit;
 use client::Workload;
 use node::Nodes;
-use shape::Shape;
+use shape::{Mood, Shape};
 
 /// The scenario.
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +83,9 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
         Rc::new(move |node| nodes.start(node))
     };
     let nemesis = Nemesis::new(simulation.clone(), shape.nemesis.clone(), starter);
-    background.add(runtime.spawn("operator", operate(nodes.clone())));
+    if shape.mood == Mood::Hostile {
+        background.add(runtime.spawn("operator", operate(nodes.clone())));
+    }
     nemesis.run(shape.disturbed_for).await;
     workload.verdict()?;
     runtime.sleep(Duration::from_secs(2)).await;
@@ -90,6 +93,7 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
     let keeper = keep_running(nodes.clone());
     background.add(runtime.spawn("service manager", keeper));
     audit.after_healing().await?;
+    audit.calm_is_over();
     let all = simulation.hosts();
     simulation.cut_power(&all);
     runtime.sleep(Duration::from_millis(300)).await;

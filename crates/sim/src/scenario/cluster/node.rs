@@ -9,6 +9,7 @@ use bytes::Bytes;
 use holdfast_config::group::GroupOptions;
 use holdfast_config::state::{Admission, Change, ClusterIdentity, Outcome, VolumeSpec};
 use holdfast_node::{IoError, Node, NodeIdentity, NodeOptions, Operation};
+use holdfast_runtime::rpc::Service;
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::VolumeId;
 
@@ -87,6 +88,7 @@ impl Nodes {
             Ok(node) => {
                 let running = Some((incarnation, Rc::downgrade(&node)));
                 *self.members[&id].running.borrow_mut() = running;
+                let _memory = FreeAtEnd(node.clone());
                 let mut failure = node.failure();
                 let reason = failure
                     .wait_for(Option::is_some)
@@ -119,7 +121,7 @@ impl Nodes {
                 half_bytes: HALF_BYTES,
                 ..GroupOptions::default()
             },
-            gossip: holdfast_gossip::Options::default(),
+            gossip: self.shape.gossip.clone(),
         }
     }
 
@@ -286,6 +288,31 @@ impl Nodes {
     ) -> Result<T, Failure> {
         let call = self.simulation.call(id, "operator", future);
         call.await.map_err(|gone| setup(&gone.to_string()))
+    }
+}
+
+/// An operating system frees a dead process' memory. Here its parts hold one another through
+/// the handlers they gave each other; without those, all of them are dropped.
+struct FreeAtEnd(Rc<Node>);
+
+impl Drop for FreeAtEnd {
+    fn drop(&mut self) {
+        let context = self.0.context();
+        for service in [
+            Service::Raft,
+            Service::Gossip,
+            Service::Config,
+            Service::Replica,
+            Service::Volume,
+        ] {
+            context
+                .rpc
+                .serve(service, |_| Box::pin(std::future::ready(None)));
+            context.rpc.listen(service, |_| {});
+        }
+        context.holder.set_ack_handler(|_, _, _| {});
+        context.holder.set_promise_handler(|_, _| {});
+        context.holder.set_failure_handler(|_| {});
     }
 }
 

@@ -1,17 +1,31 @@
 //! What a seed decides about its cluster before anything happens.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use holdfast_gossip::Options as GossipOptions;
 use holdfast_runtime::NodeId;
 
+use crate::disk::DiskTiming;
 use crate::faults::FaultClass;
 use crate::faults::nemesis::NemesisOptions;
+use crate::network::NetworkTiming;
 use crate::oracle::content::BLOCK_BYTES;
 use crate::random::Random;
+
+/// What a cluster has to bear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mood {
+    /// Every fault. Honest errors are allowed while it lasts.
+    Hostile,
+    /// Now and then a lost, late, repeated or overtaken frame: nobody may notice.
+    Calm,
+}
 
 /// The size of everything.
 #[derive(Clone, Debug)]
 pub(super) struct Shape {
+    pub(super) mood: Mood,
     pub(super) nodes: Vec<NodeId>,
     pub(super) copies: u32,
     pub(super) volumes: Vec<VolumeShape>,
@@ -24,56 +38,134 @@ pub(super) struct Shape {
     pub(super) victim: Option<NodeId>,
     pub(super) journal_bytes: u64,
     pub(super) home_bytes: u64,
+    pub(super) gossip: GossipOptions,
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct VolumeShape {
     pub(super) size_bytes: u64,
     pub(super) slice_bytes: u64,
-    /// First blocks of the regions in use, each of [`REGION_BLOCKS`].
-    pub(super) regions: Vec<u64>,
+    pub(super) regions: Vec<Region>,
 }
 
-/// Blocks of a region: clients meet there.
-pub(super) const REGION_BLOCKS: u64 = 16;
+/// A part of a volume where clients meet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Region {
+    /// First unit, counted from the volume's begin.
+    pub(super) first: u64,
+    /// Bytes of a unit: of what is read and written as a whole, and checked as one register.
+    pub(super) unit_bytes: u64,
+}
+
+/// Units of a region.
+pub(super) const REGION_UNITS: u64 = 16;
 
 const MIB: u64 = 1 << 20;
+const SECTOR_BYTES: u64 = 512;
+
+/// The world of a seed: how fast network and disks are.
+pub(super) fn draw_world(random: &Random) -> (NetworkTiming, DiskTiming) {
+    let mut network = NetworkTiming::default();
+    let mut disk = DiskTiming::default();
+    network.refused_after_lost = random.chance(500_000);
+    match random.below(4) {
+        0 => network.latency = (Duration::from_micros(200), Duration::from_millis(2)),
+        1 => network.latency = (Duration::from_micros(5), Duration::from_micros(15)),
+        _ => {}
+    }
+    if random.chance(250_000) {
+        // A spinning disk: everything takes long enough to be interrupted.
+        disk = DiskTiming {
+            read_ns: 5_000_000,
+            write_ns: 4_000_000,
+            sync_ns: 8_000_000,
+            ..disk
+        };
+    }
+    (network, disk)
+}
 
 impl Shape {
     pub(super) fn draw(random: &Random) -> Self {
+        let mood = if random.chance(120_000) {
+            Mood::Calm
+        } else {
+            Mood::Hostile
+        };
         let count = [5, 5, 5, 5, 3, 4, 4, 6][random.below(8) as usize];
         let nodes: Vec<NodeId> = (1..=count).map(NodeId).collect();
-        let copies = if random.chance(850_000) { 3 } else { 2 };
-        // Mostly within what the redundancy bears; sometimes anything goes, for safety alone.
-        let disturbed_max = match random.below(4) {
-            0 => nodes.len(),
-            1 => 1,
-            _ => 2,
-        };
-        let mut nemesis = NemesisOptions::everyday(disturbed_max);
         let victim = random
             .pick(&nodes)
             .copied()
-            .filter(|_| random.chance(250_000));
-        if victim.is_some() {
-            nemesis.weights.insert(FaultClass::Corruption, 4);
-            nemesis.weights.insert(FaultClass::UnreadablePage, 2);
-        }
+            .filter(|_| random.chance(300_000) && mood == Mood::Hostile);
         Self {
-            copies,
+            mood,
+            copies: if random.chance(850_000) { 3 } else { 2 },
             volumes: (0..random.between(1, 2))
                 .map(|_| VolumeShape::draw(random))
                 .collect(),
-            clients: random.between(2, 4),
+            clients: random.between(2, 6),
             think: Duration::from_millis([5, 30, 100][random.below(3) as usize]),
-            disturbed_for: random.duration(Duration::from_secs(8), Duration::from_secs(20)),
-            nemesis,
+            disturbed_for: random.duration(Duration::from_secs(10), Duration::from_secs(40)),
+            nemesis: draw_nemesis(random, mood, nodes.len(), victim.is_some()),
             victim,
             journal_bytes: [2, 4, 8][random.below(3) as usize] * MIB,
             // Owners refuse writes while a copy has less than 64 MiB free.
             home_bytes: 160 * MIB,
+            gossip: draw_gossip(random, mood),
             nodes,
         }
+    }
+}
+
+fn draw_nemesis(random: &Random, mood: Mood, nodes: usize, damage: bool) -> NemesisOptions {
+    // Mostly within what the redundancy bears; sometimes anything goes, for safety alone.
+    let disturbed_max = match random.below(4) {
+        0 => nodes,
+        1 => 1,
+        _ => 2,
+    };
+    let mut nemesis = NemesisOptions::everyday(disturbed_max);
+    let tempo = [1, 2, 4][random.below(3) as usize];
+    nemesis.pause.1 /= tempo;
+    nemesis.length.1 /= tempo;
+    if damage {
+        nemesis.weights.insert(FaultClass::Corruption, 5);
+        nemesis.weights.insert(FaultClass::UnreadablePage, 2);
+    }
+    match mood {
+        Mood::Hostile => {
+            // Each seed leaves some faults out, so that the others meet one another.
+            nemesis.weights.retain(|_, _| !random.chance(250_000));
+        }
+        Mood::Calm => {
+            let weather = [
+                FaultClass::Delay,
+                FaultClass::Loss,
+                FaultClass::Duplication,
+                FaultClass::Reordering,
+            ];
+            nemesis.weights = weather
+                .into_iter()
+                .map(|class| (class, 1))
+                .collect::<BTreeMap<_, _>>();
+            nemesis.mild = true;
+        }
+    }
+    nemesis
+}
+
+fn draw_gossip(random: &Random, mood: Mood) -> GossipOptions {
+    let usual = GossipOptions::default();
+    if mood == Mood::Calm || random.chance(500_000) {
+        return usual;
+    }
+    // Hasty suspicion: takeovers of owners that are alive and still hold their leases.
+    GossipOptions {
+        probe_period: Duration::from_millis(150),
+        probe_timeout: Duration::from_millis(60),
+        suspicion: Duration::from_millis(250),
+        ..usual
     }
 }
 
@@ -82,13 +174,36 @@ impl VolumeShape {
         let slice_bytes = MIB;
         let slices = random.between(1, 3);
         let size_bytes = slices * slice_bytes;
-        let blocks = size_bytes / BLOCK_BYTES as u64;
-        let mut regions: Vec<u64> = (0..random.between(1, 3))
-            .map(|_| random.below(blocks - REGION_BLOCKS + 1))
+        let block = BLOCK_BYTES as u64;
+        let mut regions: Vec<Region> = (0..random.between(1, 3))
+            .map(|_| {
+                let first = random.below(size_bytes / block - REGION_UNITS + 1);
+                Region {
+                    first,
+                    unit_bytes: block,
+                }
+            })
             .collect();
         if slices > 1 {
             // One across a border between slices.
-            regions.push(slice_bytes / BLOCK_BYTES as u64 - REGION_BLOCKS / 2);
+            let first = slice_bytes / block - REGION_UNITS / 2;
+            regions.push(Region {
+                first,
+                unit_bytes: block,
+            });
+        }
+        if random.chance(400_000) {
+            // Parts of blocks, where no region of blocks is.
+            let free = (0..size_bytes / block - 1).find(|free| {
+                regions
+                    .iter()
+                    .all(|region| *free + 2 <= region.first || *free >= region.first + REGION_UNITS)
+            });
+            let sectors = block / SECTOR_BYTES;
+            regions.extend(free.map(|free| Region {
+                first: free * sectors,
+                unit_bytes: SECTOR_BYTES,
+            }));
         }
         Self {
             size_bytes,

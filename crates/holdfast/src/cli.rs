@@ -1,0 +1,328 @@
+//! The command line.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::failure::EXIT_CODES;
+use crate::output::Format;
+use crate::quantity::{parse_duration, parse_size};
+
+/// Port on which nodes reach each other, where none is given.
+pub(crate) const LINK_PORT: u16 = 7400;
+/// The port that is registered for iSCSI.
+pub(crate) const PORTAL_PORT: u16 = 3260;
+
+const TOP_EXAMPLES: &str = "\
+Examples:
+  See it work, on this machine alone:
+    holdfast demo
+  Start the first node and found a cluster:
+    holdfast node start --data /var/lib/holdfast --listen 10.0.0.11
+    holdfast cluster init
+  Let another machine join:
+    holdfast cluster token
+    HOLDFAST_JOIN=holdfast1.… holdfast node start --data /var/lib/holdfast --listen 10.0.0.12
+  Make a volume and look at it:
+    holdfast volume create db --size 100GiB
+    holdfast volume show db";
+
+/// A fault-tolerant IP SAN: volumes that survive any two failures, over iSCSI.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, after_help = [TOP_EXAMPLES, "\n\n", EXIT_CODES].concat())]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start a node, look at nodes
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Found a cluster, let nodes join, see how it is
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Make, show and delete volumes
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Five nodes on this machine, two of them killed under load, every write verified
+    Demo(DemoArgs),
+    /// Run the code under simulated faults
+    #[command(subcommand)]
+    Sim(SimCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// Run one node in the foreground until SIGTERM or SIGINT
+    Start(StartArgs),
+    /// List all nodes
+    List(ListArgs),
+    /// Show one node and what it waits for
+    Show(ShowNodeArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Found a new cluster with the node at --api as its first
+    Init(InitArgs),
+    /// Make a token with which one node can join
+    Token(TokenArgs),
+    /// How the cluster is, what it waits for, what to do next
+    Status(ListArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeCommand {
+    /// Make a volume; shows its credentials, this once
+    Create(CreateVolumeArgs),
+    /// List all volumes
+    List(ListArgs),
+    /// Show one volume and what it waits for
+    Show(ShowVolumeArgs),
+    /// Delete a volume and all its data
+    Delete(DeleteVolumeArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SimCommand {
+    /// Run seeds and report
+    Run(holdfast_sim::RunArgs),
+}
+
+const START_EXAMPLES: &str = "\
+The data directory remembers who the node is: start it again with the same directory and it is
+the same node. SIGTERM and SIGINT hand its volumes over before it ends; a second one ends it at
+once.
+
+The REST API has no log-in yet, so it serves this machine only (127.0.0.1) unless you say
+otherwise with --api-listen and --api-insecure.
+
+Examples:
+  holdfast node start --data /var/lib/holdfast --listen 10.0.0.11
+  HOLDFAST_JOIN=holdfast1.… holdfast node start --data /var/lib/holdfast --listen 10.0.0.12";
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = START_EXAMPLES)]
+pub(crate) struct StartArgs {
+    /// Directory for the node's identity and data; made if absent
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: PathBuf,
+    /// Address of this machine for other nodes and for initiators
+    #[arg(long, value_name = "IP")]
+    pub(crate) listen: IpAddr,
+    /// Port for other nodes
+    #[arg(long, value_name = "PORT", default_value_t = LINK_PORT)]
+    pub(crate) link_port: u16,
+    /// Port of the REST API
+    #[arg(long, value_name = "PORT", default_value_t = holdfast_api::DEFAULT_PORT)]
+    pub(crate) api_port: u16,
+    /// Port of the iSCSI portal
+    #[arg(long, value_name = "PORT", default_value_t = PORTAL_PORT)]
+    pub(crate) portal_port: u16,
+    /// Address of the REST API [default: 127.0.0.1]
+    #[arg(long, value_name = "IP")]
+    pub(crate) api_listen: Option<IpAddr>,
+    /// Let the REST API, which has no log-in, be used from other machines
+    #[arg(long)]
+    pub(crate) api_insecure: bool,
+    /// Join the cluster that made this token. The environment keeps it out of process lists
+    #[arg(long, value_name = "TOKEN", env = "HOLDFAST_JOIN", hide_env_values = true)]
+    pub(crate) join: Option<String>,
+    /// Size of the journal; fixed at the first start [default: 256MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) journal_size: Option<u64>,
+    /// Space for the volumes' data, taken as it is needed; may grow later [default: 64GiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) home_size: Option<u64>,
+    /// End as soon as standard input ends: for a parent process that must not leave nodes behind
+    #[arg(long, hide = true)]
+    pub(crate) end_with_stdin: bool,
+}
+
+/// Where the API is.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ApiArgs {
+    /// REST API of any node of the cluster
+    #[arg(
+        long = "api",
+        value_name = "URL",
+        env = "HOLDFAST_API",
+        default_value_t = format!("http://127.0.0.1:{}", holdfast_api::DEFAULT_PORT)
+    )]
+    pub(crate) url: String,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    pub(crate) api: ApiArgs,
+    /// Form of the listing
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) output: Format,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ShowNodeArgs {
+    /// The node's number
+    pub(crate) id: u64,
+    #[command(flatten)]
+    pub(crate) list: ListArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct InitArgs {
+    /// A name for people
+    #[arg(long, default_value = "holdfast")]
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) list: ListArgs,
+}
+
+const TOKEN_EXAMPLES: &str = "\
+Whoever has the token may join one node to the cluster. It names the node at --api, which the
+joining machine must be able to reach.
+
+Examples:
+  holdfast cluster token --expires 10m
+  ssh root@10.0.0.12 HOLDFAST_JOIN=$(holdfast cluster token) \\
+      holdfast node start --data /var/lib/holdfast --listen 10.0.0.12";
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = TOKEN_EXAMPLES)]
+pub(crate) struct TokenArgs {
+    /// How long it can be used
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_duration)]
+    pub(crate) expires: Duration,
+    #[command(flatten)]
+    pub(crate) list: ListArgs,
+}
+
+const CREATE_EXAMPLES: &str = "\
+Examples:
+  holdfast volume create db --size 100GiB
+  holdfast volume create scratch --size 1TiB --copies 2 --block-size 4096
+  holdfast volume create vault --size 10GiB --mutual-chap -o json";
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = CREATE_EXAMPLES)]
+pub(crate) struct CreateVolumeArgs {
+    /// 1 to 63 lower-case letters, digits, `-` and `.`
+    pub(crate) name: String,
+    /// Size as initiators see it; space is taken only by what is written
+    #[arg(long, value_parser = parse_size)]
+    pub(crate) size: u64,
+    /// Copies of all data: one more than failures it shall survive
+    #[arg(long, default_value_t = 3)]
+    pub(crate) copies: u32,
+    /// Logical block size, 512 or 4096
+    #[arg(long, value_name = "BYTES", default_value_t = 512)]
+    pub(crate) block_size: u32,
+    /// Let everybody log in who reaches a portal
+    #[arg(long, conflicts_with = "mutual_chap")]
+    pub(crate) no_chap: bool,
+    /// Make the target prove itself too
+    #[arg(long)]
+    pub(crate) mutual_chap: bool,
+    #[command(flatten)]
+    pub(crate) list: ListArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ShowVolumeArgs {
+    /// The volume's name
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) list: ListArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct DeleteVolumeArgs {
+    /// The volume's name
+    pub(crate) name: String,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
+    #[command(flatten)]
+    pub(crate) api: ApiArgs,
+}
+
+const DEMO_EXAMPLES: &str = "\
+What it does: starts node processes on loopback, creates a volume, runs verified load through
+this project's own iSCSI initiator, kills two nodes with SIGKILL (one of them the volume's
+owner), shows how long I/O stood still, verifies every acknowledged write, starts the two again
+and shows what their return copied. Then it stays up until Ctrl-C for your own initiator, and
+removes everything it made.
+
+Examples:
+  holdfast demo
+  holdfast demo --check                      for scripts: stops after the verification
+  holdfast demo --serve --portal-base 13260  five portals to play with, nothing is killed";
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = [DEMO_EXAMPLES, "\n\n", EXIT_CODES].concat())]
+pub(crate) struct DemoArgs {
+    /// Stop after the verification; exit code 0 only if nothing was lost
+    #[arg(long, conflicts_with = "serve")]
+    pub(crate) check: bool,
+    /// Only serve: kill nothing, stay until Ctrl-C
+    #[arg(long)]
+    pub(crate) serve: bool,
+    /// Nodes, 1 to 9; with fewer than five, fewer are killed
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=9))]
+    pub(crate) nodes: u8,
+    /// Size of the volume
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_size)]
+    pub(crate) volume_size: u64,
+    /// Ports of the iSCSI portals: this one and those after it [default: free ones]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) portal_base: Option<u16>,
+    /// Log in without CHAP
+    #[arg(long)]
+    pub(crate) no_chap: bool,
+    /// Directory for the nodes' data, removed at the end [default: a new temporary one]
+    #[arg(long)]
+    pub(crate) dir: Option<PathBuf>,
+    /// `table` for people, `json` for programs: one line when ready, one with the summary
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) output: DemoFormat,
+}
+
+/// How the demo speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum DemoFormat {
+    /// For people.
+    #[default]
+    Table,
+    /// JSON lines.
+    Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn contradicting_options_are_refused() {
+        for line in [
+            "holdfast demo --check --serve",
+            "holdfast demo --nodes 0",
+            "holdfast volume create db --size 1GiB --no-chap --mutual-chap",
+            "holdfast volume create db --size 10G",
+            "holdfast cluster token --expires 0s",
+        ] {
+            let parsed = Cli::try_parse_from(line.split_whitespace());
+            assert_eq!(parsed.expect_err(line).exit_code(), 2);
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! Administration, through the REST API of any node.
+
+pub(crate) mod cluster;
+pub(crate) mod node;
+pub(crate) mod volume;
+
+use std::future::Future;
+use std::time::Duration;
+
+use holdfast_api::Client;
+
+use crate::cli::ApiArgs;
+use crate::failure::Failure;
+
+/// Longer than the API's own limits, so that its answer says more than a time-out here.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Runs `command` with a client of the API.
+fn with_client<T, F>(api: &ApiArgs, command: impl FnOnce(Client) -> F) -> Result<T, Failure>
+where
+    F: Future<Output = Result<T, Failure>>,
+{
+    let client = Client::new(&api.url, LIMIT)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::of)?;
+    runtime.block_on(command(client))
+}
+
+/// Lines of a fact sheet: a name and a value each, empty values left out.
+fn facts(facts: Vec<(&'static str, String)>) -> crate::output::Rows {
+    crate::output::Rows {
+        columns: vec!["property", "value"],
+        rows: facts
+            .into_iter()
+            .filter(|(_, value)| !value.is_empty())
+            .map(|(name, value)| vec![name.to_owned(), value])
+            .collect(),
+    }
+}
+
+/// The word with which the API names a value.
+fn word(value: impl serde::Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word.replace('-', " "),
+        Ok(other) => other.to_string(),
+        Err(_) => "?".into(),
+    }
+}

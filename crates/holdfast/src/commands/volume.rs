@@ -1,0 +1,212 @@
+//! `holdfast volume …`
+
+use std::io::{BufRead, IsTerminal, Write};
+
+use holdfast_api::{Authentication, CreatedVolume, NewVolume, OwnerReport, VolumeStatus};
+
+use super::{facts, with_client, word};
+use crate::cli::{CreateVolumeArgs, DeleteVolumeArgs, ListArgs, ShowVolumeArgs, VolumeCommand};
+use crate::failure::Failure;
+use crate::output::{Format, Rows, print};
+use crate::quantity::show_size;
+
+pub(crate) fn run(command: &VolumeCommand) -> Result<(), Failure> {
+    match command {
+        VolumeCommand::Create(args) => create(args),
+        VolumeCommand::List(args) => list(args),
+        VolumeCommand::Show(args) => show(args),
+        VolumeCommand::Delete(args) => delete(args),
+    }
+}
+
+fn create(args: &CreateVolumeArgs) -> Result<(), Failure> {
+    let wanted = NewVolume {
+        name: args.name.clone(),
+        size_bytes: args.size,
+        copies: args.copies,
+        block_size: args.block_size,
+        authentication: if args.no_chap {
+            Authentication::None
+        } else if args.mutual_chap {
+            Authentication::MutualChap
+        } else {
+            Authentication::Chap
+        },
+    };
+    let created = with_client(&args.list.api, async |client| {
+        Ok(client.create_volume(&wanted).await?)
+    })?;
+    let CreatedVolume {
+        volume,
+        credentials,
+    } = &created;
+    let mut lines = vec![
+        ("volume", volume.name.clone()),
+        ("size", show_size(volume.size_bytes)),
+        ("state", word(volume.state)),
+        ("target", volume.target.clone()),
+        ("portals", volume.portals.join("\n")),
+    ];
+    if let Some(chap) = credentials {
+        lines.push(("CHAP user", chap.username.clone()));
+        lines.push(("CHAP secret", chap.secret.clone()));
+        lines.push((
+            "target user",
+            chap.target_username.clone().unwrap_or_default(),
+        ));
+        lines.push((
+            "target secret",
+            chap.target_secret.clone().unwrap_or_default(),
+        ));
+    }
+    let has_secrets = credentials.is_some();
+    print(args.list.output, &created, facts(lines))?;
+    if has_secrets && args.list.output == Format::Table {
+        eprintln!("\nNote the secrets down: they are not shown again.");
+    }
+    Ok(())
+}
+
+fn list(args: &ListArgs) -> Result<(), Failure> {
+    let volumes = with_client(&args.api, async |client| Ok(client.volumes().await?))?;
+    let rows = Rows {
+        columns: vec![
+            "name",
+            "state",
+            "size",
+            "copies",
+            "owner",
+            "target",
+            "explanation",
+        ],
+        rows: volumes
+            .iter()
+            .map(|volume| {
+                vec![
+                    volume.name.clone(),
+                    word(volume.state),
+                    show_size(volume.size_bytes),
+                    copies(volume),
+                    owner(volume),
+                    volume.target.clone(),
+                    volume.explanation.clone(),
+                ]
+            })
+            .collect(),
+    };
+    print(args.output, &volumes, rows)
+}
+
+fn show(args: &ShowVolumeArgs) -> Result<(), Failure> {
+    let volume = with_client(&args.list.api, async |client| {
+        Ok(client.volume(&args.name).await?)
+    })?;
+    let rows = facts(vec![
+        ("volume", volume.name.clone()),
+        ("state", word(volume.state)),
+        ("why", volume.explanation.clone()),
+        ("size", show_size(volume.size_bytes)),
+        ("block size", volume.block_size.to_string()),
+        ("copies", copies(&volume)),
+        ("owner", owner(&volume)),
+        (
+            "owner since",
+            owner_report(&volume, |report| seconds(report.age_ms)),
+        ),
+        (
+            "takeover",
+            owner_report(&volume, |report| {
+                report.takeover_ms.map_or_else(String::new, seconds)
+            }),
+        ),
+        (
+            "waits for",
+            owner_report(&volume, |report| report.waits_for.clone()),
+        ),
+        ("brought back", owner_report(&volume, resyncs)),
+        ("target", volume.target.clone()),
+        ("LUN", volume.lun.to_string()),
+        ("portals", volume.portals.join("\n")),
+        ("NAA", volume.naa.clone()),
+        ("log-in", word(volume.authentication)),
+    ]);
+    print(args.list.output, &volume, rows)
+}
+
+fn delete(args: &DeleteVolumeArgs) -> Result<(), Failure> {
+    if !args.yes {
+        confirm(&args.name)?;
+    }
+    with_client(&args.api, async |client| {
+        Ok(client.delete_volume(&args.name).await?)
+    })?;
+    eprintln!("volume {} and its data are deleted", args.name);
+    Ok(())
+}
+
+fn confirm(name: &str) -> Result<(), Failure> {
+    if !std::io::stdin().is_terminal() {
+        let text = "deleting a volume destroys its data: say --yes where nobody can be asked";
+        return Err(Failure::Usage(text.into()));
+    }
+    eprint!("This destroys all data of {name}. Type its name to go on: ");
+    std::io::stderr().flush().map_err(Failure::of)?;
+    let mut answer = String::new();
+    std::io::stdin()
+        .lock()
+        .read_line(&mut answer)
+        .map_err(Failure::of)?;
+    if answer.trim() == name {
+        Ok(())
+    } else {
+        Err(Failure::Failed("not deleted".into()))
+    }
+}
+
+fn copies(volume: &VolumeStatus) -> String {
+    let redundancy = &volume.redundancy;
+    if redundancy.full == redundancy.slices {
+        format!("{} of {}", volume.copies, volume.copies)
+    } else {
+        format!("at least {} of {}", redundancy.copies_least, volume.copies)
+    }
+}
+
+fn owner(volume: &VolumeStatus) -> String {
+    volume
+        .owner
+        .map_or_else(|| "none".into(), |owner| format!("node {owner}"))
+}
+
+fn owner_report(volume: &VolumeStatus, part: impl Fn(&OwnerReport) -> String) -> String {
+    match (&volume.owner_report, volume.owner) {
+        (Some(report), _) => part(report),
+        (None, Some(_)) => "unknown".into(),
+        (None, None) => String::new(),
+    }
+}
+
+fn resyncs(report: &OwnerReport) -> String {
+    let lines = report.resyncs.iter().map(|resync| {
+        let state = if resync.finished {
+            "in sync"
+        } else {
+            "under way"
+        };
+        format!(
+            "slice {} on node {}: {state}, {} copied",
+            resync.slice,
+            resync.node,
+            show_size(resync.copied_bytes)
+        )
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn seconds(milliseconds: u64) -> String {
+    format!(
+        "{}.{:03} s",
+        milliseconds / 1000,
+        milliseconds % 1000
+    )
+}

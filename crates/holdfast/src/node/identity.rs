@@ -1,0 +1,340 @@
+//! Who this node is: one small file in its data directory.
+//!
+//! Invariants: the UUID is written before anything else and never changes; the incarnation only
+//! rises; the membership is written once. The file holds the node's private key and, while a
+//! cluster is being founded, its authority's: mode 0600, replaced as a whole.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use holdfast_runtime::host::{
+    AuthorityError, ClusterId, NodeCredentials, NodeUuid, write_atomically,
+};
+use holdfast_runtime::{DiskError, Incarnation, NodeId, Runtime};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+const FILE: &str = "identity.json";
+/// The format that this version writes, and the newest that it reads.
+const FORMAT: u32 = 1;
+
+/// What the file holds.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Identity {
+    /// Version of the file's format.
+    format: u32,
+    /// The data directory's own number.
+    #[serde(with = "text")]
+    pub(super) uuid: NodeUuid,
+    /// The newest start.
+    pub(super) incarnation: Incarnation,
+    /// Size of the journal; fixed.
+    pub(super) journal_bytes: u64,
+    /// Size of the home.
+    pub(super) home_bytes: u64,
+    /// Which cluster, once there is one.
+    pub(super) membership: Option<Membership>,
+}
+
+/// Which cluster this node belongs to.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Membership {
+    /// The cluster.
+    #[serde(with = "text")]
+    pub(super) cluster: ClusterId,
+    /// This node's number in it.
+    pub(super) node: NodeId,
+    /// Certificate, authority's certificate and private key, PEM.
+    credentials: String,
+    /// Nodes to talk to until the cluster's state names them.
+    pub(super) peers: Vec<(NodeId, String)>,
+    /// The cluster that this node is still about to found.
+    pub(super) founding: Option<Founding>,
+    /// Whether the node has ever run: from then on a missing config log is a lost one.
+    pub(super) has_run: bool,
+}
+
+/// A cluster that is about to exist.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Founding {
+    /// Its name.
+    pub(super) name: String,
+    /// Its authority, certificate and private key, PEM.
+    pub(super) authority: String,
+}
+
+/// Why the identity cannot be used. Nothing was changed unless said so.
+#[derive(Debug, Error)]
+pub(super) enum IdentityError {
+    /// The file cannot be read.
+    #[error("{path} cannot be read: {error}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's words.
+        error: io::Error,
+    },
+    /// The file makes no sense.
+    #[error(
+        "{path} is damaged ({reason}). Restore it from a backup of this directory's newest state, \
+         or let the node join again with an empty directory"
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The file is of a newer version.
+    #[error("{path} has format {found}, and this version reads up to {FORMAT}. Update this node")]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// The file is gone and the data is not.
+    #[error(
+        "{path} is missing, but the directory holds a node's data. Restore the file, or use an \
+         empty directory"
+    )]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It cannot be written; the old content is in place.
+    #[error("the node's identity cannot be written: {0}")]
+    Write(#[from] DiskError),
+    /// The certificate or key cannot be used.
+    #[error("{path}: {error}")]
+    Credentials {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: AuthorityError,
+    },
+}
+
+/// The identity and the file that it lives in.
+pub(super) struct IdentityFile {
+    path: PathBuf,
+    pub(super) identity: Identity,
+}
+
+/// Areas whose presence says that a node has lived here.
+const DATA: [&str; 3] = ["journal", "facts", "config"];
+
+impl IdentityFile {
+    /// Reads the identity in `directory`, or makes one with these sizes if there is none.
+    pub(super) fn open(
+        directory: &Path,
+        runtime: &Runtime,
+        journal_bytes: u64,
+        home_bytes: u64,
+    ) -> Result<Self, IdentityError> {
+        let path = directory.join(FILE);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(Self {
+                identity: decode(&path, &bytes)?,
+                path,
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if DATA.iter().any(|name| directory.join(name).exists()) {
+                    return Err(IdentityError::Missing { path });
+                }
+                let identity = Identity {
+                    format: FORMAT,
+                    uuid: NodeUuid::random(runtime),
+                    incarnation: Incarnation(0),
+                    journal_bytes,
+                    home_bytes,
+                    membership: None,
+                };
+                let file = Self { path, identity };
+                file.save()?;
+                Ok(file)
+            }
+            Err(error) => Err(IdentityError::Read { path, error }),
+        }
+    }
+
+    /// Changes the identity, durably.
+    pub(super) fn update(
+        &mut self,
+        change: impl FnOnce(&mut Identity),
+    ) -> Result<(), IdentityError> {
+        let before = self.identity.clone();
+        change(&mut self.identity);
+        self.save().inspect_err(|_| self.identity = before)
+    }
+
+    /// This node's certificate and key, if it belongs to a cluster.
+    pub(super) fn credentials(&self) -> Result<Option<NodeCredentials>, IdentityError> {
+        let membership = self.identity.membership.as_ref();
+        membership
+            .map(|membership| {
+                let damaged = |error| IdentityError::Credentials {
+                    path: self.path.clone(),
+                    error,
+                };
+                let credentials =
+                    NodeCredentials::from_pem(&membership.credentials).map_err(damaged)?;
+                let same = credentials.node() == membership.node
+                    && credentials.cluster() == membership.cluster;
+                if same {
+                    Ok(credentials)
+                } else {
+                    Err(damaged(AuthorityError::Mismatch))
+                }
+            })
+            .transpose()
+    }
+
+    fn save(&self) -> Result<(), IdentityError> {
+        let bytes = serde_json::to_vec_pretty(&self.identity)
+            .expect("an identity of plain types becomes JSON");
+        Ok(write_atomically(&self.path, &bytes)?)
+    }
+}
+
+impl Membership {
+    /// Membership by these credentials.
+    pub(super) fn new(
+        credentials: &NodeCredentials,
+        peers: Vec<(NodeId, String)>,
+        founding: Option<Founding>,
+    ) -> Self {
+        Self {
+            cluster: credentials.cluster(),
+            node: credentials.node(),
+            credentials: credentials.to_pem(),
+            peers,
+            founding,
+            has_run: false,
+        }
+    }
+}
+
+fn decode(path: &Path, bytes: &[u8]) -> Result<Identity, IdentityError> {
+    #[derive(Deserialize)]
+    struct Head {
+        format: u32,
+    }
+    // The parser's message would quote what it met; a key must not get into a log.
+    let damaged = |error: serde_json::Error| IdentityError::Damaged {
+        path: path.into(),
+        reason: format!("line {}, column {}", error.line(), error.column()),
+    };
+    let head: Head = serde_json::from_slice(bytes).map_err(damaged)?;
+    if head.format > FORMAT {
+        return Err(IdentityError::Version {
+            path: path.into(),
+            found: head.format,
+        });
+    }
+    serde_json::from_slice(bytes).map_err(damaged)
+}
+
+/// Ids as text, so that people can compare them.
+mod text {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<T: Display, S: Serializer>(
+        value: &T,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_runtime::host::ClusterAuthority;
+
+    use super::*;
+
+    fn opened(directory: &Path) -> Result<IdentityFile, IdentityError> {
+        holdfast_runtime::host::run(async |runtime| {
+            IdentityFile::open(directory, &runtime, 1 << 20, 1 << 30)
+        })
+    }
+
+    #[test]
+    fn an_identity_outlives_its_process_with_everything_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = opened(folder.path()).unwrap();
+        let authority = ClusterAuthority::generate(ClusterId([7; 16])).unwrap();
+        let credentials = authority.issue(NodeId(3)).unwrap();
+        let peers = vec![(NodeId(1), "10.0.0.11:7400".to_owned())];
+        file.update(|identity| {
+            identity.incarnation = Incarnation(8);
+            identity.membership = Some(Membership::new(&credentials, peers.clone(), None));
+        })
+        .unwrap();
+        let again = opened(folder.path()).unwrap();
+        assert_eq!(again.identity.uuid, file.identity.uuid);
+        assert_eq!(again.identity.incarnation, Incarnation(8));
+        assert_eq!(again.identity.membership.as_ref().unwrap().peers, peers);
+        assert_eq!(again.credentials().unwrap().unwrap().node(), NodeId(3));
+    }
+
+    #[test]
+    fn credentials_of_another_node_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = opened(folder.path()).unwrap();
+        let authority = ClusterAuthority::generate(ClusterId([7; 16])).unwrap();
+        let credentials = authority.issue(NodeId(3)).unwrap();
+        let mut membership = Membership::new(&credentials, Vec::new(), None);
+        membership.node = NodeId(4);
+        file.update(|identity| identity.membership = Some(membership))
+            .unwrap();
+        assert!(matches!(
+            file.credentials(),
+            Err(IdentityError::Credentials { .. })
+        ));
+    }
+
+    #[test]
+    fn a_damaged_file_is_told_from_a_newer_one_and_is_not_quoted() {
+        let folder = tempfile::tempdir().unwrap();
+        opened(folder.path()).unwrap();
+        let path = folder.path().join(FILE);
+        let whole = fs::read_to_string(&path).unwrap();
+        fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+        assert!(matches!(
+            opened(folder.path()),
+            Err(IdentityError::Damaged { .. })
+        ));
+        fs::write(&path, r#"{"format":1,"uuid":"SECRET"}"#).unwrap();
+        let error = opened(folder.path()).err().unwrap().to_string();
+        assert!(!error.contains("SECRET"), "{error}");
+        fs::write(&path, r#"{"format":2,"unheard-of":true}"#).unwrap();
+        assert!(matches!(
+            opened(folder.path()),
+            Err(IdentityError::Version { found: 2, .. })
+        ));
+    }
+
+    #[test]
+    fn data_without_an_identity_is_not_taken_over() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("journal"), b"data").unwrap();
+        assert!(matches!(
+            opened(folder.path()),
+            Err(IdentityError::Missing { .. })
+        ));
+    }
+}

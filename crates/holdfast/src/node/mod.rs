@@ -1,0 +1,37 @@
+//! `holdfast node start`: one node of the cluster as a process.
+//!
+//! | stage | REST API | links | iSCSI portal |
+//! |---|---|---|---|
+//! | waiting (no identity, no token) | "no cluster"; can found one | – | – |
+//! | joining, recovering | "starting" | at the end | – |
+//! | serving | everything | yes | once the cluster counts this start as running |
+//! | leaving (SIGTERM, SIGINT) | everything | yes | asks initiators to move on |
+//!
+//! What must always hold:
+//!
+//! * the incarnation in the identity file is raised durably before any other node hears of this
+//!   start, so two starts of one directory can always be told apart;
+//! * the ports are held or probed before anything durable is changed, so that a taken port
+//!   costs nothing;
+//! * a node that the others know a newer start of ends at once: it is a copy or a ghost.
+
+mod desk;
+mod front;
+mod identity;
+mod listen;
+mod membership;
+mod process;
+mod serving;
+
+use crate::cli::StartArgs;
+use crate::failure::Failure;
+
+/// Runs the node until it is told to end, or has to.
+pub(crate) fn start(args: &StartArgs) -> Result<(), Failure> {
+    listen::check(args)?;
+    if args.end_with_stdin {
+        process::end_with_standard_input();
+    }
+    let args = args.clone();
+    holdfast_runtime::host::run(async |runtime| process::run(runtime, args).await)
+}

@@ -1,0 +1,295 @@
+//! The serving node: recovery, the cluster, initiators, and the way out.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use holdfast_api::Administration;
+use holdfast_config::group::GroupOptions;
+use holdfast_config::state::{ClusterIdentity, Refusal};
+use holdfast_iscsi::{Limits, Server};
+use holdfast_node::{Failure as NodeFailure, Node, NodeError, NodeIdentity, NodeOptions};
+use holdfast_runtime::Runtime;
+use holdfast_runtime::host::{HostLinks, LinkProblem, LinkRefusal, LinksConfig};
+use holdfast_wire::VolumeId;
+use tokio::sync::{oneshot, watch};
+
+use super::front::{Front, target_names};
+use super::identity::Founding;
+use super::listen;
+use super::membership;
+use super::process::{Founder, Process, refuse};
+use crate::failure::Failure;
+
+/// How long founding a cluster of one may take.
+const FOUNDING_LIMIT: Duration = Duration::from_secs(10);
+/// How often it is looked whether the other nodes refuse this one.
+const REFUSAL_PERIOD: Duration = Duration::from_secs(1);
+
+/// Serves until told to stop, or until the node fails.
+pub(super) async fn run(mut process: Process, founder: Founder) -> Result<(), Failure> {
+    let (node, links) = match start(&mut process).await {
+        Ok(started) => started,
+        Err(failure) => {
+            refuse(founder, &failure);
+            return Err(failure);
+        }
+    };
+    let link_address = process.ports.link.to_string();
+    let administration = Administration::new(node.clone(), links.clone(), link_address);
+    if let Some(reply) = founder {
+        let _ = reply.send(Ok(administration.cluster().await));
+    }
+    tracing::info!(
+        node = %node.id(),
+        incarnation = node.context().incarnation().0,
+        links = %process.ports.link,
+        api = process.ports.api_address,
+        "started"
+    );
+    let outcome = serve(&mut process, &node, &links, &administration).await;
+    if let Err(failure) = &outcome {
+        tracing::error!(%failure, "the node ends");
+    }
+    outcome
+}
+
+/// Recovers what the directory holds and connects to the other nodes.
+async fn start(process: &mut Process) -> Result<(Rc<Node>, Rc<HostLinks>), Failure> {
+    process
+        .identity
+        .update(|identity| identity.incarnation.0 += 1)
+        .map_err(Failure::of)?;
+    let credentials = process.identity.credentials().map_err(Failure::of)?;
+    let credentials = credentials.expect("a member has credentials");
+    let identity = process.identity.identity.clone();
+    let member = identity.membership.expect("a member has a membership");
+    let links = HostLinks::bind(
+        process.runtime.clone(),
+        LinksConfig {
+            listen: process.ports.link,
+            credentials,
+            uuid: identity.uuid,
+            incarnation: identity.incarnation,
+        },
+    );
+    let links = Rc::new(links.await.map_err(Failure::of)?);
+    let options = NodeOptions {
+        identity: NodeIdentity {
+            cluster: member.cluster.0,
+            uuid: identity.uuid.0,
+        },
+        link_address: process.ports.link.to_string(),
+        api_address: process.ports.api_address.clone(),
+        portal_address: process.ports.portal.to_string(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        seeds: member.peers.clone(),
+        journal_bytes: identity.journal_bytes,
+        home_bytes: identity.home_bytes,
+        group: GroupOptions {
+            may_create: !member.has_run,
+            ..GroupOptions::default()
+        },
+        gossip: Default::default(),
+    };
+    let starting = Node::start(
+        process.runtime.clone(),
+        process.directory.clone(),
+        links.clone(),
+        options,
+    );
+    let what = "recovering what the data directory holds";
+    let node = process
+        .desk
+        .starting(what, starting)
+        .await
+        .map_err(Failure::of)?;
+    let recovery = node.recovery();
+    if !recovery.created {
+        tracing::info!(
+            records = recovery.records,
+            end = ?recovery.end,
+            holes = recovery.holes,
+            damaged = recovery.damaged_records,
+            "recovered"
+        );
+    }
+    if let Some(founding) = &member.founding {
+        let founding = found(&node, member.cluster.0, founding);
+        process
+            .desk
+            .starting("founding the cluster", founding)
+            .await?;
+    }
+    process
+        .identity
+        .update(|identity| {
+            if let Some(member) = &mut identity.membership {
+                member.has_run = true;
+                member.founding = None;
+            }
+        })
+        .map_err(Failure::of)?;
+    links.set_join_handler(membership::handler(&node));
+    Ok((node, links))
+}
+
+async fn found(node: &Node, id: [u8; 16], founding: &Founding) -> Result<(), Failure> {
+    let cluster = ClusterIdentity {
+        id,
+        name: founding.name.clone(),
+        authority: founding.authority.clone().into_bytes(),
+    };
+    match node.found(cluster, FOUNDING_LIMIT).await {
+        // An earlier start got as far as this and did not live to note it.
+        Ok(()) | Err(NodeError::Refused(Refusal::AlreadyFounded)) => Ok(()),
+        Err(error) => Err(Failure::of(error)),
+    }
+}
+
+/// What ends a serving node.
+enum End {
+    Told,
+    Failed(Failure),
+}
+
+async fn serve(
+    process: &mut Process,
+    node: &Rc<Node>,
+    links: &HostLinks,
+    administration: &Rc<Administration>,
+) -> Result<(), Failure> {
+    let mut portal: Option<Portal> = None;
+    let mut failure = node.failure();
+    let mut state = node.watch();
+    let end = loop {
+        state.mark_unchanged();
+        if let Some(portal) = &mut portal {
+            portal.drop_deleted(node);
+        } else if node.report().registered {
+            // Only now does this node know every volume: earlier it would turn initiators away.
+            let listener = listen::portal(process.ports.portal).await?;
+            tracing::info!(address = %process.ports.portal, "the iSCSI portal serves");
+            portal = Some(Portal::open(&process.runtime, node, listener));
+        }
+        tokio::select! {
+            request = process.desk.next() => {
+                let answer = administration.clone().answer(request);
+                process.runtime.spawn("api-answer", answer);
+            }
+            _ = state.changed() => {}
+            _ = process.stop.wait_for(|stop| *stop) => break End::Told,
+            failed = failed(&mut failure) => break End::Failed(Failure::of(failed)),
+            () = refused_by_others(&process.runtime, links) => break End::Failed(ghost(node)),
+            error = portal_ended(&mut portal) => {
+                let text = format!("the iSCSI portal cannot listen any more: {error}");
+                break End::Failed(Failure::Failed(text));
+            }
+        }
+    };
+    if let End::Failed(failure) = end {
+        return Err(failure);
+    }
+    // Initiators move to other portals first, while I/O goes on; then the volumes move.
+    let leaving = async {
+        if let Some(portal) = portal {
+            portal.close().await;
+        }
+        node.shutdown().await;
+    };
+    let mut leaving = std::pin::pin!(leaving);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut leaving => break,
+            request = process.desk.next() => {
+                let answer = administration.clone().answer(request);
+                process.runtime.spawn("api-answer", answer);
+            }
+        }
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// The open portal.
+struct Portal {
+    server: Rc<Server>,
+    shutdown: watch::Sender<bool>,
+    ended: oneshot::Receiver<io::Result<()>>,
+    targets: BTreeSet<(VolumeId, String)>,
+}
+
+impl Portal {
+    fn open(runtime: &Runtime, node: &Rc<Node>, listener: tokio::net::TcpListener) -> Self {
+        let server = Server::new(Front::new(node.clone()), Limits::default());
+        let (shutdown, stop) = watch::channel(false);
+        let (end, ended) = oneshot::channel();
+        let serving = server.clone();
+        runtime.spawn("iscsi", async move {
+            let _ = end.send(serving.serve(listener, stop).await);
+        });
+        Self {
+            server,
+            shutdown,
+            ended,
+            targets: target_names(&node.state()),
+        }
+    }
+
+    /// Ends the sessions of volumes that are gone.
+    fn drop_deleted(&mut self, node: &Node) {
+        let targets = target_names(&node.state());
+        for (_, name) in self.targets.difference(&targets) {
+            self.server.drop_target(name);
+        }
+        self.targets = targets;
+    }
+
+    /// Asks initiators to leave and waits until they have, or their time is over.
+    async fn close(self) {
+        self.shutdown.send_replace(true);
+        // An error is that of a listener, and there is none to keep any more.
+        let _ = self.ended.await;
+    }
+}
+
+async fn portal_ended(portal: &mut Option<Portal>) -> io::Error {
+    match portal {
+        None => std::future::pending().await,
+        Some(portal) => match (&mut portal.ended).await {
+            Ok(Err(error)) => error,
+            Ok(Ok(())) | Err(_) => io::ErrorKind::Interrupted.into(),
+        },
+    }
+}
+
+async fn failed(failure: &mut watch::Receiver<Option<NodeFailure>>) -> NodeFailure {
+    match failure.wait_for(Option::is_some).await.as_deref() {
+        Ok(Some(failure)) => failure.clone(),
+        // The node holds the sender and lives as long as this is asked.
+        Ok(None) | Err(_) => std::future::pending().await,
+    }
+}
+
+/// Resolves when another node says that it knows a newer start of this one, or this number with
+/// another directory.
+async fn refused_by_others(runtime: &Runtime, links: &HostLinks) {
+    let refusal = LinkProblem::RefusedByPeer(LinkRefusal::ReusedIdentity);
+    loop {
+        let mut status = links.status().into_iter();
+        if status.any(|peer| peer.up.is_none() && peer.problem.as_ref() == Some(&refusal)) {
+            return;
+        }
+        runtime.sleep(REFUSAL_PERIOD).await;
+    }
+}
+
+fn ghost(node: &Node) -> Failure {
+    let stale = Refusal::IncarnationStale(node.id());
+    Failure::Failed(format!(
+        "the other nodes refuse this one: {stale}. Stop this one, and if its directory is a \
+         restored copy, let the node join again with an empty one"
+    ))
+}
