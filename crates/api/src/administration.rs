@@ -181,8 +181,8 @@ impl Administration {
             unreachable!("creating a volume has no other good outcome");
         };
         runtime.timeout(OPENING_LIMIT, self.opened(id)).await;
-        let volume = views::volume(&self.seen(BTreeMap::new()), id)
-            .ok_or_else(|| unknown_volume(&name))?;
+        let volume =
+            views::volume(&self.seen(BTreeMap::new()), id).ok_or_else(|| unknown_volume(&name))?;
         Ok(CreatedVolume {
             volume,
             credentials,
@@ -248,6 +248,7 @@ impl Administration {
             state: self.node.state(),
             local: self.node.id(),
             leader: self.node.group().leader(),
+            voters: self.node.group().voters(),
             reports,
         }
     }

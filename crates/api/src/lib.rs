@@ -35,9 +35,9 @@ pub use problem::{Problem, ProblemKind};
 pub use requests::{Reply, Request, RequestSender};
 pub use routes::{Access, router};
 pub use types::{
-    Authentication, ChapCredentials, ClusterPhase, ClusterStatus, CreatedVolume, JoinTokenText,
-    Knowledge, LinkStatus, NewCluster, NewToken, NewVolume, NodeState, NodeStatus, OwnerReport,
-    Redundancy, Resync, SelfReport, StoreUsage, VolumeState, VolumeStatus,
+    Authentication, ChapCredentials, ClusterPhase, ClusterStatus, CreatedVolume, Holder,
+    JoinTokenText, Knowledge, LinkStatus, NewCluster, NewToken, NewVolume, NodeState, NodeStatus,
+    OwnerReport, Redundancy, Resync, SelfReport, StoreUsage, VolumeState, VolumeStatus,
 };
 
 /// The API's port, where none is given.

@@ -44,6 +44,8 @@ pub struct ClusterStatus {
     pub node: Option<u64>,
     /// The leader of the config group, if known.
     pub leader: Option<u64>,
+    /// Nodes that vote in the config group: a majority of them has to run.
+    pub voters: Vec<u64>,
     /// The newest view.
     pub view: u64,
     /// Nodes that are up.
@@ -290,6 +292,17 @@ pub struct Redundancy {
     pub copies_least: u32,
 }
 
+/// The copies of a volume on one node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Holder {
+    /// The node.
+    pub node: u64,
+    /// Slices of which it has a copy.
+    pub slices: u64,
+    /// Those among them that are in sync.
+    pub in_sync: u64,
+}
+
 /// One volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VolumeStatus {
@@ -309,6 +322,8 @@ pub struct VolumeStatus {
     pub copies: u32,
     /// Copies there are.
     pub redundancy: Redundancy,
+    /// Where they are.
+    pub holders: Vec<Holder>,
     /// The node that orders its I/O.
     pub owner: Option<u64>,
     /// The view in which the owner took office.

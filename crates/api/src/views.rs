@@ -2,11 +2,12 @@
 //!
 //! Pure: the same [`Seen`] gives the same answer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use holdfast_config::group::VOTERS_MAX;
 use holdfast_config::state::{
-    Chap, ClusterState, NodeRecord, NodeStatus as RecordedStatus, VolumeRecord,
+    Chap, ClusterState, CopyStatus, NodeRecord, NodeStatus as RecordedStatus, VolumeRecord,
 };
 use holdfast_node::Node;
 use holdfast_runtime::NodeId;
@@ -14,8 +15,8 @@ use holdfast_runtime::host::{ClusterId, HostLinks};
 use holdfast_wire::VolumeId;
 
 use crate::types::{
-    Authentication, ClusterPhase, ClusterStatus, Knowledge, LinkStatus, NodeState, NodeStatus,
-    OwnerReport, Redundancy, Resync, SelfReport, StoreUsage, VolumeState, VolumeStatus,
+    Authentication, ClusterPhase, ClusterStatus, Holder, Knowledge, LinkStatus, NodeState,
+    NodeStatus, OwnerReport, Redundancy, Resync, SelfReport, StoreUsage, VolumeState, VolumeStatus,
 };
 
 /// Bytes of a block, in which resyncs count.
@@ -26,6 +27,7 @@ pub(crate) struct Seen {
     pub(crate) state: Rc<ClusterState>,
     pub(crate) local: NodeId,
     pub(crate) leader: Option<NodeId>,
+    pub(crate) voters: BTreeSet<NodeId>,
     pub(crate) reports: BTreeMap<NodeId, SelfReport>,
 }
 
@@ -90,6 +92,8 @@ pub(crate) fn cluster(seen: &Seen, confirmed: bool) -> ClusterStatus {
         .filter(|(_, record)| record.status != RecordedStatus::Up)
         .map(|(node, _)| *node)
         .collect();
+    // An even number tolerates no more failures than the odd one below it.
+    let voters_wanted = state.nodes.len().clamp(1, VOTERS_MAX).div_ceil(2) * 2 - 1;
     let mut explanations = Vec::new();
     let phase = if state.cluster.is_none() {
         explanations.push("this node is waiting for the cluster's state from other nodes".into());
@@ -108,6 +112,7 @@ pub(crate) fn cluster(seen: &Seen, confirmed: bool) -> ClusterStatus {
     {
         ClusterPhase::Unavailable
     } else if !not_up.is_empty()
+        || seen.voters.len() < voters_wanted
         || volumes
             .iter()
             .any(|volume| volume.redundancy.full < volume.redundancy.slices)
@@ -116,6 +121,13 @@ pub(crate) fn cluster(seen: &Seen, confirmed: bool) -> ClusterStatus {
     } else {
         ClusterPhase::Healthy
     };
+    if phase != ClusterPhase::Starting && seen.voters.len() < voters_wanted {
+        explanations.push(format!(
+            "the config group has {} of {voters_wanted} voters and is being enlarged; until then \
+             it survives fewer failures",
+            seen.voters.len()
+        ));
+    }
     for node in &not_up {
         explanations.push(format!(
             "node {node}: {}",
@@ -137,6 +149,7 @@ pub(crate) fn cluster(seen: &Seen, confirmed: bool) -> ClusterStatus {
             .map(|cluster| ClusterId(cluster.id).to_string()),
         node: Some(seen.local.0),
         leader: seen.leader.map(|leader| leader.0),
+        voters: seen.voters.iter().map(|voter| voter.0).collect(),
         view: state.view.0,
         nodes_up: (state.nodes.len() - not_up.len()) as u64,
         nodes: state.nodes.len() as u64,
@@ -213,6 +226,7 @@ pub(crate) fn volume(seen: &Seen, id: VolumeId) -> Option<VolumeStatus> {
         block_size: record.logical_block_bytes,
         copies: record.copies,
         redundancy,
+        holders: holders(record),
         owner: owner.map(|owner| owner.0),
         view: record.view.0,
         target: record.target_name.clone(),
@@ -274,6 +288,20 @@ fn redundancy(state: &ClusterState, record: &VolumeRecord) -> Redundancy {
             .count() as u64,
         copies_least: counts.min().unwrap_or(0),
     }
+}
+
+fn holders(record: &VolumeRecord) -> Vec<Holder> {
+    let mut holders = BTreeMap::new();
+    for copy in record.slices.iter().flat_map(|slice| &slice.copies) {
+        let holder = holders.entry(copy.node).or_insert(Holder {
+            node: copy.node.0,
+            slices: 0,
+            in_sync: 0,
+        });
+        holder.slices += 1;
+        holder.in_sync += u64::from(copy.status == CopyStatus::InSync);
+    }
+    holders.into_values().collect()
 }
 
 fn node_explanation(record: &NodeRecord) -> String {
@@ -430,6 +458,7 @@ mod tests {
             state: Rc::new(state),
             local: NodeId(1),
             leader: Some(NodeId(2)),
+            voters: (1..=3).map(NodeId).collect(),
             reports: BTreeMap::new(),
         }
     }
@@ -444,6 +473,8 @@ mod tests {
         assert_eq!((status.nodes_up, status.volumes_open), (3, 1));
         let volume = super::volume(&seen, volume).unwrap();
         assert_eq!(volume.portals.len(), 3);
+        let in_sync: u64 = volume.holders.iter().map(|holder| holder.in_sync).sum();
+        assert_eq!((volume.holders.len(), in_sync), (3, 6));
         assert_eq!(volume.authentication, Authentication::None);
         assert_eq!(volume.naa.len(), 32);
     }
@@ -470,6 +501,16 @@ mod tests {
         assert_eq!(volume.redundancy.copies_least, 2);
         assert_eq!(volume.portals.len(), 2);
         assert_eq!(volume.told, Knowledge::Unknown);
+    }
+
+    #[test]
+    fn a_config_group_with_too_few_voters_is_degraded_and_says_so() {
+        let (state, _) = three_nodes();
+        let mut seen = seen(state);
+        seen.voters.pop_last();
+        let status = cluster(&seen, true);
+        assert_eq!(status.phase, ClusterPhase::Degraded);
+        assert!(status.explanations[0].contains("2 of 3 voters"));
     }
 
     #[test]

@@ -130,7 +130,12 @@ pub(crate) struct StartArgs {
     #[arg(long)]
     pub(crate) api_insecure: bool,
     /// Join the cluster that made this token. The environment keeps it out of process lists
-    #[arg(long, value_name = "TOKEN", env = "HOLDFAST_JOIN", hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "HOLDFAST_JOIN",
+        hide_env_values = true
+    )]
     pub(crate) join: Option<String>,
     /// Size of the journal; fixed at the first start [default: 256MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
@@ -188,8 +193,7 @@ joining machine must be able to reach.
 
 Examples:
   holdfast cluster token --expires 10m
-  ssh root@10.0.0.12 HOLDFAST_JOIN=$(holdfast cluster token) \\
-      holdfast node start --data /var/lib/holdfast --listen 10.0.0.12";
+  HOLDFAST_JOIN=holdfast1.… holdfast node start --data /var/lib/holdfast --listen 10.0.0.12";
 
 #[derive(Clone, Debug, Args)]
 #[command(after_help = TOKEN_EXAMPLES)]

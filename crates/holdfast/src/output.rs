@@ -45,7 +45,7 @@ pub(crate) fn print(format: Format, value: &impl Serialize, rows: Rows) -> Resul
 pub(crate) fn table(rows: &Rows) -> Table {
     let mut table = Table::new();
     table
-        .load_preset(NOTHING)
+        .load_style(NOTHING)
         .set_content_arrangement(ContentArrangement::Dynamic);
     let titles = rows
         .columns

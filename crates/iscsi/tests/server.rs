@@ -451,7 +451,15 @@ fn shutdown_asks_for_a_logout_then_says_goodbye_and_ends() {
         };
         let bench = Bench::start(limits, 0).await;
         let mut initiator = bench.log_in(1).await;
+        let mut half_open = bench.connect().await;
+        // A second login proves that the half-open connection has been accepted before it.
+        drop(bench.log_in(2).await);
         bench.stop.send_replace(true);
+        assert_eq!(
+            half_open.receive().await,
+            None,
+            "a login under way is given up"
+        );
         let events: Vec<(u8, u8)> = [initiator.receive().await, initiator.receive().await]
             .iter()
             .flatten()

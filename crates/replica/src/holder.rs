@@ -115,6 +115,12 @@ impl Holder {
         self.receiving
             .borrow_mut()
             .retain(|slice, _| slice.volume != volume);
+        self.newest_session
+            .borrow_mut()
+            .retain(|slice, _| slice.volume != volume);
+        self.setting_up
+            .borrow_mut()
+            .retain(|slice, _| slice.volume != volume);
     }
 
     fn on_notice(self: &Rc<Self>, incoming: Incoming) {
@@ -154,7 +160,10 @@ impl Holder {
         }
         receiver.announced_stable = receiver.announced_stable.max(Seq(append.stable));
         self.store.set_stable(slice, receiver.usable_stable());
-        let Some(header) = append.record else { return };
+        let Some(header) = append.record else {
+            // It also asks how much space is left.
+            return self.send_ack(from, slice, receiver);
+        };
         let Some(record) = messages::record(slice, Seq(append.stable), &header, payload) else {
             tracing::warn!(%slice, %from, "dropped a record whose data does not fit its header");
             return;

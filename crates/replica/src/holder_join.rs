@@ -20,18 +20,20 @@ impl Holder {
             slice: begin.slice,
         };
         let view = View(begin.view);
+        if begin.next == 0 {
+            return Err(ReplicaRefusal::Unknown);
+        }
         self.promise(begin.volume, view).await?;
         let _turn = self.set_up(slice, view, begin.session).await?;
         self.receiving.borrow_mut().remove(&slice);
-        self.store.append(Vec::new()).await.map_err(refused)?;
         let mut base = self.store.base(slice);
         let stable = self.store.stable(slice);
         if planted::is_active(Bug::BaseTooHigh) {
             base = self.store.last_seq(slice);
         }
-        let keep_divergent = planted::is_active(Bug::KeepDivergentTail);
-        if self.store.last_seq(slice) > stable && !keep_divergent {
-            // Records after the stable position may belong to a history that was given up.
+        if !planted::is_active(Bug::KeepDivergentTail) {
+            // Records after the stable position may belong to a history that was given up; some
+            // may still be on their way into the journal.
             self.store.truncate(slice, stable).await.map_err(refused)?;
         }
         self.store

@@ -20,14 +20,13 @@ impl Holder {
     pub(crate) async fn on_fence(&self, fence: &Fence) -> Answer {
         let view = View(fence.view);
         self.promise(fence.volume, view).await?;
-        // Nothing from an earlier owner is taken any more; what was handed to the journal
-        // before is durable (or failed) once this empty append returns.
+        // Nothing from an earlier owner is taken or acknowledged any more. What is on its way
+        // into the journal may still become durable: `reconcile` drops it.
         self.receiving.borrow_mut().retain(|slice, receiver| {
             slice.volume != fence.volume
                 || receiver.view >= view
                 || planted::is_active(Bug::SkipFence)
         });
-        self.store.append(Vec::new()).await.map_err(refused)?;
         loop {
             let death = self.death.notified();
             let now = self.runtime.now();
@@ -57,7 +56,9 @@ impl Holder {
             copies.push(self.report(slice));
         }
         self.check_view(fence.volume, fence.view)?;
+        let usage = self.store.usage();
         let fence = FenceReply {
+            free_bytes: usage.home_bytes.saturating_sub(usage.home_used_bytes),
             promised: fence.view,
             copies,
         };
@@ -128,12 +129,11 @@ impl Holder {
         }
         self.receiving.borrow_mut().remove(&slice);
         let keep_through = Seq(reconcile.keep_through);
-        if self.store.last_seq(slice) > keep_through {
-            self.store
-                .truncate(slice, keep_through)
-                .await
-                .map_err(refused)?;
-        }
+        // Also if nothing is durable beyond: records of an earlier owner may be on their way.
+        self.store
+            .truncate(slice, keep_through)
+            .await
+            .map_err(refused)?;
         let records = split_records(slice, &reconcile.records, payload)?;
         if !records.is_empty() {
             self.store.append(records).await.map_err(refused)?;

@@ -1,11 +1,12 @@
 //! The owner's front door: checks an operation, runs it at most once, and answers.
 
 use bytes::Bytes;
+use holdfast_runtime::PAGE_BYTES;
 use holdfast_store::OperationId;
 use holdfast_wire::volume::{Io, IoKind, IoStatus};
 use tokio::sync::oneshot;
 
-use crate::owner::{IN_FLIGHT_KIB, Owner, Phase};
+use crate::owner::{IN_FLIGHT_KIB, Owner, Phase, WRITE_KIB_MIN};
 use crate::writes::Effect;
 
 /// Granularity of offsets and lengths in bytes: the smallest logical block.
@@ -28,7 +29,7 @@ fn ended(status: IoStatus) -> IoResult {
 impl Owner {
     /// Runs one operation.
     pub async fn io(&self, io: &Io, payload: Bytes) -> (IoStatus, u64, Bytes) {
-        if self.phase.get() != Phase::Open || self.draining.get() {
+        if self.phase.get() != Phase::Open || self.draining.get() || io.view != self.view.0 {
             return ended(IoStatus::NotOwner);
         }
         if !self.is_well_formed(io, &payload) {
@@ -61,7 +62,7 @@ impl Owner {
     }
 
     async fn change(&self, operation: OperationId, io: &Io, payload: Bytes) -> (IoStatus, u64) {
-        let kib = (payload.len() as u32).div_ceil(1024).max(1);
+        let kib = (payload.len() as u32).div_ceil(1024).max(WRITE_KIB_MIN);
         let Ok(_permit) = self.in_flight.acquire_many(kib).await else {
             return (IoStatus::Interrupted, 0);
         };
@@ -90,7 +91,8 @@ impl Owner {
         let (payload_fits, longest) = match io.kind() {
             IoKind::Read => (bytes == 0, IO_BYTES_MAX),
             IoKind::Write => (bytes == io.length, IO_BYTES_MAX),
-            IoKind::Zero => (bytes == 0, ZERO_BYTES_MAX),
+            IoKind::Zero if is_whole_blocks(io) => (bytes == 0, ZERO_BYTES_MAX),
+            IoKind::Zero => (bytes == 0, IO_BYTES_MAX),
             IoKind::CompareAndWrite => (bytes == io.length * 2, IO_BYTES_MAX / 2),
             IoKind::Unknown => (false, 0),
         };
@@ -111,6 +113,14 @@ impl Owner {
         let floor = floors.entry(io.origin).or_insert(io.floor);
         *floor = (*floor).max(io.floor);
         io.operation < *floor
+    }
+
+    /// Whether the operation's portal has said that it has ended.
+    pub(crate) fn portal_is_past(&self, operation: OperationId) -> bool {
+        let floors = self.floors.borrow();
+        floors
+            .get(&operation.origin)
+            .is_some_and(|floor| operation.number < *floor)
     }
 
     /// Registers with the same operation if it is under way, else as the one that runs it.
@@ -141,6 +151,11 @@ impl Owner {
         }
         segments
     }
+}
+
+fn is_whole_blocks(io: &Io) -> bool {
+    let page = PAGE_BYTES as u64;
+    io.offset.is_multiple_of(page) && io.length.is_multiple_of(page)
 }
 
 /// An operation under way; if its future is dropped, those who joined hear "interrupted".

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use holdfast_config::state::{Change, CopyStatus};
+use holdfast_config::state::{Change, Outcome, Refusal};
 use holdfast_replica::stream::Role;
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::Seq;
@@ -30,6 +30,9 @@ impl Owner {
         settled: Vec<Settled>,
         incarnations: &BTreeMap<NodeId, Incarnation>,
     ) {
+        if self.phase.get() != Phase::TakingOver {
+            return;
+        }
         let now = self.context.runtime.now();
         let slices = settled.into_iter().enumerate().map(|(index, settled)| {
             let mut slice = Slice::new(self.key(index as u32), settled.last);
@@ -40,7 +43,7 @@ impl Owner {
                     .add(now, node, incarnation, session, Role::Required);
             }
             for (operation, seq) in settled.operations {
-                slice.remember(operation, seq);
+                slice.remember(operation, seq, |_| false);
             }
             slice
         });
@@ -50,7 +53,6 @@ impl Owner {
             .set(Some(now.saturating_since(self.since)));
         self.waits_for.borrow_mut().clear();
         tracing::info!(volume = %self.volume, view = %self.view, "owner opened");
-        self.follow_config();
         self.busy.notify_one();
         self.spawn("owner-leases", self.clone().keep_leases());
         self.spawn("owner-ticks", self.clone().keep_ticking());
@@ -60,19 +62,26 @@ impl Owner {
 
     async fn keep_following(self: Rc<Self>) {
         let mut watch = self.context.config.watch();
-        while watch.changed().await.is_ok() {
+        loop {
+            watch.mark_unchanged();
             self.follow_config();
+            if watch.changed().await.is_err() {
+                return;
+            }
         }
     }
 
-    /// Drops copies that the config group took out of the in-sync set.
-    pub(crate) fn follow_config(&self) {
+    /// Follows the in-sync sets of the config state, and asks that copies whose process is gone
+    /// be taken out of them.
+    pub(crate) fn follow_config(self: &Rc<Self>) {
         let Some(record) = self.record_in_office() else {
             return self.close();
         };
         let state = self.context.config.state();
+        let mut gone: BTreeMap<NodeId, Vec<u32>> = BTreeMap::new();
         for (index, placed) in record.slices.iter().enumerate() {
-            self.with_slice(index as u32, |slice| {
+            let index = index as u32;
+            self.with_slice(index, |slice| {
                 let members: Vec<(NodeId, Role, Incarnation)> = slice
                     .stream
                     .members()
@@ -80,11 +89,18 @@ impl Owner {
                     .map(|(node, member)| (*node, member.role, member.incarnation))
                     .collect();
                 for (node, role, incarnation) in members {
-                    let status = placed.copies.iter().find(|copy| copy.node == node);
-                    let in_sync = status.is_some_and(|copy| copy.status == CopyStatus::InSync);
+                    let running = state.running(node, incarnation);
                     let keep = match role {
-                        Role::Required => in_sync || slice.promoting.contains(&node),
-                        Role::Joining => state.running(node, incarnation),
+                        // A promotion under way decides first.
+                        Role::Required if slice.promoting.contains(&node) => true,
+                        Role::Required if placed.is_in_sync(node) => {
+                            if !running {
+                                gone.entry(node).or_default().push(index);
+                            }
+                            true
+                        }
+                        Role::Required => false,
+                        Role::Joining => running,
                     };
                     if !keep {
                         let commands = slice.stream.remove(node);
@@ -92,6 +108,9 @@ impl Owner {
                     }
                 }
             });
+        }
+        for (node, slices) in gone {
+            self.remove_copies(node, slices);
         }
     }
 
@@ -156,7 +175,7 @@ impl Owner {
     }
 
     /// A copy fails: a joining one is forgotten, a required one has to be removed by agreement.
-    pub(crate) fn drop_copy(self: &Rc<Self>, index: u32, node: NodeId) {
+    fn drop_copy(self: &Rc<Self>, index: u32, node: NodeId) {
         let required = self.with_slice(index, |slice| {
             let member = slice.stream.members().get(&node);
             if member.is_some_and(|member| member.role == Role::Joining) {
@@ -166,20 +185,36 @@ impl Owner {
             // A promotion under way decides first; the tick comes back here.
             !slice.promoting.contains(&node)
         });
-        if required != Some(true) {
+        if required == Some(true) {
+            self.remove_copies(node, vec![index]);
+        }
+    }
+
+    /// Asks the config group to take copies out of the in-sync sets; what it decided is seen in
+    /// its state. One request per node at a time.
+    fn remove_copies(self: &Rc<Self>, node: NodeId, slices: Vec<u32>) {
+        if !self.removing.borrow_mut().insert(node) {
             return;
         }
-        tracing::warn!(volume = %self.volume, slice = index, %node, "removing a copy that fails");
-        let change = Change::RemoveCopy {
-            volume: self.volume,
-            view: self.view,
-            slice: index,
+        tracing::info!(volume = %self.volume, ?slices, %node, "taking copies out");
+        let (volume, view) = (self.volume, self.view);
+        let change = Change::RemoveCopies {
+            volume,
+            view,
+            slices,
             node,
         };
         let proposed = self.context.config.propose(change, PROPOSAL_LIMIT);
-        // What was decided is seen in the config state, whatever the answer.
-        self.spawn("owner-remove-copy", async move {
-            proposed.await;
+        let owner = self.clone();
+        self.spawn("owner-remove-copies", async move {
+            let outcome = proposed.await;
+            owner.removing.borrow_mut().remove(&node);
+            match outcome {
+                // The last copy of a slice fails: only a new takeover can set it up again.
+                Some(Outcome::Refused(Refusal::LastCopy)) => owner.close(),
+                Some(_) => owner.follow_config(),
+                None => owner.busy.notify_one(),
+            }
         });
     }
 

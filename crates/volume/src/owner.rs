@@ -8,7 +8,7 @@
 //! ```
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -32,9 +32,16 @@ use crate::slice::{Outgoing, Slice};
 /// reconcile.
 pub(crate) const IN_FLIGHT_KIB: u32 = 16 << 10;
 
+/// What a write of any size counts for at least, in KiB: bounds how many are under way.
+pub(crate) const WRITE_KIB_MIN: u32 = 128;
+
 /// Writes are refused when a copy has less than this left, so that what is in flight always
-/// finds room: a copy that runs full under way would have to leave the in-sync set.
-pub(crate) const FULL_MARGIN_BYTES: u64 = 2 * (IN_FLIGHT_KIB as u64) * 1024;
+/// finds room: each write under way may touch an extent of 1 MiB that was never written.
+pub(crate) const FULL_MARGIN_BYTES: u64 = ((IN_FLIGHT_KIB / WRITE_KIB_MIN) as u64) << 20;
+
+/// How long a drain waits for operations under way; those that are left are interrupted, and
+/// their portals repeat them at the next owner.
+const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 
 /// Where the owner is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +108,8 @@ pub struct Owner {
     pub(crate) closing: Notify,
     pub(crate) operation_ended: Notify,
     pub(crate) draining: Cell<bool>,
+    /// Nodes whose copies are being taken out of the in-sync sets.
+    pub(crate) removing: RefCell<BTreeSet<NodeId>>,
     /// Streams set up so far: later ones have larger numbers, so that holders can tell.
     sessions: Cell<u64>,
     pub(crate) waits_for: RefCell<String>,
@@ -129,6 +138,7 @@ impl Owner {
             closing: Notify::new(),
             operation_ended: Notify::new(),
             draining: Cell::new(false),
+            removing: RefCell::default(),
             sessions: Cell::new(0),
             waits_for: RefCell::default(),
             takeover_took: Cell::new(None),
@@ -185,12 +195,15 @@ impl Owner {
     /// so that a planned handover costs no lease time.
     pub async fn drain(&self) {
         self.draining.set(true);
+        let give_up = self.context.runtime.now() + DRAIN_LIMIT;
         loop {
             let ended = self.operation_ended.notified();
-            if self.phase.get() != Phase::Open || self.running.borrow().is_empty() {
+            let left = give_up.saturating_since(self.context.runtime.now());
+            let idle = self.running.borrow().is_empty();
+            if self.phase.get() != Phase::Open || idle || left.is_zero() {
                 break;
             }
-            ended.await;
+            self.context.runtime.timeout(left, ended).await;
         }
         if self.phase.get() == Phase::Open {
             self.release_leases().await;
@@ -303,6 +316,22 @@ impl Owner {
         self.context.rpc.notify(to, Service::Replica, frame);
     }
 
+    /// Asks the copies of a slice how much space they have; the answers come as
+    /// acknowledgements.
+    pub(crate) fn ask_for_space(&self, index: u32) {
+        let asked = self.with_slice(index, |slice| {
+            let members = slice.stream.members();
+            let copies: Vec<_> = members.iter().map(|(node, m)| (*node, m.session)).collect();
+            (slice.key, slice.stream.stable(), copies)
+        });
+        let Some((key, stable, copies)) = asked else {
+            return;
+        };
+        for (node, session) in copies {
+            self.send_stable(key, stable, node, session);
+        }
+    }
+
     /// An acknowledgement came in.
     pub fn on_ack(&self, from: NodeId, ack: &Ack) {
         if View(ack.view) != self.view {
@@ -346,6 +375,10 @@ impl Owner {
 
     /// A lease was granted to a request sent at `sent`.
     pub(crate) fn note_lease(&self, node: NodeId, sent: Instant) {
+        if self.draining.get() {
+            // The leases are being given back; an answer under way does not revive one.
+            return;
+        }
         self.leases.borrow_mut().insert(node, sent + LEASE);
         self.lease_granted.notify_waiters();
     }

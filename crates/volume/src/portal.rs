@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::future::join_all;
-use holdfast_config::state::Owner as OwnerRecord;
+use holdfast_config::state::{Owner as OwnerRecord, VolumeRecord};
 use holdfast_runtime::rpc::Incoming;
-use holdfast_runtime::{Frame, Service};
-use holdfast_wire::VolumeId;
+use holdfast_runtime::{Frame, PAGE_BYTES, Service};
 use holdfast_wire::volume::{Io, IoKind, IoReply, IoStatus};
+use holdfast_wire::{View, VolumeId};
 use prost::Message;
 use thiserror::Error;
 
@@ -108,6 +108,9 @@ impl Portal {
         length: u64,
         operation: Operation,
     ) -> Result<Bytes, IoError> {
+        if let Operation::Zero = operation {
+            return self.zero(volume, offset, length).await;
+        }
         let cut = |at: u64, bytes: u64| match &operation {
             Operation::Read => Some(Operation::Read),
             Operation::Write(data) => Some(Operation::Write(
@@ -127,6 +130,22 @@ impl Portal {
             whole.extend_from_slice(&piece?);
         }
         Ok(whole.freeze())
+    }
+
+    /// Zeroes in up to three pieces: parts of blocks at the ends, whole blocks between.
+    async fn zero(&self, volume: VolumeId, offset: u64, length: u64) -> Result<Bytes, IoError> {
+        let (page, end) = (PAGE_BYTES as u64, offset + length);
+        let first = offset.next_multiple_of(page).min(end);
+        let last = (end - end % page).max(first);
+        let pieces = [(offset, first), (first, last), (last, end)];
+        let zeroing = pieces
+            .into_iter()
+            .filter(|(from, to)| from < to)
+            .map(|(from, to)| self.run_piece(volume, from, to - from, Operation::Zero));
+        for piece in join_all(zeroing).await {
+            piece?;
+        }
+        Ok(Bytes::new())
     }
 
     async fn run_piece(
@@ -157,6 +176,7 @@ impl Portal {
             kind: kind as i32,
             offset,
             length,
+            view: 0,
         };
         let result = self.see_through(volume, io, payload).await;
         drop(ended);
@@ -179,7 +199,7 @@ impl Portal {
                 .first()
                 .copied()
                 .unwrap_or(io.operation);
-            let (reply, data) = self.ask_owner(volume, &io, payload.clone()).await?;
+            let (reply, data) = self.ask_owner(volume, &mut io, payload.clone()).await?;
             match reply.status() {
                 IoStatus::Done => return Ok(data),
                 IoStatus::Full => return Err(IoError::Full),
@@ -198,21 +218,23 @@ impl Portal {
         }
     }
 
-    /// Who owns the volume, as far as this node knows. A volume that it does not know may have
-    /// been created a moment ago through another node, so the config group is asked once.
-    async fn office(&self, volume: VolumeId) -> Result<Option<OwnerRecord>, IoError> {
+    /// Who owns the volume, and in which view, as far as this node knows. A volume that it does
+    /// not know may have been created a moment ago through another node, so the config group is
+    /// asked once.
+    async fn office(&self, volume: VolumeId) -> Result<Option<(OwnerRecord, View)>, IoError> {
         let config = &self.context.config;
+        let office = |record: &VolumeRecord| record.owner.map(|owner| (owner, record.view));
         if let Some(record) = config.state().volumes.get(&volume) {
-            return Ok(record.owner);
+            return Ok(office(record));
         }
         if !config.read_barrier(BARRIER_LIMIT).await {
             return Ok(None);
         }
-        let state = config.state();
-        state
+        config
+            .state()
             .volumes
             .get(&volume)
-            .map(|record| record.owner)
+            .map(office)
             .ok_or(IoError::Gone)
     }
 
@@ -220,18 +242,17 @@ impl Portal {
     async fn ask_owner(
         &self,
         volume: VolumeId,
-        io: &Io,
+        io: &mut Io,
         payload: Bytes,
     ) -> Result<(IoReply, Bytes), IoError> {
         let nobody = IoReply {
             status: IoStatus::NotOwner as i32,
             offset: 0,
         };
-        let state = self.context.config.state();
-        let record = state.volumes.get(&volume).ok_or(IoError::Gone)?;
-        let Some(office) = record.owner else {
+        let Some((office, view)) = self.office(volume).await? else {
             return Ok((nobody, Bytes::new()));
         };
+        io.view = view.0;
         if office.node == self.context.node() {
             let owner = self.owners.borrow().get(&volume).cloned();
             let Some(owner) = owner else {

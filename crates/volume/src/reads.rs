@@ -37,7 +37,7 @@ impl Owner {
     ///
     /// The moment lies within the read, after its data was fetched: no other owner had opened
     /// the volume then, so what was fetched was the newest stable data when it was fetched.
-    async fn confirm_leases(&self, offset: u64, length: u64) -> Result<(), IoStatus> {
+    pub(crate) async fn confirm_leases(&self, offset: u64, length: u64) -> Result<(), IoStatus> {
         let give_up = self.context.runtime.now() + LEASE_PATIENCE;
         loop {
             let granted = self.lease_granted.notified();
@@ -93,27 +93,26 @@ impl Owner {
                 (stable, sources)
             })
             .ok_or(IoStatus::Interrupted)?;
-        let mut damaged = false;
+        let mut intact_elsewhere = sources.is_empty();
         for node in self.nearest_first(sources) {
             match self
                 .read_copy(index, node, stable, first_block, blocks)
                 .await
             {
                 Ok(data) if data.len() == blocks as usize * PAGE_BYTES => return Ok(data),
-                Ok(_) => {}
+                Ok(_) => intact_elsewhere = true,
                 Err(ReplicaRefusal::Damaged) => {
                     tracing::warn!(volume = %self.volume, slice = index, first_block, %node,
                         "a copy is damaged here; reading another one");
-                    damaged = true;
                 }
-                Err(_) => {}
+                Err(_) => intact_elsewhere = true,
             }
         }
         // A copy that did not answer may have it intact: only if all said so it is lost.
-        Err(if damaged {
-            IoStatus::Damaged
-        } else {
+        Err(if intact_elsewhere {
             IoStatus::Interrupted
+        } else {
+            IoStatus::Damaged
         })
     }
 

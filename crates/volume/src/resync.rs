@@ -27,6 +27,7 @@ use holdfast_wire::replica::{
 use holdfast_wire::{Seq, SliceKey};
 
 use crate::owner::{Owner, Phase, ResyncStatus};
+use crate::slice::Slice;
 
 /// Copies of one volume that are brought back at the same time.
 const JOINS_AT_ONCE: usize = 4;
@@ -50,6 +51,8 @@ impl Owner {
         let mut watch = self.context.config.watch();
         while self.phase.get() == Phase::Open {
             watch.mark_unchanged();
+            // Copies that are to be brought back have to be out of the streams first.
+            self.follow_config();
             let targets = self.stale_copies();
             let waiting = !targets.is_empty();
             stream::iter(targets)
@@ -103,8 +106,7 @@ impl Owner {
             return;
         }
         self.with_slice(slice, |slice| {
-            let ours = |member: &holdfast_replica::stream::Member| member.session == target.session;
-            if slice.stream.members().get(&node).is_some_and(ours) {
+            if is_target(slice, &target) {
                 slice.promoting.retain(|promoting| *promoting != node);
                 let commands = slice.stream.remove(node);
                 slice.absorb(commands);
@@ -239,11 +241,15 @@ impl Owner {
     async fn promote(self: &Rc<Self>, target: &Target, key: SliceKey) -> Option<()> {
         let now = self.context.runtime.now();
         let caught_up = self.with_slice(target.slice, |slice| {
+            // It may have been dropped from the stream meanwhile; from here on it cannot be.
+            if !is_target(slice, target) {
+                return None;
+            }
             slice.stream.require(now, target.node);
             slice.promoting.push(target.node);
             let last = Seq(slice.stream.next().0 - 1);
-            slice.when_stable(last)
-        })?;
+            Some(slice.when_stable(last))
+        })??;
         self.renew_lease(target.node).await;
         // The copy is required, so what is stable from here on it has.
         self.context
@@ -298,4 +304,10 @@ impl Owner {
             act(status);
         }
     }
+}
+
+/// Whether the stream still has the copy as this very resync added it.
+fn is_target(slice: &Slice, target: &Target) -> bool {
+    let member = slice.stream.members().get(&target.node);
+    member.is_some_and(|member| member.session == target.session)
 }

@@ -3,16 +3,19 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
-use holdfast_replica::stream::{Command, Stream};
+use holdfast_replica::stream::{Command, Role, Stream};
 use holdfast_runtime::{Instant, NodeId};
 use holdfast_store::{OperationId, Record};
 use holdfast_wire::{Seq, SliceKey};
 use tokio::sync::oneshot;
 
 use crate::locks::RangeLocks;
+use crate::owner::FULL_MARGIN_BYTES;
 
 /// Operations remembered per slice, so that a repeated one is answered and not run again.
-const OPERATIONS_MAX: usize = 4096;
+const OPERATIONS_KEPT: usize = 4096;
+/// Beyond, they are forgotten even if their portal may ask again.
+const OPERATIONS_MAX: usize = 1 << 16;
 
 /// See the module's header.
 pub(crate) struct Slice {
@@ -46,16 +49,35 @@ impl Slice {
         }
     }
 
-    /// Remembers where an operation is in the stream.
-    pub(crate) fn remember(&mut self, operation: OperationId, seq: Seq) {
+    /// Remembers where an operation is in the stream. `is_over` tells of an operation whether
+    /// its portal cannot ask for it again.
+    pub(crate) fn remember(
+        &mut self,
+        operation: OperationId,
+        seq: Seq,
+        is_over: impl Fn(OperationId) -> bool,
+    ) {
         if self.operations.insert(operation, seq).is_none() {
             self.operation_order.push_back(operation);
         }
-        if self.operation_order.len() > OPERATIONS_MAX
-            && let Some(oldest) = self.operation_order.pop_front()
-        {
+        while self.operation_order.len() > OPERATIONS_KEPT {
+            let Some(oldest) = self.operation_order.front().copied() else {
+                break;
+            };
+            if !is_over(oldest) && self.operation_order.len() <= OPERATIONS_MAX {
+                break;
+            }
+            self.operation_order.pop_front();
             self.operations.remove(&oldest);
         }
+    }
+
+    /// Whether some copy that counts has too little space for new blocks.
+    pub(crate) fn is_short(&self) -> bool {
+        self.stream
+            .members()
+            .values()
+            .any(|m| m.role == Role::Required && m.free_bytes < FULL_MARGIN_BYTES)
     }
 
     /// Where the operation is in the stream, if it is.

@@ -9,7 +9,7 @@ use holdfast_wire::Seq;
 use holdfast_wire::volume::IoStatus;
 use tokio::sync::oneshot;
 
-use crate::owner::{FULL_MARGIN_BYTES, Owner};
+use crate::owner::Owner;
 
 /// What a write does to its range.
 #[derive(Clone)]
@@ -130,11 +130,13 @@ impl Owner {
         let mut merged = self.read_settled(index, first, end).await.map_err(Err)?;
         let from = (start - u64::from(first) * page) as usize;
         let target = &mut merged[from..from + bytes as usize];
-        if let Some(at) = target
+        let differs = target
             .iter()
             .zip(&compare)
-            .position(|(now, wanted)| now != wanted)
-        {
+            .position(|(now, wanted)| now != wanted);
+        if let Some(at) = differs {
+            // The answer shows data: like a read, it needs the leases.
+            self.confirm_leases(offset, half).await.map_err(Err)?;
             return Err(Ok(at as u64));
         }
         target.copy_from_slice(&data);
@@ -179,12 +181,7 @@ impl Owner {
         let now = self.context.runtime.now();
         let view = self.view;
         let submitted = self.with_slice(index, |slice| {
-            let short = slice
-                .stream
-                .members()
-                .values()
-                .any(|m| m.free_bytes < FULL_MARGIN_BYTES);
-            if short && matches!(body, Body::Write { .. }) {
+            if slice.is_short() && matches!(body, Body::Write { .. }) {
                 return Err(IoStatus::Full);
             }
             let bytes = match &body {
@@ -202,11 +199,15 @@ impl Owner {
             };
             let (numbered, commands) = slice.stream.submit(now, Rc::new(record), bytes);
             assert_eq!(numbered, seq, "the stream numbers what it was asked for");
-            slice.remember(operation, seq);
+            slice.remember(operation, seq, |operation| self.portal_is_past(operation));
             let outgoing = slice.absorb(commands);
             Ok((slice.key, stable, outgoing, slice.when_stable(seq)))
         });
-        let (key, stable, outgoing, when_stable) = submitted.ok_or(IoStatus::Interrupted)??;
+        let submitted = submitted.ok_or(IoStatus::Interrupted)?;
+        if submitted.is_err() {
+            self.ask_for_space(index);
+        }
+        let (key, stable, outgoing, when_stable) = submitted?;
         self.send(key, stable, outgoing);
         self.busy.notify_one();
         Ok(when_stable)

@@ -131,6 +131,9 @@ pub struct FenceReply {
     /// What this node holds, slice by slice as asked; empty if refused.
     #[prost(message, repeated, tag = "2")]
     pub copies: Vec<CopyReport>,
+    /// Bytes free for blocks never written before.
+    #[prost(uint64, tag = "3")]
+    pub free_bytes: u64,
 }
 
 /// What a node holds of one slice.

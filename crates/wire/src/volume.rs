@@ -42,6 +42,10 @@ pub struct Io {
     /// Bytes, a multiple of 512.
     #[prost(uint64, tag = "7")]
     pub length: u64,
+    /// The owner's view as the portal knows it: a request that was meant for an earlier owner
+    /// and comes late is not run by a later one.
+    #[prost(uint64, tag = "8")]
+    pub view: u64,
 }
 
 /// What came of an operation.

@@ -120,7 +120,7 @@ fn check_steps(steps: &mut Steps) {
     });
 }
 
-/// The rules of [`tidy`].
+/// The rules of the module `tidy`.
 pub(crate) fn tidy() -> anyhow::Result<()> {
     tidy::check(Path::new("."))
 }

@@ -166,11 +166,13 @@ impl<M: Machine> Forwarder<M> {
             });
         };
         let (index, outcome) = result?;
-        // The proposer reads what it has written; a node that lags does not hold up its answer
-        // beyond the limit.
+        // The proposer reads what it has written. If this node lags that far behind, the answer
+        // would contradict its own state: then the outcome counts as not known.
         let rest = deadline.saturating_since(self.runtime.now());
-        let _ = self.runtime.timeout(rest, self.wait_applied(index)).await;
-        Ok(outcome)
+        match self.runtime.timeout(rest, self.wait_applied(index)).await {
+            Some(_) => Ok(outcome),
+            None => Err(ProposeError::TimedOut { limit, leader: self.leader() }),
+        }
     }
 
     /// See [`super::ConfigGroup::read_barrier`].

@@ -15,7 +15,8 @@ const TARGET_NAME_PREFIX: &str = "iqn.2026-11.io.holdfast:";
 const MIB: u64 = 1 << 20;
 
 impl ClusterState {
-    /// Applies `change`. A refusal leaves the state as it was.
+    /// Applies `change`. A refusal leaves the state as it was; only `RemoveCopies` may have
+    /// removed other copies than the last one that it names.
     pub fn apply(&mut self, change: Change) -> Outcome {
         let result = match change {
             Change::Found {
@@ -46,12 +47,12 @@ impl ClusterState {
                 reconciled,
             } => self.opened(volume, view, &reconciled),
             Change::Resign { volume, view } => self.resign(volume, view),
-            Change::RemoveCopy {
+            Change::RemoveCopies {
                 volume,
                 view,
-                slice,
+                slices,
                 node,
-            } => self.remove_copy(volume, view, slice, node),
+            } => self.remove_copies(volume, view, &slices, node),
             Change::PromoteCopy {
                 volume,
                 view,
@@ -308,22 +309,34 @@ impl ClusterState {
             .ok_or(Refusal::ViewStale)
     }
 
-    fn remove_copy(
+    fn remove_copies(
         &mut self,
         volume: VolumeId,
         view: View,
-        slice: u32,
+        slices: &[u32],
         node: NodeId,
     ) -> Result<Outcome, Refusal> {
-        let record = self.open_slice(volume, view, slice)?;
-        if record.is_in_sync(node) {
-            if record.in_sync().count() == 1 {
-                return Err(Refusal::LastCopy);
+        let mut last = false;
+        let mut removed = false;
+        for slice in slices {
+            let record = self.open_slice(volume, view, *slice)?;
+            if !record.is_in_sync(node) {
+                continue;
             }
-            record.set_status(node, CopyStatus::Stale);
+            if record.in_sync().count() == 1 {
+                last = true;
+                continue;
+            }
+            removed |= record.set_status(node, CopyStatus::Stale);
+        }
+        if removed {
             self.view.0 += 1;
         }
-        Ok(Outcome::Done)
+        if last {
+            Err(Refusal::LastCopy)
+        } else {
+            Ok(Outcome::Done)
+        }
     }
 
     fn promote_copy(

@@ -67,15 +67,16 @@ pub enum Change {
         /// The view of the closed owner.
         view: View,
     },
-    /// The owner takes a failing copy out of the in-sync set.
-    RemoveCopy {
+    /// The owner takes one node's copies out of in-sync sets: they fail, or their process is
+    /// gone. The last in-sync copy of a slice stays.
+    RemoveCopies {
         /// The volume.
         volume: VolumeId,
         /// The owner's view.
         view: View,
-        /// The slice.
-        slice: u32,
-        /// The node of the copy.
+        /// The slices.
+        slices: Vec<u32>,
+        /// The node of the copies.
         node: NodeId,
     },
     /// The owner has brought a joining copy up to date.
@@ -205,7 +206,7 @@ pub enum Refusal {
     )]
     NameInvalid(String),
     /// The size is out of range.
-    #[error("a volume has between 1 MiB and 64 TiB in steps of 4 KiB; {0} bytes are not")]
+    #[error("a volume has between 1 MiB and 4 TiB in steps of 4 KiB; {0} bytes are not")]
     SizeInvalid(u64),
     /// The number of copies is out of range.
     #[error("a volume has 1 to 7 copies, not {0}")]

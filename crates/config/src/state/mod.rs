@@ -30,7 +30,7 @@ pub use records::{
 /// Bytes of a slice, the unit of placement.
 pub const SLICE_BYTES: u64 = 1 << 30;
 /// Largest volume: bounds the slice directory, which lives in memory on every node.
-pub const VOLUME_BYTES_MAX: u64 = 64 << 40;
+pub const VOLUME_BYTES_MAX: u64 = 4 << 40;
 /// Most copies of a slice.
 pub const COPIES_MAX: u32 = 7;
 /// Longest volume name in bytes; it is a part of the iSCSI name, which ends at 223.

@@ -1,18 +1,19 @@
 //! Who owns a volume, and which copies count, after a node came or went.
 //!
-//! | what happened | volume open, owner alive, every slice keeps another in-sync copy that is up | otherwise |
+//! | what happened | volume open, owner elsewhere, every slice keeps another in-sync copy that is up | otherwise |
 //! |---|---|---|
-//! | node down | its copies go stale; the owner goes on | new view: owner appointed, takeover |
-//! | node restarted | its copies go stale and rejoin by difference | new view: takeover reconciles them |
+//! | node down or restarted | nothing: the owner takes its copies out (`RemoveCopies`) and brings them back | new view: owner appointed, takeover |
 //! | node leaving | nothing (its copies serve on) | the volumes it owns get a new owner |
 //!
-//! A takeover never changes in-sync sets by itself: the owner reports what it has reconciled
-//! (`Opened`), so that a power cut of all keeps every copy for the union of tails.
+//! In-sync sets change only by the word of an owner in office: what it reconciled (`Opened`),
+//! took out, or brought up to date. The owner of record may itself be dead, and after a power
+//! cut most of what counts as up is not: a copy marked stale on such grounds could be the only
+//! one to return.
 
 use holdfast_runtime::NodeId;
 use holdfast_wire::VolumeId;
 
-use super::records::{ClusterState, CopyStatus, NodeStatus, Owner, VolumeRecord};
+use super::records::{ClusterState, NodeStatus, Owner, VolumeRecord};
 
 impl ClusterState {
     /// The current start of `node` is gone.
@@ -52,13 +53,7 @@ impl ClusterState {
             if !owned && !holds {
                 continue;
             }
-            if volume.open && !owned && self.others_serve(volume, node) {
-                let volume = self.volumes.get_mut(&id).expect("listed above");
-                for slice in &mut volume.slices {
-                    slice.set_status(node, CopyStatus::Stale);
-                }
-                self.view.0 += 1;
-            } else {
+            if !(volume.open && !owned && self.others_serve(volume, node)) {
                 self.appoint(id);
             }
         }

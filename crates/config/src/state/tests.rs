@@ -134,10 +134,10 @@ fn a_new_owner_takes_office_in_a_larger_view_and_opens_once() {
     state.apply(down(before.owner.expect("open").node));
     let after = &state.volumes[&VolumeId(1)];
     assert!(after.view > before.view && !after.open);
-    let stale = Change::RemoveCopy {
+    let stale = Change::RemoveCopies {
         volume: VolumeId(1),
         view: before.view,
-        slice: 0,
+        slices: vec![0],
         node: before.slices[0].copies[0].node,
     };
     assert_eq!(state.apply(stale), Outcome::Refused(Refusal::ViewStale));
@@ -184,10 +184,10 @@ fn the_last_in_sync_copy_is_never_removed() {
     let volume = state.volumes[&VolumeId(1)].clone();
     let members: Vec<NodeId> = volume.slices[0].in_sync().collect();
     let remove = |state: &mut ClusterState, node| {
-        state.apply(Change::RemoveCopy {
+        state.apply(Change::RemoveCopies {
             volume: VolumeId(1),
             view: volume.view,
-            slice: 0,
+            slices: vec![0],
             node,
         })
     };
@@ -198,6 +198,29 @@ fn the_last_in_sync_copy_is_never_removed() {
         Outcome::Refused(Refusal::LastCopy)
     );
     state.check();
+}
+
+#[test]
+fn a_power_cut_of_all_with_one_node_lost_for_ever_keeps_the_other_copies_in_sync() {
+    let mut state = cluster();
+    open(&mut state);
+    let volume = state.volumes[&VolumeId(1)].clone();
+    let lost = volume.owner.expect("open").node;
+    let others: Vec<NodeId> = (1..=5).map(NodeId).filter(|node| *node != lost).collect();
+    for node in &others {
+        state.apply(start(node.0, 2));
+    }
+    state.apply(down(lost));
+    let after = &state.volumes[&VolumeId(1)];
+    assert!(!after.open && after.owner.is_some_and(|owner| owner.node != lost));
+    for (slice, before) in after.slices.iter().zip(&volume.slices) {
+        for node in before.in_sync() {
+            assert!(
+                slice.is_in_sync(node),
+                "no owner has said that node {node} is stale"
+            );
+        }
+    }
 }
 
 #[test]

@@ -77,7 +77,13 @@ fn show(format: Format, status: &ClusterStatus) -> Result<(), Failure> {
         ),
         ("asked node", number(status.node)),
         ("leader", number(status.leader)),
+        ("voters", join(&status.voters)),
         ("why", status.explanations.join("\n")),
     ]);
     print(format, status, rows)
+}
+
+fn join(numbers: &[u64]) -> String {
+    let texts: Vec<String> = numbers.iter().map(u64::to_string).collect();
+    texts.join(" ")
 }

@@ -108,6 +108,7 @@ fn show(args: &ShowVolumeArgs) -> Result<(), Failure> {
         ("size", show_size(volume.size_bytes)),
         ("block size", volume.block_size.to_string()),
         ("copies", copies(&volume)),
+        ("held by", holders(&volume)),
         ("owner", owner(&volume)),
         (
             "owner since",
@@ -172,6 +173,16 @@ fn copies(volume: &VolumeStatus) -> String {
     }
 }
 
+fn holders(volume: &VolumeStatus) -> String {
+    let lines = volume.holders.iter().map(|holder| {
+        format!(
+            "node {}: {} of {} slices in sync",
+            holder.node, holder.in_sync, holder.slices
+        )
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 fn owner(volume: &VolumeStatus) -> String {
     volume
         .owner
@@ -204,9 +215,5 @@ fn resyncs(report: &OwnerReport) -> String {
 }
 
 fn seconds(milliseconds: u64) -> String {
-    format!(
-        "{}.{:03} s",
-        milliseconds / 1000,
-        milliseconds % 1000
-    )
+    format!("{}.{:03} s", milliseconds / 1000, milliseconds % 1000)
 }

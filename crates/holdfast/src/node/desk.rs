@@ -96,6 +96,7 @@ fn status(phase: ClusterPhase, explanation: &str) -> ClusterStatus {
         id: None,
         node: None,
         leader: None,
+        voters: Vec::new(),
         view: 0,
         nodes_up: 0,
         nodes: 0,

@@ -96,10 +96,16 @@ async fn serve(
     half_open: Counted,
 ) -> Result<(), End> {
     let mut buffer = BytesMut::new();
-    let login = log_in(server, stream, &mut buffer);
-    let login = timeout(server.limits.login_time, login)
-        .await
-        .map_err(|_| End::LoginTime)??;
+    let login = timeout(
+        server.limits.login_time,
+        log_in(server, stream, &mut buffer),
+    );
+    let mut leaving = shutdown.clone();
+    let login = tokio::select! {
+        login = login => login.map_err(|_| End::LoginTime)??,
+        // A node that shuts down takes no new session.
+        () = until_true(&mut leaving) => return Err(End::ByTarget),
+    };
     drop(half_open);
     // A nexus whose old session does not drain has to try again: its commands may still write.
     let opened = timeout(server.limits.login_time, open(server, &login)).await;
