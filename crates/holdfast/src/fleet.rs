@@ -124,9 +124,12 @@ struct Member {
     ports: NodePorts,
     client: Client,
     process: Option<Child>,
+    /// The number that the cluster gave it; zero before.
+    number: u64,
 }
 
-/// A cluster of node processes. Nodes are counted from zero here; their numbers are one more.
+/// A cluster of node processes. They are counted from zero here; the numbers that the cluster
+/// gives them come in the order in which they happen to join.
 pub struct Fleet {
     options: FleetOptions,
     members: Vec<Member>,
@@ -148,6 +151,7 @@ impl Fleet {
                 log,
                 ports,
                 process: None,
+                number: 0,
             });
         }
         Ok(Self { options, members })
@@ -166,7 +170,22 @@ impl Fleet {
             let token = self.token(0).await?;
             self.start(index, Some(&token))?;
         }
-        self.wait_until_healthy(START_LIMIT).await
+        self.wait_until_healthy(START_LIMIT).await?;
+        for member in &mut self.members {
+            member.number = member.client.own_report().await?.id;
+        }
+        Ok(())
+    }
+
+    /// The node with this number.
+    pub fn index_of(&self, number: u64) -> Option<usize> {
+        let mut members = self.members.iter();
+        members.position(|member| member.number == number)
+    }
+
+    /// The number that the cluster gave to a node.
+    pub fn number(&self, index: usize) -> u64 {
+        self.members[index].number
     }
 
     /// A join token of the cluster, made by this node.

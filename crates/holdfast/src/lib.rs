@@ -32,12 +32,16 @@ use failure::Failure;
 /// Environment variable with the log filter, as `tracing-subscriber` reads it.
 const LOG_VARIABLE: &str = "HOLDFAST_LOG";
 
+/// What a node logs by default. The Raft library repeats itself as long as a node is down; what
+/// matters of it the config group says.
+const NODE_LOG: &str = "info,openraft=off";
+
 /// Runs the command line of this process.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
         Command::Node(NodeCommand::Start(args)) => {
-            log_to_standard_error("info");
+            log_to_standard_error(NODE_LOG);
             node::start(&args)
         }
         Command::Node(NodeCommand::List(args)) => commands::node::list(&args),

@@ -34,6 +34,10 @@ use crate::grants::Grants;
 use crate::messages;
 use crate::receive::Receiver;
 
+/// Kept free for writes under way: each may touch an extent of 1 MiB that was never written,
+/// and a copy that runs full in the middle of a stream has to leave the in-sync set.
+const RESERVE_BYTES_MAX: u64 = 128 << 20;
+
 type AckHandler = Rc<dyn Fn(NodeId, Incarnation, Ack)>;
 type PromiseHandler = Rc<dyn Fn(u64, View)>;
 type FailureHandler = Rc<dyn Fn(StoreError)>;
@@ -229,14 +233,13 @@ impl Holder {
     }
 
     fn send_ack(&self, owner: NodeId, slice: SliceKey, receiver: &Receiver<Record>) {
-        let usage = self.store.usage();
         let ack = Ack {
             volume: slice.volume,
             slice: slice.slice,
             view: receiver.view.0,
             session: receiver.session,
             durable: receiver.durable.0,
-            free_bytes: usage.home_bytes.saturating_sub(usage.home_used_bytes),
+            free_bytes: self.spare_bytes(),
             failed: receiver.failed,
         };
         let frame = messages::notice(replica_notice::Body::Ack(ack), Bytes::new());
@@ -249,6 +252,15 @@ impl Holder {
         } else {
             self.rpc.notify(owner, Service::Replica, frame);
         }
+    }
+
+    /// Bytes free for blocks never written before, beyond what is kept for writes under way.
+    pub(crate) fn spare_bytes(&self) -> u64 {
+        let usage = self.store.usage();
+        let reserve = RESERVE_BYTES_MAX.min(usage.home_bytes / 16);
+        usage
+            .home_bytes
+            .saturating_sub(usage.home_used_bytes + reserve)
     }
 
     async fn on_request(self: Rc<Self>, incoming: Incoming) -> Frame {

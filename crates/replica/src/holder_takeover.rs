@@ -56,9 +56,8 @@ impl Holder {
             copies.push(self.report(slice));
         }
         self.check_view(fence.volume, fence.view)?;
-        let usage = self.store.usage();
         let fence = FenceReply {
-            free_bytes: usage.home_bytes.saturating_sub(usage.home_used_bytes),
+            free_bytes: self.spare_bytes(),
             promised: fence.view,
             copies,
         };

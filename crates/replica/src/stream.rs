@@ -165,6 +165,13 @@ impl<T: Clone> Stream<T> {
         self.members.insert(node, member);
     }
 
+    /// Notes how much space a copy has, as it said outside the stream.
+    pub fn set_free_bytes(&mut self, node: NodeId, free_bytes: u64) {
+        if let Some(member) = self.members.get_mut(&node) {
+            member.free_bytes = free_bytes;
+        }
+    }
+
     /// Starts sending to a joining copy, beginning with what it has missed since it was added.
     pub fn activate(&mut self, now: Instant, node: NodeId) -> Vec<Command<T>> {
         if let Some(member) = self.members.get_mut(&node) {

@@ -28,7 +28,7 @@ impl Owner {
     pub(crate) fn open(
         self: &Rc<Self>,
         settled: Vec<Settled>,
-        incarnations: &BTreeMap<NodeId, Incarnation>,
+        present: &BTreeMap<NodeId, (Incarnation, u64)>,
     ) {
         if self.phase.get() != Phase::TakingOver {
             return;
@@ -37,10 +37,11 @@ impl Owner {
         let slices = settled.into_iter().enumerate().map(|(index, settled)| {
             let mut slice = Slice::new(self.key(index as u32), settled.last);
             for (node, session) in settled.sessions {
-                let incarnation = incarnations[&node];
+                let (incarnation, free_bytes) = present[&node];
                 slice
                     .stream
                     .add(now, node, incarnation, session, Role::Required);
+                slice.stream.set_free_bytes(node, free_bytes);
             }
             for (operation, seq) in settled.operations {
                 slice.remember(operation, seq, |_| false);

@@ -32,12 +32,9 @@ use crate::slice::{Outgoing, Slice};
 /// reconcile.
 pub(crate) const IN_FLIGHT_KIB: u32 = 16 << 10;
 
-/// What a write of any size counts for at least, in KiB: bounds how many are under way.
+/// What a write of any size counts for at least, in KiB: bounds how many are under way, and so
+/// how much space they may newly take (see the holder's reserve).
 pub(crate) const WRITE_KIB_MIN: u32 = 128;
-
-/// Writes are refused when a copy has less than this left, so that what is in flight always
-/// finds room: each write under way may touch an extent of 1 MiB that was never written.
-pub(crate) const FULL_MARGIN_BYTES: u64 = ((IN_FLIGHT_KIB / WRITE_KIB_MIN) as u64) << 20;
 
 /// How long a drain waits for operations under way; those that are left are interrupted, and
 /// their portals repeat them at the next owner.

@@ -10,7 +10,6 @@ use holdfast_wire::{Seq, SliceKey};
 use tokio::sync::oneshot;
 
 use crate::locks::RangeLocks;
-use crate::owner::FULL_MARGIN_BYTES;
 
 /// Operations remembered per slice, so that a repeated one is answered and not run again.
 const OPERATIONS_KEPT: usize = 4096;
@@ -77,7 +76,7 @@ impl Slice {
         self.stream
             .members()
             .values()
-            .any(|m| m.role == Role::Required && m.free_bytes < FULL_MARGIN_BYTES)
+            .any(|m| m.role == Role::Required && m.free_bytes == 0)
     }
 
     /// Where the operation is in the stream, if it is.

@@ -28,8 +28,8 @@ use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Frame, Incarnation, NodeId, PAGE_BYTES, Service};
 use holdfast_store::OperationId;
 use holdfast_wire::replica::{
-    CopyReport, Fence, FetchRecord, Reconcile, RecordHeader, ReplicaRefusal, ReplicaReply,
-    replica_request,
+    CopyReport, Fence, FenceReply, FetchRecord, Reconcile, RecordHeader, ReplicaRefusal,
+    ReplicaReply, replica_request,
 };
 use holdfast_wire::{Seq, View};
 use prost::Message;
@@ -59,6 +59,7 @@ enum Setback {
 /// What one node reported, with the start of it that did.
 struct Witness {
     incarnation: Incarnation,
+    free_bytes: u64,
     copies: BTreeMap<u32, CopyReport>,
 }
 
@@ -107,10 +108,11 @@ impl Owner {
             incarnations,
         })
         .await?;
-        self.open(
-            settled,
-            &witnesses.iter().map(|(n, w)| (*n, w.incarnation)).collect(),
-        );
+        let present = witnesses
+            .iter()
+            .map(|(node, witness)| (*node, (witness.incarnation, witness.free_bytes)))
+            .collect();
+        self.open(settled, &present);
         Ok(())
     }
 
@@ -183,9 +185,12 @@ impl Owner {
         if self.context.rpc.peer_up(node) != Some(incarnation) {
             return None;
         }
-        let copies = reply.fence?.copies;
+        let FenceReply {
+            copies, free_bytes, ..
+        } = reply.fence?;
         Some(Witness {
             incarnation,
+            free_bytes,
             copies: copies.into_iter().map(|copy| (copy.slice, copy)).collect(),
         })
     }

@@ -73,7 +73,8 @@ pub struct Ack {
     /// Journaled up to here, without gaps.
     #[prost(uint64, tag = "5")]
     pub durable: u64,
-    /// Bytes free for blocks never written before.
+    /// Bytes free for blocks never written before, beyond the holder's reserve; zero: new
+    /// writes are to be refused.
     #[prost(uint64, tag = "6")]
     pub free_bytes: u64,
     /// The copy could not journal the record after `durable` and has stopped.
@@ -131,7 +132,8 @@ pub struct FenceReply {
     /// What this node holds, slice by slice as asked; empty if refused.
     #[prost(message, repeated, tag = "2")]
     pub copies: Vec<CopyReport>,
-    /// Bytes free for blocks never written before.
+    /// Bytes free for blocks never written before, beyond the holder's reserve; zero: new
+    /// writes are to be refused.
     #[prost(uint64, tag = "3")]
     pub free_bytes: u64,
 }

@@ -198,12 +198,13 @@ impl<'a> Demo<'a> {
         let victims = std::iter::once(owner).chain(others);
         Ok(victims
             .take(survivable as usize)
-            .map(|node| node as usize - 1)
+            .filter_map(|node| self.fleet.index_of(node))
             .collect())
     }
 
     async fn kill(&mut self, traffic: &mut Traffic, victims: &[usize]) -> Result<(), Failure> {
-        self.summary.killed = victims.iter().map(|index| *index as u64 + 1).collect();
+        let numbers = victims.iter().map(|index| self.fleet.number(*index));
+        self.summary.killed = numbers.collect();
         self.say(&format!(
             "killing nodes {:?} under load; the first owns the volume",
             self.summary.killed

@@ -77,7 +77,7 @@ enum Event {
     Ended(Outcome),
 }
 
-/// Lines kept per block for the report of a violation.
+/// Lines kept per block for the report of a violation, besides those without a verdict yet.
 const HISTORY_LINES: usize = 40;
 
 impl Checker {
@@ -177,7 +177,8 @@ impl Checker {
 
 impl Block {
     fn note(&mut self, line: Line) {
-        if self.history.len() == HISTORY_LINES {
+        // What waits for its verdict stays, and some lines before it.
+        while self.history.len() >= HISTORY_LINES + self.register.waiting() {
             self.history.pop_front();
         }
         self.history.push_back(line);
@@ -194,7 +195,17 @@ impl Block {
             "no order of the operations explains #{number}; before it the block held {}",
             legal.join(" or ")
         );
-        let history = self.history.iter().map(Line::to_string).collect();
+        let end = self
+            .history
+            .iter()
+            .position(|line| line.number == number && matches!(line.event, Event::Ended(_)));
+        let shown = end.map_or(self.history.len(), |end| end + 1);
+        let history = self
+            .history
+            .iter()
+            .take(shown)
+            .map(Line::to_string)
+            .collect();
         Violation {
             address,
             what,

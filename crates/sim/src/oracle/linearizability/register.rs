@@ -145,6 +145,11 @@ impl Register {
         self.take_in()
     }
 
+    /// Events that wait for the outcome of an earlier operation.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// The values that the register may hold at the last event taken in.
     pub(super) fn present_values(&self) -> Vec<Value> {
         let values: BTreeSet<Value> = self

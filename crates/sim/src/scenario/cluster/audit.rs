@@ -35,6 +35,7 @@ pub(super) struct Audit {
     /// Per volume, the first owner seen.
     first_owners: RefCell<BTreeMap<u64, Option<(NodeId, Incarnation)>>>,
     calm_is_over: Cell<bool>,
+    turn: Cell<usize>,
 }
 
 impl Audit {
@@ -48,6 +49,7 @@ impl Audit {
             seen: RefCell::default(),
             first_owners: RefCell::default(),
             calm_is_over: Cell::new(false),
+            turn: Cell::new(0),
         })
     }
 
@@ -152,7 +154,7 @@ impl Audit {
             let deadline = simulation.runtime().now() + SERVICE_BOUND;
             while simulation.runtime().now() < deadline {
                 workload.verdict()?;
-                let node = self.any_node(volume as u64);
+                let node = self.any_node();
                 let limit = Duration::from_secs(5);
                 let written = workload.write(AUDITOR, node, range, limit, false).await;
                 let read = workload.read(AUDITOR, node, range, limit).await;
@@ -212,19 +214,19 @@ impl Audit {
         let nodes = &workload.nodes;
         for volume in 0..workload.volumes.len() {
             for region in nodes.shape.volumes[volume].regions.clone() {
-                for turn in 0..2 {
-                    self.read_region(Range::whole(volume, region), turn).await?;
+                for _ in 0..2 {
+                    self.read_region(Range::whole(volume, region)).await?;
                 }
             }
         }
         Ok(())
     }
 
-    async fn read_region(&self, range: Range, turn: u64) -> Result<(), Failure> {
+    async fn read_region(&self, range: Range) -> Result<(), Failure> {
         let workload = &self.workload;
         let simulation = &workload.nodes.simulation;
-        for attempt in 0..40 {
-            let node = self.any_node(turn + range.first + attempt);
+        for _ in 0..40 {
+            let node = self.any_node();
             let limit = Duration::from_secs(5);
             let ended = workload.read(AUDITOR, node, range, limit).await;
             workload.verdict()?;
@@ -233,7 +235,7 @@ impl Audit {
                 Ended::Damaged if range.units > 1 => {
                     // One damaged block must not hide the others.
                     for unit in 0..range.units {
-                        Box::pin(self.read_region(range.part(unit, 1), turn)).await?;
+                        Box::pin(self.read_region(range.part(unit, 1))).await?;
                     }
                     return Ok(());
                 }
@@ -298,9 +300,11 @@ impl Audit {
         Ok(())
     }
 
-    fn any_node(&self, turn: u64) -> NodeId {
+    /// A node to ask: another one each turn.
+    fn any_node(&self) -> NodeId {
         let nodes = &self.workload.nodes.shape.nodes;
-        nodes[(turn % nodes.len() as u64) as usize]
+        self.turn.set(self.turn.get() + 1);
+        nodes[self.turn.get() % nodes.len()]
     }
 
     fn newest_state(&self) -> Option<Rc<ClusterState>> {

@@ -84,14 +84,14 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
     };
     let nemesis = Nemesis::new(simulation.clone(), shape.nemesis.clone(), starter);
     if shape.mood == Mood::Hostile {
-        background.add(runtime.spawn("operator", operate(nodes.clone())));
+        background.add(runtime.spawn("operator", operate(nodes.clone(), stop.clone())));
     }
     nemesis.run(shape.disturbed_for).await;
     workload.verdict()?;
-    runtime.sleep(Duration::from_secs(2)).await;
-    stop.set(true);
     let keeper = keep_running(nodes.clone());
     background.add(runtime.spawn("service manager", keeper));
+    runtime.sleep(Duration::from_secs(2)).await;
+    stop.set(true);
     audit.after_healing().await?;
     audit.calm_is_over();
     let all = simulation.hosts();
@@ -121,7 +121,7 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
 }
 
 /// Now and then an operator stops a node in good order; the service manager starts it again.
-async fn operate(nodes: Rc<Nodes>) {
+async fn operate(nodes: Rc<Nodes>, stop: Rc<Cell<bool>>) {
     let simulation = nodes.simulation.clone();
     let random = simulation.random("operator");
     loop {
@@ -130,6 +130,9 @@ async fn operate(nodes: Rc<Nodes>) {
         let Some(id) = random.pick(&nodes.shape.nodes).copied() else {
             return;
         };
+        if stop.get() {
+            return;
+        }
         stop_in_good_order(&nodes, id).await;
     }
 }
