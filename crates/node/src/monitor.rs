@@ -1,5 +1,6 @@
 //! The leader's watch over the other nodes: what gossip suspects, the config group decides.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ const PROPOSAL_LIMIT: Duration = Duration::from_secs(2);
 const NEVER_HEARD_FOR: Duration = Duration::from_secs(4);
 /// How often nodes that were never heard of are looked at, while there are any.
 const RECHECK: Duration = Duration::from_secs(1);
+/// A node is not proposed to be down again sooner than this.
+const PROPOSE_AGAIN_AFTER: Duration = Duration::from_secs(2);
 const VOTERS_LIMIT: Duration = Duration::from_secs(5);
 const VOTERS_RETRY: Duration = Duration::from_millis(500);
 
@@ -23,13 +26,25 @@ impl Node {
     pub(crate) async fn keep_monitoring(self: Rc<Self>) {
         let mut health = self.gossip.health();
         let mut state = self.group.watch();
+        let mut proposed = BTreeMap::new();
         loop {
             health.mark_unchanged();
             let leader = self.group.leader();
             state.mark_unchanged();
             let mut recheck = false;
             if self.group.is_leader() {
+                let now = self.context.runtime.now();
                 for (node, incarnation) in self.gone(&mut recheck) {
+                    // A node that registered again at once is reachable, whatever rumour says;
+                    // rumour gets time to notice.
+                    let again = proposed.insert((node, incarnation), now);
+                    if let Some(before) = again
+                        && now.saturating_since(before) < PROPOSE_AGAIN_AFTER
+                    {
+                        proposed.insert((node, incarnation), before);
+                        recheck = true;
+                        continue;
+                    }
                     tracing::info!(%node, "proposing that a node is down");
                     let change = Change::NodeDown { node, incarnation };
                     // Whatever came of it is seen in the state; if nothing, it is proposed again.

@@ -1,6 +1,6 @@
 //! The holder's side of a takeover: fence, then reconcile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use holdfast_runtime::planted::{self, Bug};
@@ -86,23 +86,27 @@ impl Holder {
             blocks: entry.blocks,
             zero: entry.zero,
         };
-        let operation = |(operation, _, seq): &(OperationId, View, Seq)| OperationSeq {
+        let operation = |(operation, view, seq): &(OperationId, View, Seq)| OperationSeq {
             origin: operation.origin,
             operation: operation.number,
             seq: seq.0,
+            view: view.0,
         };
+        let last = self.store.last_seq(slice).0;
+        let operations: Vec<OperationSeq> = self
+            .store
+            .recent_operations(slice)
+            .iter()
+            .map(operation)
+            .collect();
         CopyReport {
             slice: slice.slice,
             complete,
             stable: self.store.stable(slice).0,
-            last: self.store.last_seq(slice).0,
+            last,
             tail: tail.iter().map(header).collect(),
-            operations: self
-                .store
-                .recent_operations(slice)
-                .iter()
-                .map(operation)
-                .collect(),
+            remembered_from: remembered_from(last, &operations),
+            operations,
         }
     }
 
@@ -146,6 +150,16 @@ impl Holder {
         }
         Ok((ReplicaReply::default(), Bytes::new()))
     }
+}
+
+/// The position from which on every record up to `last` is among `operations`.
+fn remembered_from(last: u64, operations: &[OperationSeq]) -> u64 {
+    let known: BTreeSet<u64> = operations.iter().map(|operation| operation.seq).collect();
+    let mut from = last + 1;
+    while from > 1 && known.contains(&(from - 1)) {
+        from -= 1;
+    }
+    from
 }
 
 /// Cuts the payload into the data of each record.
@@ -233,6 +247,21 @@ mod tests {
             union,
             [(header(1, 11), vec!['a', 'b']), (header(1, 12), vec!['a'])]
         );
+    }
+
+    #[test]
+    fn memory_of_operations_counts_back_from_the_newest_record_to_the_first_gap() {
+        let known = |seqs: &[u64]| -> Vec<OperationSeq> {
+            let operation = |seq: &u64| OperationSeq {
+                seq: *seq,
+                ..OperationSeq::default()
+            };
+            seqs.iter().map(operation).collect()
+        };
+        assert_eq!(remembered_from(9, &known(&[4, 7, 8, 9])), 7);
+        assert_eq!(remembered_from(9, &known(&[7, 8])), 10);
+        assert_eq!(remembered_from(2, &known(&[1, 2])), 1);
+        assert_eq!(remembered_from(0, &[]), 1);
     }
 
     #[test]

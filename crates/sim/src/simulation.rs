@@ -385,7 +385,7 @@ impl Simulation {
 
     /// Cuts the power of several hosts at once: processes and unsynced data are gone.
     pub fn cut_power(&self, nodes: &[NodeId]) {
-        let all = nodes.len() == self.world.hosts.borrow().len();
+        let all = nodes.len() > 1 && nodes.len() == self.world.hosts.borrow().len();
         for node in nodes {
             let powered = self.with_host(*node, |host| std::mem::replace(&mut host.powered, false));
             if !powered {

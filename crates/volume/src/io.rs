@@ -3,11 +3,12 @@
 use bytes::Bytes;
 use holdfast_runtime::PAGE_BYTES;
 use holdfast_store::OperationId;
+use holdfast_wire::View;
 use holdfast_wire::volume::{Io, IoKind, IoStatus};
 use tokio::sync::oneshot;
 
 use crate::owner::{IN_FLIGHT_KIB, Owner, Phase, WRITE_KIB_MIN};
-use crate::writes::Effect;
+use crate::writes::{Asked, Effect};
 
 /// Granularity of offsets and lengths in bytes: the smallest logical block.
 const SECTOR_BYTES: u64 = 512;
@@ -56,27 +57,36 @@ impl Owner {
             owner: self,
             operation,
         };
-        let (status, offset) = self.change(operation, io, payload).await;
+        let (status, offset) = self.change(io, payload).await;
         running.end(status);
         (status, offset, Bytes::new())
     }
 
-    async fn change(&self, operation: OperationId, io: &Io, payload: Bytes) -> (IoStatus, u64) {
+    async fn change(&self, io: &Io, payload: Bytes) -> (IoStatus, u64) {
         let kib = (payload.len() as u32).div_ceil(1024).max(WRITE_KIB_MIN);
         let Ok(_permit) = self.in_flight.acquire_many(kib).await else {
             return (IoStatus::Interrupted, 0);
         };
         let (offset, length) = (io.offset, io.length);
+        let asked = Asked {
+            operation: OperationId {
+                origin: io.origin,
+                number: io.operation,
+            },
+            first_view: View(io.first_view),
+            first_floor: io.first_floor,
+        };
+        let asked = &asked;
         let result = match io.kind() {
             IoKind::Write => self
-                .write(operation, offset, length, Effect::Data(payload))
+                .write(asked, offset, length, Effect::Data(payload))
                 .await
                 .map_err(Err),
             IoKind::Zero => self
-                .write(operation, offset, length, Effect::Zero)
+                .write(asked, offset, length, Effect::Zero)
                 .await
                 .map_err(Err),
-            IoKind::CompareAndWrite => self.compare_and_write(operation, offset, payload).await,
+            IoKind::CompareAndWrite => self.compare_and_write(asked, offset, payload).await,
             IoKind::Read | IoKind::Unknown => Err(Err(IoStatus::Invalid)),
         };
         match result {

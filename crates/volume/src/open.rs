@@ -43,7 +43,8 @@ impl Owner {
                     .add(now, node, incarnation, session, Role::Required);
                 slice.stream.set_free_bytes(node, free_bytes);
             }
-            for (operation, seq) in settled.operations {
+            slice.memory = settled.memory;
+            for (operation, _, seq) in settled.operations {
                 slice.remember(operation, seq, |_| false);
             }
             slice

@@ -177,6 +177,8 @@ impl Portal {
             offset,
             length,
             view: 0,
+            first_view: 0,
+            first_floor: 0,
         };
         let result = self.see_through(volume, io, payload).await;
         drop(ended);
@@ -207,6 +209,7 @@ impl Portal {
                 IoStatus::Invalid => return Err(IoError::Invalid),
                 IoStatus::Miscompare => return Err(IoError::Miscompare(reply.offset)),
                 IoStatus::Gone => return Err(IoError::Gone),
+                IoStatus::Uncertain => return Err(IoError::Busy),
                 IoStatus::Unknown | IoStatus::NotOwner | IoStatus::Interrupted | IoStatus::Over => {
                 }
             }
@@ -253,6 +256,9 @@ impl Portal {
             return Ok((nobody, Bytes::new()));
         };
         io.view = view.0;
+        if io.first_view == 0 {
+            (io.first_view, io.first_floor) = (view.0, io.floor);
+        }
         if office.node == self.context.node() {
             let owner = self.owners.borrow().get(&volume).cloned();
             let Some(owner) = owner else {

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use holdfast_replica::stream::{Command, Role, Stream};
 use holdfast_runtime::{Instant, NodeId};
 use holdfast_store::{OperationId, Record};
-use holdfast_wire::{Seq, SliceKey};
+use holdfast_wire::{Seq, SliceKey, View};
 use tokio::sync::oneshot;
 
 use crate::locks::RangeLocks;
@@ -15,6 +15,51 @@ use crate::locks::RangeLocks;
 const OPERATIONS_KEPT: usize = 4096;
 /// Beyond, they are forgotten even if their portal may ask again.
 const OPERATIONS_MAX: usize = 1 << 16;
+
+/// What is remembered of the operations before this owner's time.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Memory {
+    /// Everything since the stream began.
+    whole: bool,
+    /// Everything in later views than this.
+    after_view: View,
+    /// Lowest remembered number of each portal; later records of it are remembered too.
+    lowest: BTreeMap<u64, u64>,
+}
+
+impl Memory {
+    /// Of copies that together hold `operations` (with view and position of their records), of
+    /// which every record from `from` on.
+    pub(crate) fn new(from: Seq, operations: &[(OperationId, View, Seq)]) -> Self {
+        let mut memory = Self {
+            whole: from.0 <= 1,
+            after_view: View(u64::MAX),
+            lowest: BTreeMap::new(),
+        };
+        for (operation, view, seq) in operations.iter().filter(|(_, _, seq)| *seq >= from) {
+            if *seq == from {
+                memory.after_view = *view;
+            }
+            let lowest = memory
+                .lowest
+                .entry(operation.origin)
+                .or_insert(operation.number);
+            *lowest = (*lowest).min(operation.number);
+        }
+        memory
+    }
+
+    /// Whether the operation would be remembered if an earlier owner had run it: it was first
+    /// sent after something that is remembered.
+    pub(crate) fn covers(&self, origin: u64, first_view: View, first_floor: u64) -> bool {
+        self.whole
+            || self.after_view < first_view
+            || self
+                .lowest
+                .get(&origin)
+                .is_some_and(|lowest| *lowest < first_floor)
+    }
+}
 
 /// See the module's header.
 pub(crate) struct Slice {
@@ -27,6 +72,7 @@ pub(crate) struct Slice {
     pub(crate) told_stable: Seq,
     /// Copies whose promotion is proposed and not decided: required until it is.
     pub(crate) promoting: Vec<NodeId>,
+    pub(crate) memory: Memory,
     operations: BTreeMap<OperationId, Seq>,
     operation_order: VecDeque<OperationId>,
     waiters: BTreeMap<Seq, Vec<oneshot::Sender<()>>>,
@@ -42,6 +88,7 @@ impl Slice {
             repeated_at: BTreeMap::new(),
             told_stable: Seq(0),
             promoting: Vec::new(),
+            memory: Memory::default(),
             operations: BTreeMap::new(),
             operation_order: VecDeque::new(),
             waiters: BTreeMap::new(),
@@ -141,4 +188,38 @@ pub(crate) struct Outgoing {
     pub(crate) to: NodeId,
     pub(crate) session: u64,
     pub(crate) record: Rc<Record>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(origin: u64, number: u64, view: u64, seq: u64) -> (OperationId, View, Seq) {
+        (OperationId { origin, number }, View(view), Seq(seq))
+    }
+
+    #[test]
+    fn an_operation_is_covered_if_it_was_first_sent_after_something_remembered() {
+        let memory = Memory::new(
+            Seq(50),
+            &[at(7, 3, 4, 20), at(7, 10, 5, 50), at(8, 2, 6, 51)],
+        );
+        assert!(
+            memory.covers(7, View(5), 11),
+            "its portal's number 10 had ended before"
+        );
+        assert!(
+            !memory.covers(7, View(5), 10),
+            "it may be older than what is remembered"
+        );
+        assert!(!memory.covers(7, View(5), 4), "number 3 is beyond the gap");
+        assert!(memory.covers(9, View(6), 0), "all of view 6 is remembered");
+        assert!(!memory.covers(9, View(5), 0));
+    }
+
+    #[test]
+    fn a_copy_that_remembers_nothing_covers_nothing_unless_nothing_was_ever_written() {
+        assert!(!Memory::new(Seq(50), &[]).covers(7, View(9), 100));
+        assert!(Memory::new(Seq(1), &[]).covers(7, View(1), 0));
+    }
 }

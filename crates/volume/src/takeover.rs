@@ -35,6 +35,7 @@ use holdfast_wire::{Seq, View};
 use prost::Message;
 
 use crate::owner::{Owner, Phase};
+use crate::slice::Memory;
 
 /// How long copies on nodes that count as running are waited for, beyond any lease they may
 /// have to wait out.
@@ -68,7 +69,8 @@ pub(crate) struct Settled {
     pub(crate) last: Seq,
     /// The copies that are identical now, each with the number of its new stream.
     pub(crate) sessions: BTreeMap<NodeId, u64>,
-    pub(crate) operations: Vec<(OperationId, Seq)>,
+    pub(crate) operations: Vec<(OperationId, View, Seq)>,
+    pub(crate) memory: Memory,
 }
 
 impl Owner {
@@ -251,38 +253,39 @@ impl Owner {
             return Err(Setback::Again("a copy that answers while it is reconciled"));
         }
         let in_union = union.iter().map(|(header, _)| {
-            (
-                OperationId {
-                    origin: header.origin,
-                    number: header.operation,
-                },
-                Seq(header.seq),
-            )
+            let operation = OperationId {
+                origin: header.origin,
+                number: header.operation,
+            };
+            (operation, View(header.view), Seq(header.seq))
         });
-        let mut operations: Vec<(OperationId, Seq)> = copies
+        let mut operations: Vec<(OperationId, View, Seq)> = copies
             .iter()
             .flat_map(|(_, copy)| &copy.operations)
             .filter(|operation| operation.seq <= stable.0)
             .map(|o| {
-                (
-                    OperationId {
-                        origin: o.origin,
-                        number: o.operation,
-                    },
-                    Seq(o.seq),
-                )
+                let operation = OperationId {
+                    origin: o.origin,
+                    number: o.operation,
+                };
+                (operation, View(o.view), Seq(o.seq))
             })
             .chain(in_union)
             .collect();
-        operations.sort_by_key(|(operation, seq)| (*seq, *operation));
+        operations.sort_by_key(|(operation, view, seq)| (*seq, *operation, *view));
         operations.dedup();
+        // Each copy is complete, so what any of them remembers without a gap is remembered.
+        let from = copies.iter().map(|(_, copy)| copy.remembered_from).min();
+        let mut memory = Memory::new(Seq(from.unwrap_or(u64::MAX)), &operations);
         if planted::is_active(Bug::ForgetOperations) {
             operations.clear();
+            memory = Memory::new(Seq(1), &[]);
         }
         Ok(Settled {
             last,
             sessions,
             operations,
+            memory,
         })
     }
 

@@ -5,11 +5,21 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 use holdfast_runtime::PAGE_BYTES;
 use holdfast_store::{Body, OperationId, Record};
-use holdfast_wire::Seq;
 use holdfast_wire::volume::IoStatus;
+use holdfast_wire::{Seq, View};
 use tokio::sync::oneshot;
 
 use crate::owner::Owner;
+
+/// An operation as its portal asked for it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    pub(crate) operation: OperationId,
+    /// The view that it was first sent in.
+    pub(crate) first_view: View,
+    /// Lower numbers of the same portal had ended when it was first sent.
+    pub(crate) first_floor: u64,
+}
 
 /// What a write does to its range.
 #[derive(Clone)]
@@ -35,7 +45,7 @@ impl Owner {
     /// Writes a byte range of the volume; on `Ok` it is durable on every required copy.
     pub(crate) async fn write(
         &self,
-        operation: OperationId,
+        operation: &Asked,
         offset: u64,
         length: u64,
         effect: Effect,
@@ -56,7 +66,7 @@ impl Owner {
 
     async fn write_segment(
         &self,
-        operation: OperationId,
+        operation: &Asked,
         index: u32,
         start: u64,
         bytes: u64,
@@ -82,7 +92,7 @@ impl Owner {
                     blocks: end - first,
                 },
             };
-            let stable = self.submit(operation, index, body)?;
+            let stable = self.submit(operation.operation, index, body)?;
             return stable.await.map_err(|_| IoStatus::Interrupted);
         }
         // Parts of blocks: read, merge, write, with the blocks held meanwhile.
@@ -98,7 +108,7 @@ impl Owner {
             first_block: first,
             data: merged.freeze(),
         };
-        let stable = self.submit(operation, index, body)?;
+        let stable = self.submit(operation.operation, index, body)?;
         stable.await.map_err(|_| IoStatus::Interrupted)
     }
 
@@ -106,7 +116,7 @@ impl Owner {
     /// range. `Err(Ok(offset))` says where the comparison failed.
     pub(crate) async fn compare_and_write(
         &self,
-        operation: OperationId,
+        operation: &Asked,
         offset: u64,
         payload: Bytes,
     ) -> Result<(), Result<u64, IoStatus>> {
@@ -144,7 +154,7 @@ impl Owner {
             first_block: first,
             data: merged.freeze(),
         };
-        let stable = self.submit(operation, index, body).map_err(Err)?;
+        let stable = self.submit(operation.operation, index, body).map_err(Err)?;
         stable.await.map_err(|_| Err(IoStatus::Interrupted))
     }
 
@@ -163,12 +173,23 @@ impl Owner {
     }
 
     /// If the operation is in the slice's stream already: when it is stable.
-    fn repeated(&self, operation: OperationId, index: u32) -> Result<Option<Stability>, IoStatus> {
+    fn repeated(&self, asked: &Asked, index: u32) -> Result<Option<Stability>, IoStatus> {
         self.with_slice(index, |slice| {
-            let seq = slice.recorded(operation)?;
-            Some(slice.when_stable(seq))
+            if let Some(seq) = slice.recorded(asked.operation) {
+                return Ok(Some(slice.when_stable(seq)));
+            }
+            let origin = asked.operation.origin;
+            let fresh = asked.first_view == self.view
+                || slice
+                    .memory
+                    .covers(origin, asked.first_view, asked.first_floor);
+            if fresh {
+                Ok(None)
+            } else {
+                Err(IoStatus::Uncertain)
+            }
         })
-        .ok_or(IoStatus::Interrupted)
+        .ok_or(IoStatus::Interrupted)?
     }
 
     /// Gives the record its place in the stream and sends it out.

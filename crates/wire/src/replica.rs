@@ -160,6 +160,9 @@ pub struct CopyReport {
     /// Recent operations, stable ones included, so that a retry is not run twice.
     #[prost(message, repeated, tag = "6")]
     pub operations: Vec<OperationSeq>,
+    /// `operations` has every record of the stream from this position on.
+    #[prost(uint64, tag = "7")]
+    pub remembered_from: u64,
 }
 
 /// Where in the stream an operation was recorded.
@@ -174,6 +177,9 @@ pub struct OperationSeq {
     /// Its position.
     #[prost(uint64, tag = "3")]
     pub seq: u64,
+    /// View of the record.
+    #[prost(uint64, tag = "4")]
+    pub view: u64,
 }
 
 /// New owner to holder: send one record of the tail.

@@ -46,6 +46,12 @@ pub struct Io {
     /// and comes late is not run by a later one.
     #[prost(uint64, tag = "8")]
     pub view: u64,
+    /// The view that the operation was first sent in.
+    #[prost(uint64, tag = "9")]
+    pub first_view: u64,
+    /// `floor` when the operation was first sent: what is below had ended before.
+    #[prost(uint64, tag = "10")]
+    pub first_floor: u64,
 }
 
 /// What came of an operation.
@@ -71,6 +77,8 @@ pub enum IoStatus {
     Miscompare = 7,
     /// The volume does not exist (any more).
     Gone = 8,
+    /// An earlier owner may have run the operation, and nobody remembers. Nothing was done now.
+    Uncertain = 10,
     /// The operation is over already: a late duplicate. Nothing was done.
     Over = 9,
 }

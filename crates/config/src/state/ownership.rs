@@ -1,6 +1,6 @@
 //! Who owns a volume, and which copies count, after a node came or went.
 //!
-//! | what happened | volume open, owner elsewhere, every slice keeps another in-sync copy that is up | otherwise |
+//! | what happened | owner elsewhere; the volume is not open, or every slice keeps another in-sync copy that is up | otherwise |
 //! |---|---|---|
 //! | node down or restarted | nothing: the owner takes its copies out (`RemoveCopies`) and brings them back | new view: owner appointed, takeover |
 //! | node leaving | nothing (its copies serve on) | the volumes it owns get a new owner |
@@ -49,11 +49,9 @@ impl ClusterState {
         for id in volumes {
             let volume = &self.volumes[&id];
             let owned = volume.owner.is_some_and(|owner| owner.node == node);
-            let holds = volume.slices.iter().any(|slice| slice.is_in_sync(node));
-            if !owned && !holds {
-                continue;
-            }
-            if !(volume.open && !owned && self.others_serve(volume, node)) {
+            // A takeover under way sees by itself who is there, and what it agrees on names
+            // the starts that it reconciled.
+            if owned || volume.open && !self.others_serve(volume, node) {
                 self.appoint(id);
             }
         }

@@ -4,6 +4,7 @@ use crate::runner::Scenario;
 
 pub mod cluster;
 pub mod ping_pong;
+pub mod store;
 
 /// The scenario of this name.
 pub fn named(name: &str) -> Option<&'static dyn Scenario> {
@@ -11,4 +12,8 @@ pub fn named(name: &str) -> Option<&'static dyn Scenario> {
 }
 
 /// Every scenario.
-pub const ALL: &[&dyn Scenario] = &[&cluster::Cluster, &ping_pong::PingPong];
+pub const ALL: &[&dyn Scenario] = &[
+    &cluster::Cluster,
+    &ping_pong::PingPong,
+    &store::StoreCrashes,
+];

@@ -23,7 +23,7 @@ use crate::trace::TraceText;
 #[derive(Clone, Copy, Debug)]
 pub struct PingPong;
 
-const DISTURBED_FOR: Duration = Duration::from_secs(30);
+const DISTURBED_FOR: Duration = Duration::from_secs(20);
 const HEALED_FOR: Duration = Duration::from_secs(5);
 const CALL_LIMIT: Duration = Duration::from_millis(800);
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use holdfast_config::state::{ClusterState, CopyStatus};
+use holdfast_config::state::{ClusterState, CopyStatus, SliceRecord};
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::SliceKey;
 
@@ -194,18 +194,23 @@ impl Audit {
         };
         let nodes = &self.workload.nodes;
         let healthy = |id: NodeId| Some(id) != nodes.shape.victim;
+        let damaged = self.workload.damage_was_done();
         nodes
             .shape
             .nodes
             .iter()
             .all(|id| !healthy(*id) || nodes.is_registered(*id))
             && state.volumes.values().all(|volume| {
-                volume.open
-                    && volume
-                        .slices
-                        .iter()
-                        .flat_map(|slice| &slice.copies)
-                        .all(|copy| copy.status == CopyStatus::InSync || !healthy(copy.node))
+                let complete = |slice: &SliceRecord| {
+                    // If the damaged copy is the last one, the others cannot be made from it.
+                    let left_alone = damaged && !slice.in_sync().any(healthy);
+                    left_alone
+                        || slice
+                            .copies
+                            .iter()
+                            .all(|copy| copy.status == CopyStatus::InSync || !healthy(copy.node))
+                };
+                volume.open && volume.slices.iter().all(complete)
             })
     }
 

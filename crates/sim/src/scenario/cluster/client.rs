@@ -323,11 +323,7 @@ impl Workload {
             IoError::Busy | IoError::Gone => Ended::NotServed,
             IoError::Damaged => {
                 self.counts.damaged.set(self.counts.damaged.get() + 1);
-                let counts = self.nodes.simulation.faults();
-                let damaged = counts.get(FaultClass::Corruption)
-                    + counts.get(FaultClass::UnreadablePage)
-                    + counts.get(FaultClass::MisplacedWrite);
-                if damaged == 0 {
+                if !self.damage_was_done() {
                     self.object(Failure::oracle(
                         "honesty",
                         "damage is claimed, none was done",
@@ -343,6 +339,18 @@ impl Workload {
                 Ended::NotServed
             }
         }
+    }
+
+    /// Whether anything at rest was damaged so far.
+    pub(super) fn damage_was_done(&self) -> bool {
+        let counts = self.nodes.simulation.faults();
+        [
+            FaultClass::Corruption,
+            FaultClass::UnreadablePage,
+            FaultClass::MisplacedWrite,
+        ]
+        .into_iter()
+        .any(|class| counts.get(class) > 0)
     }
 
     fn fresh_value(&self) -> Value {

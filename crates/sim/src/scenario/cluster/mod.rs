@@ -27,6 +27,8 @@ mod audit;
 mod client;
 mod node;
 mod shape;
+#[cfg(test)]
+mod tests;
 
 use audit::Audit;
 use client::Workload;

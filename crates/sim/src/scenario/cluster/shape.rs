@@ -106,7 +106,7 @@ impl Shape {
                 .collect(),
             clients: random.between(2, 6),
             think: Duration::from_millis([5, 30, 100][random.below(3) as usize]),
-            disturbed_for: random.duration(Duration::from_secs(10), Duration::from_secs(40)),
+            disturbed_for: random.duration(Duration::from_secs(15), Duration::from_secs(60)),
             nemesis: draw_nemesis(random, mood, nodes.len(), victim.is_some()),
             victim,
             journal_bytes: [2, 4, 8][random.below(3) as usize] * MIB,

@@ -1,0 +1,494 @@
+//! One store under crashes, power cuts and failing disks, against a model of its promises.
+//!
+//! Each slice has a driver that appends records, raises the stable point, truncates and reads.
+//! Oracles, after every start and in between: every acknowledged record is found, with its
+//! contents; nothing is found that was not submitted; nothing voided comes back; a block reads as
+//! its newest stable record says, wherever it lives by now.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::future::join_all;
+use holdfast_runtime::{NodeId, Runtime};
+use holdfast_store::{Body, OperationId, Record, SliceKey, Store, StoreError, StoreOptions, View};
+use holdfast_wire::Seq;
+
+use crate::faults::FaultClass;
+use crate::faults::nemesis::{Nemesis, NemesisOptions};
+use crate::oracle::content::{self, BLOCK_BYTES, BlockAddress, Value};
+use crate::report::{Failure, SeedResult};
+use crate::runner::{Checked, Scenario, run_seed};
+use crate::simulation::{Machine, Options, Simulation};
+use crate::trace::{Step, TraceText};
+
+/// The scenario.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreCrashes;
+
+const NODE: NodeId = NodeId(1);
+const SLICES: u32 = 2;
+const SLICE_BLOCKS: u32 = 2_048;
+/// Blocks in use: few, so that they are overwritten, and in two extents.
+const BLOCKS: [u32; 2] = [0, 500];
+const BLOCKS_EACH: u32 = 24;
+const OPTIONS: StoreOptions = StoreOptions {
+    identity: *b"simulated-store!",
+    journal_bytes: 1 << 20,
+    home_bytes: 16 << 20,
+    slice_blocks: SLICE_BLOCKS,
+};
+const DISTURBED_FOR: Duration = Duration::from_secs(8);
+
+impl Scenario for StoreCrashes {
+    fn name(&self) -> &'static str {
+        "store"
+    }
+
+    fn run(&self, seed: u64, trace: TraceText) -> SeedResult {
+        run_seed(
+            Options {
+                trace,
+                ..Options::new(seed)
+            },
+            play,
+        )
+    }
+}
+
+/// What the store of one slice must hold.
+#[derive(Default)]
+struct Model {
+    /// Submitted records; the sequence number is the index plus one.
+    records: Vec<Submitted>,
+    /// Acknowledged up to here.
+    durable: u64,
+    stable: u64,
+    /// A truncation to here was begun and not answered.
+    truncating: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Submitted {
+    view: u64,
+    first_block: u32,
+    blocks: u32,
+    /// The first block's value; zero for a record of zeroes.
+    value: u64,
+}
+
+struct Scene {
+    simulation: Simulation,
+    models: Vec<RefCell<Model>>,
+    next_value: Cell<u64>,
+    checks: Cell<u64>,
+    starts: Cell<u64>,
+    objection: RefCell<Option<Failure>>,
+}
+
+async fn play(simulation: Simulation) -> Result<Checked, Failure> {
+    simulation.add_host(NODE);
+    let scene = Rc::new(Scene {
+        simulation: simulation.clone(),
+        models: (0..SLICES).map(|_| RefCell::default()).collect(),
+        next_value: Cell::new(1),
+        checks: Cell::new(0),
+        starts: Cell::new(0),
+        objection: RefCell::default(),
+    });
+    let starter = {
+        let scene = scene.clone();
+        Rc::new(move |node| {
+            let scene = scene.clone();
+            let simulation = scene.simulation.clone();
+            simulation.start(node, |machine| scene.live(machine));
+        })
+    };
+    starter(NODE);
+    let mut options = NemesisOptions::everyday(1);
+    let wanted = [
+        FaultClass::Crash,
+        FaultClass::CrashAtPoll,
+        FaultClass::PowerCut,
+        FaultClass::TornWrite,
+        FaultClass::LostUnsyncedWrite,
+        FaultClass::DiskError,
+        FaultClass::SlowDisk,
+    ];
+    options.weights.retain(|class, _| wanted.contains(class));
+    options.pause = (Duration::from_millis(5), Duration::from_millis(800));
+    options.length = (Duration::from_millis(5), Duration::from_millis(500));
+    options.restart_after = Duration::from_millis(50);
+    Nemesis::new(simulation.clone(), options, starter.clone())
+        .run(DISTURBED_FOR)
+        .await;
+    simulation.cut_power(&[NODE]);
+    simulation.restore_power(NODE);
+    let before = scene.starts.get();
+    starter(NODE);
+    simulation.runtime().sleep(Duration::from_secs(5)).await;
+    if let Some(objection) = scene.objection.take() {
+        return Err(objection);
+    }
+    if scene.starts.get() == before {
+        return Err(Failure::oracle(
+            "recovery",
+            "the store did not open in 5 s on healthy disks",
+        ));
+    }
+    let figures = vec![("store starts", scene.starts.get())];
+    Ok(Checked {
+        operations: scene.checks.get(),
+        figures,
+    })
+}
+
+impl Scene {
+    async fn live(self: Rc<Self>, machine: Machine) {
+        let Machine {
+            runtime,
+            directory,
+            links,
+        } = machine;
+        let view = links.local_incarnation().0;
+        let store = match Store::open(runtime.clone(), directory, OPTIONS).await {
+            Ok((store, report)) => {
+                self.say(|| format!("opened: {report:?}"));
+                store
+            }
+            Err(error) => return self.failed(&error),
+        };
+        self.starts.set(self.starts.get() + 1);
+        let drivers = (0..SLICES).map(|slice| {
+            let driver = Driver {
+                scene: self.clone(),
+                runtime: runtime.clone(),
+                store: store.clone(),
+                key: SliceKey { volume: 1, slice },
+                view,
+            };
+            driver.drive()
+        });
+        for ended in join_all(drivers).await {
+            if let Err(error) = ended {
+                self.failed(&error);
+            }
+        }
+    }
+
+    /// An error is honest if some disk operation was made to fail.
+    fn failed(&self, error: &StoreError) {
+        self.say(|| format!("the store fails: {error}"));
+        if self.simulation.faults().get(FaultClass::DiskError) == 0 {
+            self.object("honesty", format!("an error without a cause: {error}"));
+        }
+    }
+
+    fn object(&self, oracle: &'static str, what: String) {
+        self.say(|| format!("OBJECTION: {oracle}: {what}"));
+        self.objection
+            .borrow_mut()
+            .get_or_insert(Failure::oracle(oracle, what));
+    }
+
+    fn say(&self, words: impl FnOnce() -> String) {
+        self.simulation
+            .note(Step::Operation, 0, self.next_value.get(), words);
+    }
+}
+
+/// One slice's life in one process.
+struct Driver {
+    scene: Rc<Scene>,
+    runtime: Runtime,
+    store: Rc<Store>,
+    key: SliceKey,
+    view: u64,
+}
+
+impl Driver {
+    async fn drive(self) -> Result<(), StoreError> {
+        self.check_recovery().await?;
+        while self.scene.objection.borrow().is_none() {
+            match self.runtime.random_below(20) {
+                0..12 => self.append().await?,
+                12..15 => self.raise_stable(),
+                15..19 => self.check_some().await?,
+                _ => self.truncate().await?,
+            }
+            if self.runtime.random_below(8) == 0 {
+                let pause = Duration::from_micros(self.runtime.random_below(12_000));
+                self.runtime.sleep(pause).await;
+            }
+        }
+        Ok(())
+    }
+
+    fn model(&self) -> std::cell::RefMut<'_, Model> {
+        self.scene.models[self.key.slice as usize].borrow_mut()
+    }
+
+    async fn check_recovery(&self) -> Result<(), StoreError> {
+        let last = self.store.last_seq(self.key).0;
+        {
+            let mut model = self.model();
+            let submitted = model.records.len() as u64;
+            let least = model
+                .truncating
+                .map_or(model.durable, |keep| keep.min(model.durable));
+            if last < least || last > submitted {
+                let what = format!(
+                    "{:?} ends at {last}, not in {least}..={submitted}",
+                    self.key
+                );
+                self.scene.object("durability", what);
+            }
+            if let Some(keep) = model.truncating.take()
+                && last > keep
+                && last < model.durable
+            {
+                let what = format!("{:?}: truncated to {keep} in part: {last}", self.key);
+                self.scene.object("atomic truncation", what);
+            }
+            model.records.truncate(last as usize);
+            model.durable = last;
+            model.stable = model.stable.min(last);
+            let known = self.store.stable(self.key).0;
+            if known > model.stable {
+                let what = format!("{:?} takes {known} for stable", self.key);
+                self.scene.object("stable point", what);
+            }
+        }
+        for entry in self.store.tail(self.key) {
+            self.check_record(entry.view, entry.seq).await?;
+        }
+        let stable = self.model().stable;
+        self.store.set_stable(self.key, Seq(stable));
+        for first in BLOCKS {
+            self.check_blocks(first, BLOCKS_EACH).await?;
+        }
+        Ok(())
+    }
+
+    async fn check_record(&self, view: View, seq: Seq) -> Result<(), StoreError> {
+        let found = self.store.read_record(self.key, view, seq).await?;
+        let submitted = self.model().records.get(seq.0 as usize - 1).copied();
+        self.scene.checks.set(self.scene.checks.get() + 1);
+        let right = match (&found, submitted) {
+            (Some(found), Some(submitted)) => *found == self.record(seq.0, submitted, found.stable),
+            (None, _) | (_, None) => false,
+        };
+        if !right {
+            let what = format!(
+                "{:?} holds {found:?} as {seq:?}, not {submitted:?}",
+                self.key
+            );
+            self.scene.object("records", what);
+        }
+        Ok(())
+    }
+
+    async fn append(&self) -> Result<(), StoreError> {
+        let count = 1 + self.runtime.random_below(4);
+        let mut appended = Vec::new();
+        for _ in 0..count {
+            let blocks = 1 + self.runtime.random_below(6) as u32;
+            let base = BLOCKS[self.runtime.random_below(BLOCKS.len() as u64) as usize];
+            let within = self
+                .runtime
+                .random_below(u64::from(BLOCKS_EACH - blocks + 1)) as u32;
+            let zero = self.runtime.random_below(6) == 0;
+            let value = if zero { 0 } else { self.scene.next_value.get() };
+            self.scene
+                .next_value
+                .set(self.scene.next_value.get() + u64::from(blocks));
+            let first_block = base + within;
+            let submitted = Submitted {
+                view: self.view,
+                first_block,
+                blocks,
+                value,
+            };
+            let (seq, stable) = {
+                let mut model = self.model();
+                model.records.push(submitted);
+                (model.records.len() as u64, model.stable)
+            };
+            let record = self.record(seq, submitted, Seq(stable));
+            let append = self.store.append(vec![record]);
+            appended.push(async move {
+                append.await?;
+                let mut model = self.model();
+                model.durable = model.durable.max(seq);
+                Ok(())
+            });
+        }
+        let mut appended = std::pin::pin!(join_all(appended));
+        loop {
+            match self
+                .runtime
+                .timeout(Duration::from_millis(5), &mut appended)
+                .await
+            {
+                Some(results) => return results.into_iter().collect(),
+                // Perhaps unstable records fill the ring.
+                None => self.raise_stable_to_durable(),
+            }
+        }
+    }
+
+    fn raise_stable_to_durable(&self) {
+        let durable = {
+            let mut model = self.model();
+            model.stable = model.durable;
+            model.stable
+        };
+        self.store.set_stable(self.key, Seq(durable));
+    }
+
+    fn raise_stable(&self) {
+        let stable = {
+            let mut model = self.model();
+            let rise = model.durable - model.stable;
+            model.stable += self.runtime.random_below(rise + 1);
+            model.stable
+        };
+        self.store.set_stable(self.key, Seq(stable));
+    }
+
+    async fn truncate(&self) -> Result<(), StoreError> {
+        let keep = {
+            let mut model = self.model();
+            let unstable = model.durable - model.stable;
+            let keep = model.stable + self.runtime.random_below(unstable + 1);
+            model.truncating = Some(keep);
+            keep
+        };
+        self.store.truncate(self.key, Seq(keep)).await?;
+        let mut model = self.model();
+        model.truncating = None;
+        model.records.truncate(keep as usize);
+        model.durable = keep;
+        Ok(())
+    }
+
+    async fn check_some(&self) -> Result<(), StoreError> {
+        let base = BLOCKS[self.runtime.random_below(BLOCKS.len() as u64) as usize];
+        let blocks = 1 + self.runtime.random_below(u64::from(BLOCKS_EACH)) as u32;
+        self.check_blocks(base, blocks).await
+    }
+
+    /// Reads blocks and compares them with the newest stable records.
+    async fn check_blocks(&self, first: u32, blocks: u32) -> Result<(), StoreError> {
+        let data = self.store.read(self.key, first, blocks).await?;
+        for (block, bytes) in (first..).zip(data.chunks_exact(BLOCK_BYTES)) {
+            let expected = self.expected(block);
+            self.scene.checks.set(self.scene.checks.get() + 1);
+            let found = content::decode(bytes, self.address(block));
+            if found != Ok(expected) {
+                let stable = self.model().stable;
+                let what = format!(
+                    "block {block} of {:?} is {found:?} at {stable}, not {expected:?}",
+                    self.key
+                );
+                self.scene.object("contents", what);
+            }
+        }
+        Ok(())
+    }
+
+    fn expected(&self, block: u32) -> Value {
+        let model = self.model();
+        let stable = &model.records[..model.stable as usize];
+        let newest = stable.iter().rev().find(|record| {
+            (record.first_block..record.first_block + record.blocks).contains(&block)
+        });
+        match newest {
+            Some(Submitted { value: 0, .. }) | None => Value::ZERO,
+            Some(record) => Value(record.value + u64::from(block - record.first_block)),
+        }
+    }
+
+    fn record(&self, seq: u64, submitted: Submitted, stable: Seq) -> Record {
+        let Submitted {
+            view,
+            first_block,
+            blocks,
+            value,
+        } = submitted;
+        let body = match value {
+            0 => Body::Zero {
+                first_block,
+                blocks,
+            },
+            value => Body::Write {
+                first_block,
+                data: self.data(first_block, blocks, value),
+            },
+        };
+        let operation = OperationId {
+            origin: view,
+            number: seq,
+        };
+        Record {
+            slice: self.key,
+            view: View(view),
+            seq: Seq(seq),
+            stable,
+            operation,
+            body,
+        }
+    }
+
+    fn data(&self, first_block: u32, blocks: u32, value: u64) -> Bytes {
+        let mut data = BytesMut::zeroed(blocks as usize * BLOCK_BYTES);
+        for (offset, bytes) in (0_u32..).zip(data.chunks_exact_mut(BLOCK_BYTES)) {
+            let address = self.address(first_block + offset);
+            content::fill(bytes, address, Value(value + u64::from(offset)));
+        }
+        data.freeze()
+    }
+
+    fn address(&self, block: u32) -> BlockAddress {
+        let slice = u64::from(self.key.slice) << 32;
+        BlockAddress {
+            volume: self.key.volume,
+            block: slice | u64::from(block),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runner::{Amount, Plan, run_seeds};
+
+    #[test]
+    fn a_store_keeps_its_promises_through_crashes_at_every_moment() {
+        let plan = Plan {
+            start: 0,
+            amount: Amount::Seeds(10),
+            threads: 2,
+            trace: TraceText::Off,
+            repeat_every: 5,
+            stop_at_failure: false,
+            bug: None,
+        };
+        let report = run_seeds(&StoreCrashes, plan, |_, _| {});
+        assert!(report.passed(), "{}", report.to_table());
+        for class in [
+            FaultClass::Crash,
+            FaultClass::CrashAtPoll,
+            FaultClass::PowerCut,
+            FaultClass::TornWrite,
+            FaultClass::LostUnsyncedWrite,
+        ] {
+            assert!(
+                report.faults[&class] > 0,
+                "{class} never fired:\n{}",
+                report.to_table()
+            );
+        }
+    }
+}
