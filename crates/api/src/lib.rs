@@ -25,6 +25,7 @@ mod problem;
 mod requests;
 mod routes;
 mod secrets;
+mod serve;
 mod types;
 mod views;
 
@@ -34,6 +35,7 @@ pub use openapi::document;
 pub use problem::{Problem, ProblemKind};
 pub use requests::{Reply, Request, RequestSender};
 pub use routes::{Access, router};
+pub use serve::serve;
 pub use types::{
     Authentication, ChapCredentials, ClusterPhase, ClusterStatus, CreatedVolume, Holder,
     JoinTokenText, Knowledge, LinkStatus, NewCluster, NewToken, NewVolume, NodeState, NodeStatus,

@@ -18,8 +18,7 @@ fn every_path_says_what_goes_wrong_as_a_problem() {
     assert_eq!(paths.len(), 7);
     for (path, methods) in paths {
         for (method, operation) in methods.as_object().unwrap() {
-            let problem =
-                &operation["responses"]["default"]["content"]["application/problem+json"];
+            let problem = &operation["responses"]["default"]["content"]["application/problem+json"];
             assert!(problem.is_object(), "{method} {path}");
         }
     }

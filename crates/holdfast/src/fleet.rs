@@ -13,7 +13,7 @@ use std::time::Duration;
 use holdfast_api::{Client, ClientError, ClusterPhase, ClusterStatus, NewCluster, NewToken};
 use rustix::process::{Pid, Signal, kill_process};
 use thiserror::Error;
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 /// Ports are taken from here: below the range from which Linux takes the local ports of outgoing
@@ -124,6 +124,8 @@ struct Member {
     ports: NodePorts,
     client: Client,
     process: Option<Child>,
+    /// Kept apart from the process, whose `wait` would close it: a node ends when it ends.
+    lifeline: Option<ChildStdin>,
     /// The number that the cluster gave it; zero before.
     number: u64,
 }
@@ -151,6 +153,7 @@ impl Fleet {
                 log,
                 ports,
                 process: None,
+                lifeline: None,
                 number: 0,
             });
         }
@@ -204,12 +207,13 @@ impl Fleet {
         }
         let log = File::options().append(true).create(true).open(&member.log);
         let log = log.map_err(|error| system(&member.log, error))?;
-        let process = command
+        let mut process = command
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
             .map_err(|error| system(&self.options.executable, error))?;
+        member.lifeline = process.stdin.take();
         member.process = Some(process);
         Ok(())
     }
@@ -287,6 +291,7 @@ impl Fleet {
             Some(process) => {
                 let status = process.wait().await.map_err(failed)?;
                 member.process = None;
+                member.lifeline = None;
                 Ok(status)
             }
         }

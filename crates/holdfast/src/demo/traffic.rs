@@ -16,10 +16,10 @@ use tokio::time::sleep;
 
 const INITIATOR: &str = "iqn.2026-11.io.holdfast:demo";
 /// Most of the volume that the load touches: more would only make the verification longer.
-const REGION_BYTES_MAX: u64 = 192 << 20;
+const REGION_BYTES_MAX: u64 = 128 << 20;
 /// Enough to be seen, little enough that a laptop with all nodes on it stays responsive: what is
 /// measured here is the gap, not the speed.
-const OPERATIONS_PER_SECOND: f64 = 1500.0;
+const OPERATIONS_PER_SECOND: f64 = 1000.0;
 const WORKERS: usize = 16;
 const LINE_PERIOD: Duration = Duration::from_millis(100);
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process;
 use std::rc::Rc;
 
-use holdfast_api::{ClusterStatus, Problem, Reply, RequestSender, router};
+use holdfast_api::{ClusterStatus, Problem, Reply, RequestSender, router, serve};
 use holdfast_runtime::host::{HostDirectory, JoinToken};
 use holdfast_runtime::{DiskError, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
@@ -64,12 +64,7 @@ pub(super) async fn run(runtime: Runtime, args: StartArgs) -> Result<(), Failure
     apply_sizes(&mut identity, &args)?;
 
     let (sender, requests) = RequestSender::channel();
-    let api = axum::serve(ports.api, router(sender, ports.access));
-    tokio::spawn(async move {
-        if let Err(error) = api.await {
-            tracing::error!(%error, "the REST API ended");
-        }
-    });
+    tokio::spawn(serve(ports.api, router(sender, ports.access)));
     let mut process = Process {
         runtime,
         directory,

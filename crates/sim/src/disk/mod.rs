@@ -6,7 +6,8 @@
 //! scenario which checks durability never loses its last good copy to the simulator.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::rc::Rc;
 
 use futures::future::LocalBoxFuture;
@@ -101,7 +102,15 @@ struct Area {
     name: String,
     preallocated: Cell<bool>,
     image: RefCell<Image>,
+    /// The pages written last and when, in virtual time, oldest first.
+    recent: RefCell<VecDeque<(u64, u64)>>,
 }
+
+/// Pages remembered per area.
+const RECENT_PAGES: usize = 1_024;
+/// The newest writes are spared: a log cannot tell damage to its very last entry from a write
+/// that never completed, unless it has gone on, or said since that the entry was complete.
+const SPARED_NS: u64 = 10_000_000;
 
 impl HostDisks {
     pub(crate) fn new(
@@ -181,11 +190,10 @@ impl HostDisks {
         };
         match damage {
             Damage::FlipBits | Damage::Unreadable => {
-                let written = area.image.borrow().written_pages();
-                let Some(page) = self.random.pick(&written) else {
+                let Some(page) = self.choose_page(area) else {
                     return false;
                 };
-                self.damage_page(area, *page, damage);
+                self.damage_page(area, page, damage);
                 self.policy.borrow_mut().budget -= 1;
             }
             Damage::LoseNextWrite | Damage::MisdirectNextWrite => self.armed.set(Some(damage)),
@@ -236,6 +244,28 @@ impl HostDisks {
         self.counts.add(FaultClass::TornWrite, damage.torn_writes);
         self.counts
             .add(FaultClass::LostUnsyncedWrite, damage.lost_pages);
+    }
+
+    /// A page written lately, where damage meets a recovery, or any page.
+    fn choose_page(&self, area: &Area) -> Option<u64> {
+        let recent = area.recent.borrow();
+        let newest_ns = recent.back().map_or(0, |(at_ns, _)| *at_ns);
+        let old_enough = |at_ns: u64| at_ns + SPARED_NS < newest_ns;
+        let spared: Vec<u64> = recent
+            .iter()
+            .filter(|(at, _)| !old_enough(*at))
+            .map(|(_, page)| *page)
+            .collect();
+        let mut candidates: Vec<u64> = recent
+            .iter()
+            .filter(|(at, _)| old_enough(*at))
+            .map(|(_, page)| *page)
+            .collect();
+        if candidates.is_empty() || self.random.chance(400_000) {
+            candidates = area.image.borrow().written_pages();
+        }
+        candidates.retain(|page| !spared.contains(page));
+        self.random.pick(&candidates).copied()
     }
 
     fn damage_page(&self, area: &Area, page: u64, damage: Damage) {
@@ -389,6 +419,7 @@ impl HostDisks {
                 name: name.clone(),
                 preallocated: Cell::new(false),
                 image: RefCell::new(Image::new(0)),
+                recent: RefCell::default(),
             })
         });
         area.image.borrow_mut().grow(options.size_bytes);
@@ -491,7 +522,7 @@ impl Disk for SimulatedDisk {
             disks.say(Step::Disk, contents, || {
                 format!("wrote {} {page}+{count}", area.name)
             });
-            disks.finish_write(&area, number, page)
+            disks.finish_write(&area, number, page..page + count)
         })
     }
 
@@ -513,7 +544,12 @@ impl Disk for SimulatedDisk {
 }
 
 impl HostDisks {
-    fn finish_write(&self, area: &Area, number: u64, page: u64) -> Result<(), DiskError> {
+    fn finish_write(&self, area: &Area, number: u64, pages: Range<u64>) -> Result<(), DiskError> {
+        let mut recent = area.recent.borrow_mut();
+        let now_ns = self.executor.now_ns();
+        recent.extend(pages.clone().map(|page| (now_ns, page)));
+        let surplus = recent.len().saturating_sub(RECENT_PAGES);
+        recent.drain(..surplus);
         let mut image = area.image.borrow_mut();
         if self.fails() {
             // An error says nothing about the medium.
@@ -522,7 +558,7 @@ impl HostDisks {
             } else {
                 image.drop_write(number);
             }
-            return Err(area.error("write", page * PAGE_BYTES as u64));
+            return Err(area.error("write", pages.start * PAGE_BYTES as u64));
         }
         let mut policy = self.policy.borrow_mut();
         if self.armed.get().is_some() && policy.budget > 0 && policy.areas.contains(&area.name) {

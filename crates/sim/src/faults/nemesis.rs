@@ -326,6 +326,9 @@ impl Nemesis {
             hosts.iter().copied().collect(),
         );
         self.simulation.cut_power(&hosts);
+        for node in &hosts {
+            self.damage_while_down(*node);
+        }
         self.last().await;
         let mut order = hosts;
         self.random.shuffle(&mut order);
@@ -350,6 +353,7 @@ impl Nemesis {
         match fault {
             NodeFault::Crash => {
                 simulation.kill(node);
+                self.damage_while_down(node);
                 self.last().await;
             }
             NodeFault::CrashAtPoll => {
@@ -365,6 +369,7 @@ impl Nemesis {
             }
             NodeFault::PowerCut => {
                 simulation.cut_power(&[node]);
+                self.damage_while_down(node);
                 self.last().await;
             }
             NodeFault::CrashAt(moment) => {
@@ -419,6 +424,14 @@ impl Nemesis {
                 self.last().await;
                 simulation.reset_drift(node);
             }
+        }
+    }
+
+    /// What was damaged before a start is met by the recovery.
+    fn damage_while_down(&self, node: NodeId) {
+        let wanted = self.options.weights.contains_key(&FaultClass::Corruption);
+        if wanted && self.random.chance(500_000) {
+            self.simulation.disks(node).damage(Damage::FlipBits);
         }
     }
 
