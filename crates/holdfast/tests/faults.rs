@@ -96,7 +96,8 @@ fn hand_over(through_owner: bool) {
             initiator = Initiator::open(&fleet, &created).await;
         }
         let load = initiator.load(1);
-        Initiator::progress(&load, 100).await;
+        // Longer than the lease grace: copies hold a takeover back for it after their own start.
+        Initiator::progress(&load, 900).await;
         let status = fleet.stop(owner, PATIENCE).await.unwrap();
         assert!(status.success(), "{status}");
         Initiator::progress(&load, 100).await;
@@ -105,7 +106,10 @@ fn hand_over(through_owner: bool) {
         // The promise is 0.2 s; a machine that is busy with other things gets more.
         let gap = statistics.gap.longest;
         println!("I/O stood still for {gap:?}");
-        assert!(gap < Duration::from_secs(1), "I/O stood still for {gap:?}");
+        assert!(
+            gap < Duration::from_millis(800),
+            "I/O stood still for {gap:?}"
+        );
         assert!(initiator.verify().await.is_clean());
         let other = (owner + 1) % 3;
         let shown = fleet.client(other).volume("db").await.unwrap();

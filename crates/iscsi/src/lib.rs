@@ -17,4 +17,4 @@ pub mod text;
 
 pub use chap::Secret;
 pub use server::{Limits, Server, SessionSummary, serve};
-pub use targets::{Target, TargetAuth, TargetSummary, Targets};
+pub use targets::{Credentials, Target, TargetAuth, TargetSummary, Targets};

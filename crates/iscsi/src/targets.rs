@@ -67,4 +67,19 @@ pub enum TargetAuth {
         /// are set, an initiator that does not ask is refused.
         mutual: Option<(String, Secret)>,
     },
+    /// For discovery: by CHAP with any of these, if they offer CHAP; else they need not. An
+    /// initiator that is set up with credentials sends them in discovery too, and some of them
+    /// do not go on if they are not asked for.
+    Optional(Vec<Credentials>),
+}
+
+/// One initiator's credentials, and those by which the target proves itself to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// Name that the initiator gives.
+    pub username: String,
+    /// Secret that it knows.
+    pub secret: Secret,
+    /// Name and secret by which the target proves itself, if the initiator asks.
+    pub mutual: Option<(String, Secret)>,
 }

@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures::stream::{self, StreamExt};
 use holdfast_config::state::{Change, Outcome, Refusal};
 use holdfast_replica::stream::Role;
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::Seq;
+use holdfast_wire::replica::{ReadBlocks, replica_request};
 
 use crate::owner::{Owner, Phase};
 use crate::slice::Slice;
@@ -22,6 +25,17 @@ const REMOVE_AFTER: Duration = Duration::from_millis(3000);
 /// Records kept for a joining copy that does not keep up; beyond, it has to begin again.
 const JOINING_WINDOW_BYTES: usize = 8 << 20;
 const PROPOSAL_LIMIT: Duration = Duration::from_millis(3000);
+/// Copies that are told a stable position at the same time.
+const TELLINGS_AT_ONCE: usize = 64;
+const TELL_LIMIT: Duration = Duration::from_millis(500);
+
+/// A copy that is to be told the stable position of its slice.
+struct Telling {
+    slice: u32,
+    stable: Seq,
+    node: NodeId,
+    session: u64,
+}
 
 impl Owner {
     /// Begins to serve: every copy in `settled` is identical and counts.
@@ -132,17 +146,12 @@ impl Owner {
         let now = self.context.runtime.now();
         let count = self.slices.borrow().len() as u32;
         let mut busy = false;
+        let mut tellings = Vec::new();
         for index in 0..count {
             let mut laggards = Vec::new();
             let outcome = self.with_slice(index, |slice| {
-                let idle = !slice.stream.is_busy();
                 let stable = slice.stream.stable();
-                let mut told = Vec::new();
-                if idle && slice.told_stable < stable {
-                    slice.told_stable = stable;
-                    let members = slice.stream.members();
-                    told = members.iter().map(|(node, m)| (*node, m.session)).collect();
-                }
+                let untold = slice.begin_telling();
                 let mut repeated_at = std::mem::take(&mut slice.repeated_at);
                 let commands = slice.stream.on_tick(now, &mut repeated_at);
                 slice.repeated_at = repeated_at;
@@ -159,21 +168,60 @@ impl Owner {
                         Role::Required | Role::Joining => {}
                     }
                 }
-                (slice.key, stable, outgoing, told, !idle)
+                (slice.key, stable, outgoing, untold, !slice.is_settled())
             });
-            let Some((key, stable, outgoing, told, slice_busy)) = outcome else {
+            let Some((key, stable, outgoing, untold, slice_busy)) = outcome else {
                 return false;
             };
             busy |= slice_busy;
             self.send(key, stable, outgoing);
-            for (node, session) in told {
-                self.send_stable(key, stable, node, session);
-            }
+            tellings.extend(untold.into_iter().map(|(node, session)| Telling {
+                slice: index,
+                stable,
+                node,
+                session,
+            }));
             for node in laggards {
                 self.drop_copy(index, node);
             }
         }
+        self.tell_stable(tellings);
         busy
+    }
+
+    /// Tells copies the stable position of their slices; what fails the next tick tells again.
+    fn tell_stable(self: &Rc<Self>, tellings: Vec<Telling>) {
+        if tellings.is_empty() {
+            return;
+        }
+        let owner = self.clone();
+        self.spawn("owner-tell-stable", async move {
+            let owner = &owner;
+            stream::iter(tellings)
+                .for_each_concurrent(TELLINGS_AT_ONCE, |telling| async move {
+                    let Telling {
+                        slice,
+                        stable,
+                        node,
+                        session,
+                    } = telling;
+                    // Reading no blocks raises the copy's stable position and does nothing else.
+                    let nothing = ReadBlocks {
+                        volume: owner.volume.0,
+                        slice,
+                        view: owner.view.0,
+                        stable: stable.0,
+                        first_block: 0,
+                        blocks: 0,
+                    };
+                    let body = replica_request::Body::ReadBlocks(nothing);
+                    let answer = owner.ask(node, body, Bytes::new(), TELL_LIMIT).await;
+                    owner.with_slice(slice, |slice| {
+                        slice.end_telling(node, session, stable, answer.is_ok());
+                    });
+                })
+                .await;
+        });
     }
 
     /// A copy fails: a joining one is forgotten, a required one has to be removed by agreement.

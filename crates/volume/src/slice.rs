@@ -61,6 +61,14 @@ impl Memory {
     }
 }
 
+/// What a copy was last told about the stable position.
+struct Told {
+    session: u64,
+    stable: Seq,
+    /// It has answered. Until then, or until the request fails, the answer is on its way.
+    heard: bool,
+}
+
 /// See the module's header.
 pub(crate) struct Slice {
     pub(crate) key: SliceKey,
@@ -68,8 +76,7 @@ pub(crate) struct Slice {
     pub(crate) locks: RangeLocks,
     /// When each copy was last sent its window again.
     pub(crate) repeated_at: BTreeMap<NodeId, Instant>,
-    /// The stable position that idle copies have been told.
-    pub(crate) told_stable: Seq,
+    told: BTreeMap<NodeId, Told>,
     /// Copies whose promotion is proposed and not decided: required until it is.
     pub(crate) promoting: Vec<NodeId>,
     pub(crate) memory: Memory,
@@ -86,7 +93,7 @@ impl Slice {
             stream: Stream::new(last),
             locks: RangeLocks::default(),
             repeated_at: BTreeMap::new(),
-            told_stable: Seq(0),
+            told: BTreeMap::new(),
             promoting: Vec::new(),
             memory: Memory::default(),
             operations: BTreeMap::new(),
@@ -159,6 +166,58 @@ impl Slice {
         self.waiters.clear();
     }
 
+    /// The copies, with their sessions, that have to be told the stable position now; they
+    /// count as asked from here on. None while writes are under way: they carry it themselves.
+    pub(crate) fn begin_telling(&mut self) -> Vec<(NodeId, u64)> {
+        let stable = self.stream.stable();
+        if self.stream.is_busy() || stable == Seq(0) {
+            return Vec::new();
+        }
+        let mut untold = Vec::new();
+        for (node, member) in self.stream.members() {
+            let session = member.session;
+            let is_asked = |told: &Told| told.session == session && told.stable == stable;
+            if !self.told.get(node).is_some_and(is_asked) {
+                let told = Told {
+                    session,
+                    stable,
+                    heard: false,
+                };
+                self.told.insert(*node, told);
+                untold.push((*node, session));
+            }
+        }
+        untold
+    }
+
+    /// A request of [`Slice::begin_telling`] ended. One that failed is made again: without it
+    /// the copy would keep its last records in the journal for as long as nobody writes.
+    pub(crate) fn end_telling(&mut self, node: NodeId, session: u64, stable: Seq, heard: bool) {
+        let Some(told) = self.told.get_mut(&node) else {
+            return;
+        };
+        if told.session != session || told.stable != stable {
+            return;
+        }
+        if heard {
+            told.heard = true;
+        } else {
+            self.told.remove(&node);
+        }
+    }
+
+    /// Whether every copy has the whole stream and is known to know the stable position.
+    pub(crate) fn is_settled(&self) -> bool {
+        let stable = self.stream.stable();
+        let mut members = self.stream.members().iter();
+        let all_know = members.all(|(node, member)| {
+            self.told.get(node).is_some_and(|told| {
+                told.heard && told.session == member.session && told.stable == stable
+            })
+        });
+        !self.stream.is_busy() && (stable == Seq(0) || all_know)
+    }
+
     /// Splits off the sends, after acting on the rest.
     pub(crate) fn absorb(&mut self, commands: Vec<Command<Rc<Record>>>) -> Vec<Outgoing> {
         let mut outgoing = Vec::with_capacity(commands.len());
@@ -192,7 +251,93 @@ pub(crate) struct Outgoing {
 
 #[cfg(test)]
 mod tests {
+    use holdfast_runtime::Incarnation;
+    use holdfast_store::Body;
+
     use super::*;
+
+    const A: NodeId = NodeId(1);
+    const B: NodeId = NodeId(2);
+    const KEY: SliceKey = SliceKey {
+        volume: 1,
+        slice: 0,
+    };
+
+    fn idle_slice(last: u64) -> Slice {
+        let mut slice = Slice::new(KEY, Seq(last));
+        for (node, session) in [(A, 71), (B, 72)] {
+            let now = Instant::default();
+            let role = Role::Required;
+            slice.stream.add(now, node, Incarnation(1), session, role);
+        }
+        slice
+    }
+
+    fn write(slice: &mut Slice) {
+        let record = Record {
+            slice: KEY,
+            view: View(1),
+            seq: slice.stream.next(),
+            stable: slice.stream.stable(),
+            operation: OperationId::default(),
+            body: Body::Nothing,
+        };
+        slice.stream.submit(Instant::default(), Rc::new(record), 0);
+    }
+
+    fn acknowledge(slice: &mut Slice, node: NodeId, session: u64, durable: u64) {
+        let (now, durable) = (Instant::default(), Seq(durable));
+        slice.stream.on_ack(now, node, session, durable, 1, false);
+    }
+
+    #[test]
+    fn an_idle_copy_that_did_not_hear_the_stable_position_is_told_again() {
+        let mut slice = idle_slice(10);
+        assert_eq!(slice.begin_telling(), [(A, 71), (B, 72)]);
+        assert_eq!(slice.begin_telling(), [], "the answers are on their way");
+        slice.end_telling(A, 71, Seq(10), true);
+        slice.end_telling(B, 72, Seq(10), false);
+        assert!(!slice.is_settled());
+        assert_eq!(slice.begin_telling(), [(B, 72)]);
+        slice.end_telling(B, 72, Seq(10), true);
+        assert!(slice.is_settled());
+        assert_eq!(slice.begin_telling(), []);
+    }
+
+    #[test]
+    fn each_newer_stable_position_is_told_once_the_stream_is_idle() {
+        let mut slice = idle_slice(10);
+        slice.begin_telling();
+        write(&mut slice);
+        assert_eq!(slice.begin_telling(), [], "the next write tells it");
+        acknowledge(&mut slice, A, 71, 11);
+        acknowledge(&mut slice, B, 72, 11);
+        assert_eq!(slice.begin_telling(), [(A, 71), (B, 72)]);
+        slice.end_telling(A, 71, Seq(10), true);
+        slice.end_telling(B, 72, Seq(11), true);
+        assert!(!slice.is_settled(), "an answer about an older position");
+    }
+
+    #[test]
+    fn a_copy_that_begins_a_new_stream_is_told_anew() {
+        let mut slice = idle_slice(10);
+        for (node, session) in slice.begin_telling() {
+            slice.end_telling(node, session, Seq(10), true);
+        }
+        slice.stream.remove(B);
+        assert!(slice.is_settled());
+        let (now, role) = (Instant::default(), Role::Joining);
+        slice.stream.add(now, B, Incarnation(2), 73, role);
+        assert!(!slice.is_settled());
+        assert_eq!(slice.begin_telling(), [(B, 73)]);
+    }
+
+    #[test]
+    fn there_is_nothing_to_tell_before_the_first_write() {
+        let mut slice = idle_slice(0);
+        assert_eq!(slice.begin_telling(), []);
+        assert!(slice.is_settled());
+    }
 
     fn at(origin: u64, number: u64, view: u64, seq: u64) -> (OperationId, View, Seq) {
         (OperationId { origin, number }, View(view), Seq(seq))

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use futures::future::LocalBoxFuture;
 use holdfast_config::state::{Chap, ClusterState, NodeStatus, VolumeRecord};
-use holdfast_iscsi::{Secret, Target, TargetAuth, TargetSummary, Targets};
+use holdfast_iscsi::{Credentials, Secret, Target, TargetAuth, TargetSummary, Targets};
 use holdfast_node::{Node, VolumeDevice};
 use holdfast_runtime::NodeId;
 use holdfast_scsi::reservation::{Effects, Refusal, Request, ReservationTable, Reservations};
@@ -55,9 +55,15 @@ impl Targets for Front {
         })
     }
 
-    /// Anybody may ask for the names of targets; logging in to one is another matter.
+    /// Anybody may ask for the names of targets; logging in to one is another matter. Who has
+    /// credentials and shows them is checked here already.
     fn discovery_auth(&self) -> TargetAuth {
-        TargetAuth::None
+        let state = self.node.state();
+        let chaps = state
+            .volumes
+            .values()
+            .filter_map(|record| record.chap.as_ref());
+        TargetAuth::Optional(chaps.map(credentials).collect())
     }
 }
 
@@ -84,17 +90,28 @@ fn portals(state: &ClusterState) -> Vec<String> {
         .collect()
 }
 
+fn credentials(chap: &Chap) -> Credentials {
+    let own = chap.mutual.as_ref();
+    Credentials {
+        username: chap.username.clone(),
+        secret: Secret::from(chap.secret.as_str()),
+        mutual: own.map(|(name, secret)| (name.clone(), Secret::from(secret.as_str()))),
+    }
+}
+
 fn authentication(chap: Option<&Chap>) -> TargetAuth {
-    match chap {
-        None => TargetAuth::None,
-        Some(chap) => TargetAuth::Chap {
-            username: chap.username.clone(),
-            secret: Secret::from(chap.secret.as_str()),
-            mutual: chap
-                .mutual
-                .as_ref()
-                .map(|(name, secret)| (name.clone(), Secret::from(secret.as_str()))),
-        },
+    let Some(chap) = chap else {
+        return TargetAuth::None;
+    };
+    let Credentials {
+        username,
+        secret,
+        mutual,
+    } = credentials(chap);
+    TargetAuth::Chap {
+        username,
+        secret,
+        mutual,
     }
 }
 

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use super::{
     Challenge, Exchange, Login, LoginStatus, OperationalStage, Policy, Request, Stage, Step, take,
 };
+use crate::chap::Secret;
 use crate::chap::{self, Algorithm};
 use crate::negotiation::{self, Negotiation, Reply};
 use crate::targets::TargetAuth;
@@ -29,10 +30,13 @@ enum Progress {
     Done,
 }
 
+/// A user name, its secret, and what the target proves itself with.
+type Known<'a> = (&'a String, &'a Secret, Option<&'a (String, Secret)>);
+
 impl SecurityStage {
     pub(super) fn new(exchange: Exchange, auth: TargetAuth) -> Self {
         let progress = match auth {
-            TargetAuth::None => Progress::Done,
+            TargetAuth::None | TargetAuth::Optional(_) => Progress::Done,
             TargetAuth::Chap { .. } => Progress::Open,
         };
         Self {
@@ -129,7 +133,14 @@ impl SecurityStage {
     fn choose_method(&mut self, methods: &str, writer: &mut Writer) -> Result<(), LoginStatus> {
         let offers = |wanted: &str| methods.split(',').any(|method| method == wanted);
         match (&self.auth, &self.progress) {
-            (TargetAuth::None, Progress::Done) if offers("None") => {
+            (TargetAuth::Optional(known), Progress::Done)
+                if offers("CHAP") && !known.is_empty() =>
+            {
+                writer.put("AuthMethod", "CHAP");
+                self.progress = Progress::Chosen;
+                Ok(())
+            }
+            (TargetAuth::None | TargetAuth::Optional(_), Progress::Done) if offers("None") => {
                 writer.put("AuthMethod", "None");
                 Ok(())
             }
@@ -154,24 +165,35 @@ impl SecurityStage {
         policy: &dyn Policy,
         writer: &mut Writer,
     ) -> Result<(), LoginStatus> {
-        let TargetAuth::Chap {
-            username,
-            secret,
-            mutual,
-        } = &self.auth
-        else {
-            return Err(LoginStatus::InitiatorError);
+        let (known, required): (Vec<Known<'_>>, bool) = match &self.auth {
+            TargetAuth::None => return Err(LoginStatus::InitiatorError),
+            TargetAuth::Chap {
+                username,
+                secret,
+                mutual,
+            } => (vec![(username, secret, mutual.as_ref())], true),
+            TargetAuth::Optional(known) => (
+                known
+                    .iter()
+                    .map(|c| (&c.username, &c.secret, c.mutual.as_ref()))
+                    .collect(),
+                false,
+            ),
         };
         let failed = LoginStatus::AuthenticationFailed;
         let name = take(pairs, "CHAP_N")?.ok_or(failed.clone())?;
         let response = take(pairs, "CHAP_R")?.ok_or(failed.clone())?;
         let response = chap::decode_binary(&response).ok_or(failed.clone())?;
-        let known = chap::equal_text(&name, username);
-        let proven = algorithm.verify(challenge.identifier, secret, &challenge.bytes, &response);
-        // Both are evaluated before either is looked at.
-        if !(known & proven) {
-            return Err(failed);
+        // All are evaluated, name and secret, before any is looked at.
+        let mut proven = None;
+        for (username, secret, mutual) in known {
+            let named = chap::equal_text(&name, username);
+            let holds = algorithm.verify(challenge.identifier, secret, &challenge.bytes, &response);
+            if named & holds {
+                proven = Some(mutual);
+            }
         }
+        let mutual = proven.ok_or(failed.clone())?;
         let theirs = match (take(pairs, "CHAP_I")?, take(pairs, "CHAP_C")?) {
             (None, None) => None,
             (Some(identifier), Some(bytes)) => {
@@ -183,6 +205,7 @@ impl SecurityStage {
         };
         match (mutual, theirs) {
             (None, None) => Ok(()),
+            (Some(_), None) if !required => Ok(()),
             // Reflection: our own challenge must not be answered for the one we challenged.
             (Some(_), Some((_, bytes)))
                 if bytes == challenge.bytes || policy.is_outstanding(&bytes) =>

@@ -411,3 +411,28 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn discovery_asks_for_chap_only_those_who_offer_it_and_then_insists() {
+    let credentials = crate::targets::Credentials {
+        username: "user".to_owned(),
+        secret: Secret::from("secretsecret1234"),
+        mutual: None,
+    };
+    let policy = policy(TargetAuth::Optional(vec![credentials]));
+    let offer = |methods| {
+        let mut pairs = NAMES.to_vec();
+        pairs.push(("AuthMethod", methods));
+        request(SECURITY, &pairs)
+    };
+    let (responses, _) = run(&policy, &[offer("None")]);
+    assert!(responses[0].2.contains("AuthMethod=None"), "{responses:?}");
+    let (responses, _) = run(&policy, &[offer("CHAP,None")]);
+    assert!(responses[0].2.contains("AuthMethod=CHAP"), "{responses:?}");
+    let wrong = [
+        offer("CHAP,None"),
+        request(SECURITY, &[("CHAP_A", "5")]),
+        request(SECURITY_TO_OPERATIONAL, &[("CHAP_N", "user"), ("CHAP_R", "0x00")]),
+    ];
+    assert_eq!(refused(&policy, &wrong), [2, 1]);
+}
