@@ -72,7 +72,11 @@ impl Administration {
     /// How the cluster is.
     pub async fn cluster(&self) -> ClusterStatus {
         let confirmed = self.confirm().await;
-        views::cluster(&self.seen(BTreeMap::new()), confirmed)
+        let state = self.node.state();
+        // Only an owner that has something to explain is asked.
+        let troubled = views::troubled_owners(&state);
+        let reports = self.reports(troubled).await;
+        views::cluster(&self.seen(reports), confirmed)
     }
 
     async fn add_token(&self, wanted: &NewToken) -> Result<JoinTokenText, Problem> {

@@ -158,6 +158,17 @@ pub(crate) fn cluster(seen: &Seen, confirmed: bool) -> ClusterStatus {
     }
 }
 
+/// The owners of volumes that do not serve, or with less redundancy than wanted.
+pub(crate) fn troubled_owners(state: &ClusterState) -> BTreeSet<NodeId> {
+    let troubled = state.volumes.values().filter(|record| {
+        let redundancy = redundancy(state, record);
+        !record.open || redundancy.full < redundancy.slices
+    });
+    troubled
+        .filter_map(|record| record.owner.map(|owner| owner.node))
+        .collect()
+}
+
 /// All nodes, in the order of their numbers.
 pub(crate) fn nodes(seen: &Seen) -> Vec<NodeStatus> {
     let one = |(node, record): (&NodeId, &NodeRecord)| {

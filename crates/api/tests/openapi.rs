@@ -1,5 +1,7 @@
 //! The checked-in OpenAPI document is that of the code.
 
+#![allow(clippy::disallowed_methods, reason = "reads a file of the repository")]
+
 #[test]
 fn the_checked_in_document_is_current() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/openapi.json");

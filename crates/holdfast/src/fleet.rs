@@ -23,7 +23,7 @@ const PORTS: std::ops::Range<u16> = 10_240..32_000;
 const REQUEST_LIMIT: Duration = Duration::from_secs(20);
 /// A new node pre-writes its journal and config log.
 const START_LIMIT: Duration = Duration::from_secs(60);
-const POLL_PERIOD: Duration = Duration::from_millis(40);
+const POLL_PERIOD: Duration = Duration::from_millis(20);
 /// Lines of a node's log in an error.
 const LOG_LINES: usize = 8;
 
@@ -126,12 +126,10 @@ struct Member {
     process: Option<Child>,
     /// Kept apart from the process, whose `wait` would close it: a node ends when it ends.
     lifeline: Option<ChildStdin>,
-    /// The number that the cluster gave it; zero before.
-    number: u64,
 }
 
 /// A cluster of node processes. They are counted from zero here; the numbers that the cluster
-/// gives them come in the order in which they happen to join.
+/// gives them are one more.
 pub struct Fleet {
     options: FleetOptions,
     members: Vec<Member>,
@@ -154,7 +152,6 @@ impl Fleet {
                 ports,
                 process: None,
                 lifeline: None,
-                number: 0,
             });
         }
         Ok(Self { options, members })
@@ -172,23 +169,19 @@ impl Fleet {
         for index in 1..self.members.len() {
             let token = self.token(0).await?;
             self.start(index, Some(&token))?;
+            // Numbers are given in the order of joining; everything after that goes on side by
+            // side.
+            let nodes = index as u64 + 1;
+            self.wait_for(0, "join", START_LIMIT, |status| status.nodes == nodes)
+                .await?;
         }
-        self.wait_until_healthy(START_LIMIT).await?;
-        for member in &mut self.members {
-            member.number = member.client.own_report().await?.id;
-        }
-        Ok(())
+        self.wait_until_healthy(START_LIMIT).await
     }
 
     /// The node with this number.
     pub fn index_of(&self, number: u64) -> Option<usize> {
-        let mut members = self.members.iter();
-        members.position(|member| member.number == number)
-    }
-
-    /// The number that the cluster gave to a node.
-    pub fn number(&self, index: usize) -> u64 {
-        self.members[index].number
+        let index = usize::try_from(number.checked_sub(1)?).ok()?;
+        (index < self.members.len()).then_some(index)
     }
 
     /// A join token of the cluster, made by this node.

@@ -1,5 +1,7 @@
 //! The demo, as a script sees it.
 
+#![allow(clippy::disallowed_methods, reason = "real processes take real time")]
+
 mod harness;
 
 use std::net::SocketAddr;

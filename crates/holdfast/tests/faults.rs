@@ -1,5 +1,7 @@
 //! Faults under load, with real processes and the project's own initiator.
 
+#![allow(clippy::disallowed_methods, reason = "real processes take real time")]
+
 mod harness;
 
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! Ports, tokens and identities that are not as they should be.
 
+#![allow(clippy::disallowed_methods, reason = "real processes take real time")]
+
 mod harness;
 
 use std::net::TcpListener;

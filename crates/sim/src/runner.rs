@@ -2,6 +2,10 @@
 //!
 //! This is the one part of the crate that lives in real time: it measures it, and starts
 //! threads. Nothing of that reaches a simulation.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "seeds are run in parallel and their real cost is measured"
+)]
 
 use std::cell::RefCell;
 use std::panic::{self, AssertUnwindSafe};

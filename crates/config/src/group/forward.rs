@@ -171,7 +171,10 @@ impl<M: Machine> Forwarder<M> {
         let rest = deadline.saturating_since(self.runtime.now());
         match self.runtime.timeout(rest, self.wait_applied(index)).await {
             Some(_) => Ok(outcome),
-            None => Err(ProposeError::TimedOut { limit, leader: self.leader() }),
+            None => Err(ProposeError::TimedOut {
+                limit,
+                leader: self.leader(),
+            }),
         }
     }
 

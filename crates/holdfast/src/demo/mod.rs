@@ -203,8 +203,7 @@ impl<'a> Demo<'a> {
     }
 
     async fn kill(&mut self, traffic: &mut Traffic, victims: &[usize]) -> Result<(), Failure> {
-        let numbers = victims.iter().map(|index| self.fleet.number(*index));
-        self.summary.killed = numbers.collect();
+        self.summary.killed = victims.iter().map(|index| *index as u64 + 1).collect();
         self.say(&format!(
             "killing nodes {:?} under load; the first owns the volume",
             self.summary.killed

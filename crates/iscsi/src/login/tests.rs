@@ -432,7 +432,10 @@ fn discovery_asks_for_chap_only_those_who_offer_it_and_then_insists() {
     let wrong = [
         offer("CHAP,None"),
         request(SECURITY, &[("CHAP_A", "5")]),
-        request(SECURITY_TO_OPERATIONAL, &[("CHAP_N", "user"), ("CHAP_R", "0x00")]),
+        request(
+            SECURITY_TO_OPERATIONAL,
+            &[("CHAP_N", "user"), ("CHAP_R", "0x00")],
+        ),
     ];
     assert_eq!(refused(&policy, &wrong), [2, 1]);
 }

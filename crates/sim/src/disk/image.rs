@@ -380,7 +380,7 @@ mod tests {
                 page.iter().all(|byte| [1, 2].contains(byte)),
                 "the synced version is a floor"
             );
-            lost += u32::from(page.iter().any(|byte| *byte == 1));
+            lost += u32::from(page.contains(&1));
         }
         assert!(lost > 0, "no seed lost the unsynced version");
     }

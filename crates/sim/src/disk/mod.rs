@@ -95,8 +95,11 @@ pub struct HostDisks {
     error_ppm: Cell<u32>,
     full: Cell<bool>,
     armed: Cell<Option<Damage>>,
-    moment: RefCell<Option<(Moment, Box<dyn FnOnce()>)>>,
+    moment: RefCell<Option<Ambush>>,
 }
+
+/// What to do when a moment comes.
+type Ambush = (Moment, Box<dyn FnOnce()>);
 
 struct Area {
     name: String,

@@ -1,7 +1,7 @@
 //! What is checked besides the clients' results: while the cluster runs, and once it is quiet.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -34,7 +34,9 @@ pub(super) struct Audit {
     seen: RefCell<BTreeMap<NodeId, u64>>,
     /// Per volume, the first owner seen.
     first_owners: RefCell<BTreeMap<u64, Option<(NodeId, Incarnation)>>>,
-    calm_is_over: Cell<bool>,
+    calm: Cell<bool>,
+    /// Volumes whose last complete copy was damaged: honestly out of service.
+    lost: RefCell<BTreeSet<usize>>,
     turn: Cell<usize>,
 }
 
@@ -48,7 +50,8 @@ impl Audit {
             states: RefCell::default(),
             seen: RefCell::default(),
             first_owners: RefCell::default(),
-            calm_is_over: Cell::new(false),
+            calm: Cell::new(false),
+            lost: RefCell::default(),
             turn: Cell::new(0),
         })
     }
@@ -108,7 +111,7 @@ impl Audit {
 
     /// While only frames get lost now and then, no copy falls out and no owner changes.
     fn expect_calm(&self, state: &ClusterState) -> Result<(), Failure> {
-        if self.workload.nodes.shape.mood == Mood::Hostile || self.calm_is_over.get() {
+        if !self.calm.get() {
             return Ok(());
         }
         for (id, volume) in &state.volumes {
@@ -126,9 +129,18 @@ impl Audit {
         Ok(())
     }
 
-    /// The calm, if there was one, ends with the power cut.
-    pub(super) fn calm_is_over(&self) {
-        self.calm_is_over.set(true);
+    /// Once every copy is there, a calm run expects them to stay.
+    pub(super) async fn begin_calm(&self) -> Result<(), Failure> {
+        if self.workload.nodes.shape.mood == Mood::Calm {
+            self.expect_redundancy().await?;
+            self.calm.set(true);
+        }
+        Ok(())
+    }
+
+    /// A power cut is nothing calm.
+    pub(super) fn end_calm(&self) {
+        self.calm.set(false);
     }
 
     /// After healing: service, then full redundancy, then every written block is read back
@@ -148,6 +160,9 @@ impl Audit {
         let mut progress = Progress::new(SERVICE_BOUND);
         progress.healed(healed_ns);
         for volume in 0..workload.volumes.len() {
+            if self.lost.borrow().contains(&volume) {
+                continue;
+            }
             let first = workload.nodes.shape.volumes[volume].regions[0];
             let range = Range::whole(volume, first).part(0, 1);
             let number = workload.volumes[volume].0;
@@ -165,11 +180,39 @@ impl Audit {
                 }
                 simulation.runtime().sleep(Duration::from_millis(50)).await;
             }
-            progress.judge(number).map_err(|error| {
-                Failure::oracle("progress", format!("{error}; {}", self.explain()))
-            })?;
+            match progress.judge(number) {
+                Ok(_) => {}
+                Err(_) if self.is_lost(volume) => {
+                    self.lost.borrow_mut().insert(volume);
+                }
+                Err(error) => {
+                    let what = format!("{error}; {}", self.explain());
+                    return Err(Failure::oracle("progress", what));
+                }
+            }
         }
         Ok(())
+    }
+
+    /// Whether damage at rest hit the last complete copy of one of the volume's slices.
+    fn is_lost(&self, volume: usize) -> bool {
+        let victim = self.workload.nodes.shape.victim;
+        let state = self.newest_state();
+        let record = state
+            .as_ref()
+            .and_then(|state| state.volumes.get(&self.workload.volumes[volume]));
+        self.workload.damage_was_done()
+            && record.is_some_and(|record| {
+                record
+                    .slices
+                    .iter()
+                    .any(|slice| slice.in_sync().all(|id| Some(id) == victim))
+            })
+    }
+
+    /// How many volumes went out of service because of damage.
+    pub(super) fn lost_volumes(&self) -> u64 {
+        self.lost.borrow().len() as u64
     }
 
     async fn expect_redundancy(&self) -> Result<(), Failure> {
@@ -200,7 +243,11 @@ impl Audit {
             .nodes
             .iter()
             .all(|id| !healthy(*id) || nodes.is_registered(*id))
-            && state.volumes.values().all(|volume| {
+            && state.volumes.iter().all(|(id, volume)| {
+                let lost = self.lost.borrow();
+                if lost.iter().any(|lost| self.workload.volumes[*lost] == *id) {
+                    return true;
+                }
                 let complete = |slice: &SliceRecord| {
                     // If the damaged copy is the last one, the others cannot be made from it.
                     let left_alone = damaged && !slice.in_sync().any(healthy);
@@ -218,6 +265,9 @@ impl Audit {
         let workload = &self.workload;
         let nodes = &workload.nodes;
         for volume in 0..workload.volumes.len() {
+            if self.lost.borrow().contains(&volume) {
+                continue;
+            }
             for region in nodes.shape.volumes[volume].regions.clone() {
                 for _ in 0..2 {
                     self.read_region(Range::whole(volume, region)).await?;

@@ -49,10 +49,13 @@ impl Scenario for Cluster {
 
     fn run(&self, seed: u64, trace: TraceText) -> SeedResult {
         let lease = holdfast_replica::LEASE_GRACE;
+        let (network, disk) = shape::draw_world(&Random::new(seed).fork("world"));
         run_seed(
             Options {
                 trace,
                 lease,
+                network,
+                disk,
                 ..Options::new(seed)
             },
             play,
@@ -69,6 +72,7 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
     let runtime = simulation.runtime();
     let mut background = TaskGroup::default();
     background.add(runtime.spawn("audit", audit.clone().keep_sampling()));
+    audit.begin_calm().await?;
     let stop = Rc::new(Cell::new(false));
     for client in 1..=shape.clients {
         background.add(runtime.spawn("client", workload.clone().client(client, stop.clone())));
@@ -95,7 +99,7 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
     runtime.sleep(Duration::from_secs(2)).await;
     stop.set(true);
     audit.after_healing().await?;
-    audit.calm_is_over();
+    audit.end_calm();
     let all = simulation.hosts();
     simulation.cut_power(&all);
     runtime.sleep(Duration::from_millis(300)).await;
@@ -116,6 +120,7 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
             ("writes of unknown outcome", counts.unknown.get()),
             ("operations failed", counts.failed.get()),
             ("errors because of damage", counts.damaged.get()),
+            ("volumes lost to damage", audit.lost_volumes()),
             ("views with an owner", audit.views()),
             ("node starts refused", nodes.starts_refused.get()),
         ],
