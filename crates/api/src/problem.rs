@@ -176,7 +176,8 @@ fn size_hint(bytes: u64) -> String {
     const PAGE: u64 = 4096;
     const MIB: u64 = 1 << 20;
     if bytes > VOLUME_BYTES_MAX {
-        return format!("the largest volume has {VOLUME_BYTES_MAX} bytes (64 TiB)");
+        let tebibytes = VOLUME_BYTES_MAX >> 40;
+        return format!("the largest volume has {VOLUME_BYTES_MAX} bytes ({tebibytes} TiB)");
     }
     let fitting = bytes.next_multiple_of(PAGE).clamp(MIB, VOLUME_BYTES_MAX);
     format!("{fitting} bytes would do")
@@ -200,6 +201,6 @@ mod tests {
     #[test]
     fn sizes_out_of_range_are_answered_with_the_nearest_that_fits() {
         assert_eq!(size_hint((1 << 30) + 1), "1073745920 bytes would do");
-        assert!(size_hint(u64::MAX).contains("64 TiB"));
+        assert!(size_hint(u64::MAX).contains(&VOLUME_BYTES_MAX.to_string()));
     }
 }

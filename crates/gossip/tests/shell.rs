@@ -1,5 +1,10 @@
 //! The shell over a runtime with a paused clock and links in memory.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the test runs on a paused tokio clock"
+)]
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;

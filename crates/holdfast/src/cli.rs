@@ -31,7 +31,11 @@ Examples:
 
 /// A fault-tolerant IP SAN: volumes that survive any two failures, over iSCSI.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true, after_help = [TOP_EXAMPLES, "\n\n", EXIT_CODES].concat())]
+#[command(
+    version,
+    propagate_version = true,
+    after_help = [TOP_EXAMPLES, "\n\n", EXIT_CODES].concat()
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,

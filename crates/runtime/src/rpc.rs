@@ -97,6 +97,9 @@ pub enum LinkChange {
 type RequestHandler = Rc<dyn Fn(Incoming) -> LocalBoxFuture<'static, Option<Frame>>>;
 type NoticeHandler = Rc<dyn Fn(Incoming)>;
 
+/// Who was asked, and where the answer goes.
+type Pending = (NodeId, oneshot::Sender<Result<Frame, RpcError>>);
+
 #[derive(Default)]
 struct Seen {
     incarnation: Incarnation,
@@ -133,7 +136,7 @@ pub struct Rpc {
     links: Rc<dyn Links>,
     next_id: Cell<u64>,
     up: RefCell<BTreeMap<NodeId, Incarnation>>,
-    pending: RefCell<BTreeMap<u64, (NodeId, oneshot::Sender<Result<Frame, RpcError>>)>>,
+    pending: RefCell<BTreeMap<u64, Pending>>,
     seen: RefCell<BTreeMap<NodeId, Seen>>,
     request_handlers: RefCell<BTreeMap<Service, RequestHandler>>,
     notice_handlers: RefCell<BTreeMap<Service, NoticeHandler>>,

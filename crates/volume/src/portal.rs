@@ -44,7 +44,9 @@ pub enum Operation {
     CompareAndWrite(Bytes),
 }
 
-/// Why an operation did not end well.
+/// Why an operation did not end well. Where it says that nothing was done, that holds of each
+/// piece: of an operation that is longer than an owner takes at once, spans slices, or zeroes
+/// parts of blocks, other pieces may have been done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum IoError {
     /// No owner answered in time. A write may have taken effect, or not, but will not later

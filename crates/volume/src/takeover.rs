@@ -81,7 +81,8 @@ impl Owner {
                 Ok(()) => return,
                 Err(Setback::Over) => return self.close(),
                 Err(Setback::Again(why)) => {
-                    tracing::debug!(volume = %self.volume, view = %self.view, why, "takeover again");
+                    let (volume, view) = (self.volume, self.view);
+                    tracing::debug!(%volume, %view, why, "takeover again");
                     *self.waits_for.borrow_mut() = why.to_owned();
                     self.context.runtime.sleep(RETRY_PAUSE).await;
                 }

@@ -186,12 +186,14 @@ pub enum Refusal {
     NodeUnknown(NodeId),
     /// The node number belongs to another data directory.
     #[error(
-        "node {0} belongs to another data directory: identities cannot be reused. Join as a new node"
+        "node {0} belongs to another data directory: identities cannot be reused. \
+         Join as a new node"
     )]
     IdentityReused(NodeId),
     /// A newer start of the node is known: this one is a copy or a ghost.
     #[error(
-        "a newer start of node {0} is known: is its data directory in use twice, or restored from a copy?"
+        "a newer start of node {0} is known: is its data directory in use twice, \
+         or restored from a copy?"
     )]
     IncarnationStale(NodeId),
     /// No such volume.
@@ -202,7 +204,8 @@ pub enum Refusal {
     NameTaken(String),
     /// The name cannot be a part of an iSCSI name.
     #[error(
-        "{0:?} is no volume name: use 1 to 63 lower-case letters, digits, `-` and `.`, with a letter or digit at both ends"
+        "{0:?} is no volume name: use 1 to 63 lower-case letters, digits, `-` and `.`, \
+         with a letter or digit at both ends"
     )]
     NameInvalid(String),
     /// The size is out of range.
@@ -219,7 +222,8 @@ pub enum Refusal {
     SliceSizeInvalid(u64),
     /// Too few nodes are up to place the copies.
     #[error(
-        "{wanted} copies need {wanted} nodes that are up; {up} are. Start nodes or ask for fewer copies"
+        "{wanted} copies need {wanted} nodes that are up; {up} are. \
+         Start nodes or ask for fewer copies"
     )]
     TooFewNodes {
         /// Copies asked for.

@@ -1,3 +1,5 @@
+//! The state machine, change by change.
+
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::VolumeId;
 

@@ -165,10 +165,10 @@ impl<'a> Demo<'a> {
         let victims = self.victims(0).await?;
         if !victims.is_empty() {
             self.kill(&mut traffic, &victims).await?;
-            self.verify(&traffic, "with two nodes gone").await?;
+            self.verify(&traffic, "after the kill").await?;
             self.bring_back(&mut traffic, &victims).await?;
         }
-        self.verify(&traffic, "with all nodes back").await?;
+        self.verify(&traffic, "at the end").await?;
         self.summary.acknowledged_bytes = traffic.acknowledged_bytes();
         let clean = self
             .summary
@@ -216,7 +216,7 @@ impl<'a> Demo<'a> {
             Ok::<(), FleetError>(())
         };
         let (statistics, killed) = traffic
-            .during("two nodes killed", killing)
+            .during("nodes killed", killing)
             .await
             .map_err(Failure::of)?;
         killed.map_err(Failure::of)?;
@@ -247,7 +247,7 @@ impl<'a> Demo<'a> {
             wait_until_whole(fleet, asked).await
         };
         let (statistics, volume) = traffic
-            .during("the two come back", coming_back)
+            .during("they come back", coming_back)
             .await
             .map_err(Failure::of)?;
         let volume = volume?;

@@ -10,16 +10,16 @@
 //! * The node with the lower number **decides** which connection is the link. It numbers its
 //!   decisions; the other side follows the highest number. So both sides always end on the same
 //!   connection, whichever side dialled and however attempts cross.
-//! * The deciding node dials at once, the other one only after a pause of courtesy: it has to, because
-//!   its address may be new to the deciding node.
+//! * The deciding node dials at once, the other one only after a pause of courtesy: it has to,
+//!   because its address may be new to the deciding node.
 //!
 //! ```text
 //!   decider dials:   Hello ──►   ◄── Hello        Start{number} ──►  (link)
 //!   other dials:     Hello ──►   ◄── Hello{number}                   (link)
 //! ```
 //!
-//! What is known of a peer that is gone: when a connection ends, both sides probe the peer's host at
-//! once. A refusal proves that the process is gone, because a node listens as long as it lives:
+//! What is known of a peer that is gone: when a connection ends, both sides probe the peer's host
+//! at once. A refusal proves that the process is gone, because a node listens as long as it lives:
 //! `Down` says `Refused`. Anything else is `Lost`; if a later attempt is refused, a second `Down`
 //! for the same incarnation says `Refused`.
 

@@ -225,7 +225,8 @@ impl HostDisks {
         }
     }
 
-    /// Undoes slowness, errors, fullness, armed faults and [`HostDisks::at_next`]. Damage at rest stays.
+    /// Undoes slowness, errors, fullness, armed faults and [`HostDisks::at_next`]. Damage at rest
+    /// stays.
     pub fn heal(&self) {
         self.slow_factor.set(1);
         self.error_ppm.set(0);

@@ -1,3 +1,5 @@
+//! Disks under faults.
+
 use std::cell::RefCell;
 use std::rc::Rc;
 

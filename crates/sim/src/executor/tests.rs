@@ -1,3 +1,5 @@
+//! Order, time and death of tasks.
+
 use std::cell::RefCell;
 use std::rc::Rc;
 

@@ -284,22 +284,22 @@ impl Nemesis {
             island.insert(more);
         }
         let hosts = self.simulation.hosts();
-        // The island against all, or against one other node only.
-        let single = self
-            .random
-            .pick(&hosts)
+        // The island against all others, or against some of them only.
+        let partial = self.random.chance(400_000);
+        let others: BTreeSet<NodeId> = hosts
+            .iter()
             .copied()
-            .filter(|_| self.random.chance(250_000));
+            .filter(|_| !partial || self.random.chance(500_000))
+            .collect();
         let outbound = self.random.chance(500_000);
         let cut = |from: NodeId, to: NodeId| {
-            let leaves = island.contains(&from) && !island.contains(&to);
-            let enters = island.contains(&to) && !island.contains(&from);
-            let concerns = single.is_none_or(|single| single == from || single == to);
-            concerns
-                && match one_way {
-                    true => (leaves && outbound) || (enters && !outbound),
-                    false => leaves || enters,
-                }
+            let outside = |node: &NodeId| !island.contains(node) && others.contains(node);
+            let leaves = island.contains(&from) && outside(&to);
+            let enters = island.contains(&to) && outside(&from);
+            match one_way {
+                true => (leaves && outbound) || (enters && !outbound),
+                false => leaves || enters,
+            }
         };
         let class = if one_way {
             FaultClass::OneWayPartition
@@ -307,7 +307,7 @@ impl Nemesis {
             FaultClass::FullPartition
         };
         self.say(format!(
-            "{class} around {island:?}, other side {single:?}, outbound {outbound}"
+            "{class} around {island:?}, other side {others:?}, outbound {outbound}"
         ));
         self.each_pair(cut, |conditions| conditions.blocked = Some(class));
         self.last().await;
@@ -330,15 +330,15 @@ impl Nemesis {
             self.damage_while_down(*node);
         }
         self.last().await;
+        // Together, or far enough apart for the first to go ahead without the last.
+        let apart = [Duration::from_millis(300), Duration::from_secs(4)];
+        let apart = apart[self.random.below(2) as usize];
         let mut order = hosts;
         self.random.shuffle(&mut order);
         for node in order {
             self.simulation
                 .runtime()
-                .sleep(
-                    self.random
-                        .duration(Duration::ZERO, Duration::from_millis(800)),
-                )
+                .sleep(self.random.duration(Duration::ZERO, apart))
                 .await;
             self.revive(node);
             if !before.contains(&node) {

@@ -1,3 +1,5 @@
+//! Links under faults.
+
 use std::cell::RefCell;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Whole clusters, a few seeds of them.
+
 use super::*;
 use crate::runner::{Amount, Plan, run_seeds};
 
