@@ -84,9 +84,9 @@ struct TestArguments {
     /// Only what needs no release build.
     #[arg(long)]
     quick: bool,
-    /// Real time for the simulator's seeds, in minutes.
-    #[arg(long, default_value_t = 8)]
-    sim_minutes: u64,
+    /// Seeds of the simulator
+    #[arg(long, default_value_t = 400, value_name = "N")]
+    sim_seeds: u64,
 }
 
 #[derive(Args)]
@@ -131,7 +131,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Test(TestArguments { quick, sim_minutes }) => steps::test(quick, sim_minutes),
+        Command::Test(TestArguments { quick, sim_seeds }) => steps::test(quick, sim_seeds),
         Command::Check => steps::check(),
         Command::Tidy => steps::tidy(),
         Command::Docs => steps::documents(),

@@ -73,7 +73,7 @@ impl Steps {
 }
 
 /// Everything that CI runs.
-pub(crate) fn test(quick: bool, sim_minutes: u64) -> anyhow::Result<()> {
+pub(crate) fn test(quick: bool, sim_seeds: u64) -> anyhow::Result<()> {
     let mut steps = Steps::default();
     check_steps(&mut steps);
     steps.step("tests", tests);
@@ -86,8 +86,7 @@ pub(crate) fn test(quick: bool, sim_minutes: u64) -> anyhow::Result<()> {
     if !quick {
         steps.step("demo", || demo(&["--check".to_owned()]));
         steps.step("foreign initiators", peers::run);
-        steps.step("simulator", || simulator::run(Amount::Minutes(sim_minutes)));
-        steps.step("planted bugs", simulator::planted);
+        steps.step("simulator", || simulator::run(Amount::Seeds(sim_seeds)));
     }
     steps.end()
 }
