@@ -12,7 +12,7 @@
 //! | read returned      | returns what the register held at one moment between begin and end  |
 //! | read failed        | nothing                                                             |
 //!
-//! The verdict is exact (no false alarm, nothing missed) for each block; see [`register`] for
+//! The verdict is exact (no false alarm, nothing missed) for each block; see `register` for
 //! the method. Memory grows with open and unknown operations, not with the history.
 
 use std::collections::{BTreeMap, VecDeque};

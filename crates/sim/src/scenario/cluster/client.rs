@@ -323,7 +323,8 @@ impl Workload {
             IoError::Busy | IoError::Gone => Ended::NotServed,
             IoError::Damaged => {
                 self.counts.damaged.set(self.counts.damaged.get() + 1);
-                if !self.damage_was_done() {
+                let failed_reads = self.nodes.simulation.faults().get(FaultClass::DiskError);
+                if !self.damage_was_done() && failed_reads == 0 {
                     self.object(Failure::oracle(
                         "honesty",
                         "damage is claimed, none was done",
