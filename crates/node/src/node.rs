@@ -50,6 +50,9 @@ pub enum Failure {
     /// The store failed.
     #[error("the store failed: {0}")]
     Store(String),
+    /// The config log failed.
+    #[error("the config log failed: {0}")]
+    Group(String),
 }
 
 /// See the module's header.
@@ -137,18 +140,25 @@ impl Node {
                     owner.on_promise(view);
                 }
             });
-        let failing = Rc::downgrade(self);
-        self.context.holder.set_failure_handler(move |error| {
-            if let Some(node) = failing.upgrade() {
-                node.fail(Failure::Store(error.to_string()));
-            }
-        });
         let runtime = &self.context.runtime;
+        runtime.spawn("node-disks", self.clone().watch_disks());
         runtime.spawn("node-follow", self.clone().keep_following());
         runtime.spawn("node-register", self.clone().keep_registered());
         runtime.spawn("node-monitor", self.clone().keep_monitoring());
         runtime.spawn("node-voters", self.clone().keep_voters());
         runtime.spawn("node-links", self.clone().keep_noting_links());
+    }
+
+    /// A node that cannot write can keep no promise: it ends, so that its copies are taken out
+    /// of the in-sync sets, and whoever restarts it reads again what the disks really hold.
+    async fn watch_disks(self: Rc<Self>) {
+        let store = self.context.store.clone();
+        let failure = tokio::select! {
+            biased;
+            error = store.failed() => Failure::Store(error.to_string()),
+            cause = self.group.failed() => Failure::Group(cause),
+        };
+        self.fail(failure);
     }
 
     /// Makes a new cluster with this node as its first. The links must know the node as number 1.

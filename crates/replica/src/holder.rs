@@ -40,7 +40,6 @@ const RESERVE_BYTES_MAX: u64 = 128 << 20;
 
 type AckHandler = Rc<dyn Fn(NodeId, Incarnation, Ack)>;
 type PromiseHandler = Rc<dyn Fn(u64, View)>;
-type FailureHandler = Rc<dyn Fn(StoreError)>;
 
 /// A reply with its data; refusals travel as `Err` inside this crate.
 pub(crate) type Answer = Result<(ReplicaReply, Bytes), ReplicaRefusal>;
@@ -57,7 +56,6 @@ pub struct Holder {
     /// earlier one may still arrive, and must not undo what came after.
     pub(crate) newest_session: RefCell<BTreeMap<SliceKey, (View, u64)>>,
     setting_up: RefCell<BTreeMap<SliceKey, Arc<Mutex<()>>>>,
-    on_failure: RefCell<Option<FailureHandler>>,
     on_ack: RefCell<Option<AckHandler>>,
     on_promise: RefCell<Option<PromiseHandler>>,
 }
@@ -74,7 +72,6 @@ impl Holder {
             death: Notify::new(),
             newest_session: RefCell::default(),
             setting_up: RefCell::default(),
-            on_failure: RefCell::default(),
             on_ack: RefCell::default(),
             on_promise: RefCell::default(),
         });
@@ -101,11 +98,6 @@ impl Holder {
     /// earlier view on this node has to stop at once.
     pub fn set_promise_handler(&self, handler: impl Fn(u64, View) + 'static) {
         *self.on_promise.borrow_mut() = Some(Rc::new(handler));
-    }
-
-    /// Told when the store has failed: the node has to stop.
-    pub fn set_failure_handler(&self, handler: impl Fn(StoreError) + 'static) {
-        *self.on_failure.borrow_mut() = Some(Rc::new(handler));
     }
 
     /// The process `incarnation` of `node` is proven gone; its leases need not be waited for.
@@ -218,10 +210,6 @@ impl Holder {
                     tracing::error!(%slice, %error, "this copy cannot take the stream any more");
                 }
                 receiver.failed = true;
-                let handler = self.on_failure.borrow().clone();
-                if let (StoreError::Poisoned { .. }, Some(handler)) = (&error, handler) {
-                    handler(error);
-                }
             }
         }
         self.store.set_stable(slice, receiver.usable_stable());

@@ -103,6 +103,19 @@ impl Store {
         ))
     }
 
+    /// Returns the failed write or sync that stopped the store, once there is one: from then on
+    /// every change is answered `Poisoned`, until the store is opened again.
+    pub async fn failed(&self) -> StoreError {
+        let fallen = Rc::new(Notify::new());
+        self.inner.poison.listen(fallen.clone());
+        loop {
+            if let Err(error) = self.inner.poison.check() {
+                return error;
+            }
+            fallen.notified().await;
+        }
+    }
+
     /// Journals records. They take their place in the journal at the time of the call; the
     /// future resolves when they are durable. Calls in flight together share journal writes and
     /// become durable in call order. Dropping the future does not take the records back.

@@ -140,6 +140,9 @@ impl<M: Machine> Forwarder<M> {
                 number: waiting.number,
             };
             loop {
+                if self.has_stopped() {
+                    return Err(ProposeError::Stopped);
+                }
                 let settled_below = self.numbers.settled_below();
                 let proposal = Proposal {
                     key,
@@ -182,6 +185,9 @@ impl<M: Machine> Forwarder<M> {
     pub(super) async fn read_barrier(&self, limit: Duration) -> Result<(), BarrierError> {
         let reading = async {
             loop {
+                if self.has_stopped() {
+                    return Err(BarrierError::Stopped);
+                }
                 let leader = self.leader();
                 match self.read_index_once(leader).await {
                     Attempt::Done(index) => {
@@ -249,7 +255,7 @@ impl<M: Machine> Forwarder<M> {
         deadline: Instant,
     ) -> Attempt<(u64, Applied<M::Outcome>)> {
         let Some(leader) = leader else {
-            return self.no_leader();
+            return Attempt::Again;
         };
         if leader == self.rpc.local_node() {
             return self.propose_here(proposal, deadline).await;
@@ -266,7 +272,7 @@ impl<M: Machine> Forwarder<M> {
 
     async fn read_index_once(&self, leader: Option<NodeId>) -> Attempt<u64> {
         let Some(leader) = leader else {
-            return self.no_leader();
+            return Attempt::Again;
         };
         if leader == self.rpc.local_node() {
             return self.read_index_here().await;
@@ -306,12 +312,10 @@ impl<M: Machine> Forwarder<M> {
         self.timing.election_most * 2
     }
 
-    fn no_leader<T>(&self) -> Attempt<T> {
-        if self.raft.metrics().borrow().running_state.is_err() {
-            Attempt::Stopped
-        } else {
-            Attempt::Again
-        }
+    /// A core that has ended applies nothing more: whatever this node asked for, it would never
+    /// learn of.
+    fn has_stopped(&self) -> bool {
+        self.raft.metrics().borrow().running_state.is_err()
     }
 
     async fn propose_here(

@@ -39,7 +39,7 @@ use std::time::Duration;
 use holdfast_runtime::rpc::LinkChange;
 use holdfast_runtime::task::TaskGroup;
 use holdfast_runtime::{Directory, DownReason, NodeId, Rpc, Runtime};
-use openraft::error::{InitializeError, RaftError};
+use openraft::error::{Fatal, InitializeError, RaftError};
 use openraft::{Config, SnapshotPolicy};
 use tokio::sync::watch;
 
@@ -343,6 +343,23 @@ impl<M: Machine> Group<M> {
     /// allow. A link that a live host refuses tells the group by itself.
     pub fn hint_leader_gone(&self) {
         self.pulse.report_leader_gone();
+    }
+
+    /// Returns why, once the group cannot go on because its log cannot be written or read; never
+    /// after [`Self::shutdown`].
+    pub async fn failed(&self) -> String {
+        let mut metrics = self.raft.metrics();
+        loop {
+            match &metrics.borrow_and_update().running_state {
+                Ok(()) | Err(Fatal::Stopped) => {}
+                Err(fatal @ (Fatal::StorageError(_) | Fatal::Panicked)) => {
+                    return fatal.to_string();
+                }
+            }
+            if metrics.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// Stops taking part; what is durable stays. Returns when nothing is written any more.

@@ -312,7 +312,6 @@ impl Drop for FreeAtEnd {
         }
         context.holder.set_ack_handler(|_, _, _| {});
         context.holder.set_promise_handler(|_, _| {});
-        context.holder.set_failure_handler(|_| {});
     }
 }
 
