@@ -85,6 +85,9 @@ impl Node {
         };
         let (store, recovery) =
             Store::open(runtime.clone(), directory.clone(), store_options).await?;
+        if recovery.found_damage() {
+            tracing::warn!(?recovery, "the store was recovered with damage");
+        }
         let group =
             ConfigGroup::start(runtime.clone(), rpc.clone(), directory, options.group).await?;
         let holder = Holder::start(runtime.clone(), rpc.clone(), store.clone());

@@ -18,27 +18,7 @@ use crate::receive::Receiver;
 impl Holder {
     /// Promises the view, ends earlier streams, waits out earlier leases, then reports.
     pub(crate) async fn on_fence(&self, fence: &Fence) -> Answer {
-        let view = View(fence.view);
-        self.promise(fence.volume, view).await?;
-        // Nothing from an earlier owner is taken or acknowledged any more. What is on its way
-        // into the journal may still become durable: `reconcile` drops it.
-        self.receiving.borrow_mut().retain(|slice, receiver| {
-            slice.volume != fence.volume
-                || receiver.view >= view
-                || planted::is_active(Bug::SkipFence)
-        });
-        loop {
-            let death = self.death.notified();
-            let now = self.runtime.now();
-            let wait = self
-                .grants
-                .borrow()
-                .hold_back(now, fence.volume, view, fence.fresh);
-            if wait.is_zero() || planted::is_active(Bug::SkipLeaseWait) {
-                break;
-            }
-            self.runtime.timeout(wait, death).await;
-        }
+        self.keep_out_earlier_owners(fence).await?;
         // A later fence may have come meanwhile; then this one must not be answered.
         self.check_view(fence.volume, fence.view)?;
         let mut copies = Vec::with_capacity(fence.slices.len());
@@ -70,13 +50,41 @@ impl Holder {
         ))
     }
 
+    /// When this returns, no earlier owner can write or read here, nor serve what it has read.
+    async fn keep_out_earlier_owners(&self, fence: &Fence) -> Result<(), ReplicaRefusal> {
+        let view = View(fence.view);
+        self.promise(fence.volume, view).await?;
+        if planted::is_active(Bug::SkipFence) {
+            return Ok(());
+        }
+        // Nothing from an earlier owner is taken or acknowledged any more. What is on its way
+        // into the journal may still become durable: `reconcile` drops it.
+        self.receiving
+            .borrow_mut()
+            .retain(|slice, receiver| slice.volume != fence.volume || receiver.view >= view);
+        loop {
+            let death = self.death.notified();
+            let now = self.runtime.now();
+            let wait = self
+                .grants
+                .borrow()
+                .hold_back(now, fence.volume, view, fence.fresh);
+            if wait.is_zero() || planted::is_active(Bug::SkipLeaseWait) {
+                return Ok(());
+            }
+            self.runtime.timeout(wait, death).await;
+        }
+    }
+
     fn report(&self, slice: SliceKey) -> CopyReport {
         let tail = self.store.tail(slice);
-        let complete = planted::is_active(Bug::TrustIncompleteCopy)
-            || self.store.copy_state(slice) == CopyState::InSync
-                && !self.store.suspect_slices().contains(&slice)
-                && (planted::is_active(Bug::DamagedIsAbsent)
-                    || !tail.iter().any(|entry| entry.damaged));
+        let sound = self.store.copy_state(slice) == CopyState::InSync
+            && !self.store.suspect_slices().contains(&slice)
+            && !tail.iter().any(|entry| entry.damaged);
+        if !sound {
+            tracing::warn!(%slice, "this copy may lack records: it cannot be taken over from alone");
+        }
+        let complete = sound || planted::is_active(Bug::TrustIncompleteCopy);
         let header = |entry: &holdfast_store::TailEntry| RecordHeader {
             view: entry.view.0,
             seq: entry.seq.0,

@@ -9,7 +9,8 @@
 pub enum Bug {
     /// A copy acknowledges a record before it is journaled.
     AcknowledgeBeforeJournal,
-    /// A copy takes records of an owner although it has promised a later view.
+    /// A copy answers a fence without having fenced: it goes on taking an earlier owner's
+    /// records, and waits for no lease.
     SkipFence,
     /// A copy answers a fence without waiting for the leases it granted.
     SkipLeaseWait,
@@ -19,7 +20,8 @@ pub enum Bug {
     ReadUnstable,
     /// An owner answers a write when the first copy has it.
     AcknowledgeFirstCopy,
-    /// A takeover uses copies that are not complete.
+    /// A takeover uses copies that missed writes: those out of the in-sync set, and those that
+    /// may have lost records to damage.
     TrustIncompleteCopy,
     /// A takeover keeps only what its copies know to be stable: acknowledged records whose
     /// stability was not announced yet are dropped.

@@ -173,3 +173,13 @@ pub struct RecoveryReport {
     /// Extents of the home whose owner is unreadable; they are never reused.
     pub unattributed_extents: u64,
 }
+
+impl RecoveryReport {
+    /// Whether something that was durable cannot be read any more.
+    pub fn found_damage(&self) -> bool {
+        self.holes > 0
+            || self.damaged_records > 0
+            || self.unknown_blocks > 0
+            || self.unattributed_extents > 0
+    }
+}

@@ -300,6 +300,9 @@ fn replay(
                     Some(_) | None => {}
                 }
             }
+            if planted::is_active(Bug::DamagedIsAbsent) && !item.lost.is_empty() {
+                continue;
+            }
             report.damaged_records += u64::from(!item.lost.is_empty());
             report.records += u64::from(item.kind != Kind::Stable);
             if item.kind.has_data() || item.kind == Kind::CopyZero {

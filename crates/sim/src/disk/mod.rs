@@ -114,6 +114,8 @@ const RECENT_PAGES: usize = 1_024;
 /// The newest writes are spared: a log cannot tell damage to its very last entry from a write
 /// that never completed, unless it has gone on, or said since that the entry was complete.
 const SPARED_NS: u64 = 10_000_000;
+/// Damage prefers pages written this long before the newest: a log still needs them.
+const LATELY_NS: u64 = 700_000_000;
 
 impl HostDisks {
     pub(crate) fn new(
@@ -262,10 +264,10 @@ impl HostDisks {
             .collect();
         let mut candidates: Vec<u64> = recent
             .iter()
-            .filter(|(at, _)| old_enough(*at))
+            .filter(|(at, _)| old_enough(*at) && at + LATELY_NS >= newest_ns)
             .map(|(_, page)| *page)
             .collect();
-        if candidates.is_empty() || self.random.chance(400_000) {
+        if candidates.is_empty() || self.random.chance(300_000) {
             candidates = area.image.borrow().written_pages();
         }
         candidates.retain(|page| !spared.contains(page));

@@ -25,6 +25,12 @@ use crate::trace::{Step, Timestamp};
 /// Starts the process of a node that has power and no process.
 pub type Starter = Rc<dyn Fn(NodeId)>;
 
+/// Names the nodes that matter most at this moment, such as owners.
+pub type Favourites = Rc<dyn Fn() -> Vec<NodeId>>;
+
+/// Long enough for a majority to give up nodes that were never heard of, and go on.
+const MAJORITY_ALONE: Duration = Duration::from_secs(8);
+
 /// What the adversary may do.
 #[derive(Clone, Debug)]
 pub struct NemesisOptions {
@@ -46,7 +52,7 @@ pub struct NemesisOptions {
 }
 
 impl NemesisOptions {
-    /// Every class except damage at rest and full disks, which need a scenario's consent.
+    /// Every class except damage at rest, which needs a scenario's consent.
     pub fn everyday(disturbed_max: usize) -> Self {
         let weights = [
             (FaultClass::Delay, 2),
@@ -62,6 +68,7 @@ impl NemesisOptions {
             (FaultClass::TornWrite, 4),
             (FaultClass::LostUnsyncedWrite, 3),
             (FaultClass::DiskError, 1),
+            (FaultClass::FullDisk, 1),
             (FaultClass::SlowDisk, 2),
             (FaultClass::ShortPause, 2),
             (FaultClass::PausePastLease, 2),
@@ -158,19 +165,26 @@ pub struct Nemesis {
     simulation: Simulation,
     options: NemesisOptions,
     starter: Starter,
+    favourites: Favourites,
     random: Random,
     disturbed: RefCell<BTreeSet<NodeId>>,
 }
 
 impl Nemesis {
-    /// An adversary of all hosts of the simulation.
-    pub fn new(simulation: Simulation, options: NemesisOptions, starter: Starter) -> Rc<Self> {
+    /// An adversary of all hosts of the simulation, who hurts favourites more often than others.
+    pub fn new(
+        simulation: Simulation,
+        options: NemesisOptions,
+        starter: Starter,
+        favourites: Favourites,
+    ) -> Rc<Self> {
         let random = simulation.random("nemesis");
         let disturbed = RefCell::default();
         Rc::new(Self {
             simulation,
             options,
             starter,
+            favourites,
             random,
             disturbed,
         })
@@ -325,19 +339,30 @@ impl Nemesis {
             &mut *self.disturbed.borrow_mut(),
             hosts.iter().copied().collect(),
         );
+        let victim = hosts
+            .iter()
+            .copied()
+            .find(|node| self.simulation.disks(*node).may_be_damaged());
         self.simulation.cut_power(&hosts);
-        for node in &hosts {
-            self.damage_while_down(*node);
-        }
         self.last().await;
         // Together, or far enough apart for the first to go ahead without the last.
         let apart = [Duration::from_millis(300), Duration::from_secs(4)];
         let apart = apart[self.random.below(2) as usize];
         let mut order = hosts;
         self.random.shuffle(&mut order);
-        for node in order {
-            self.simulation
-                .runtime()
+        // Damage matters most to whoever comes back before the undamaged copies do.
+        let alone = victim.filter(|_| self.random.chance(500_000));
+        if let Some(victim) = alone {
+            order.retain(|node| *node != victim);
+            order.insert(0, victim);
+        }
+        let majority = order.len() / 2 + 1;
+        for (already, node) in order.into_iter().enumerate() {
+            let runtime = self.simulation.runtime();
+            if alone.is_some() && already == majority {
+                runtime.sleep(MAJORITY_ALONE).await;
+            }
+            runtime
                 .sleep(self.random.duration(Duration::ZERO, apart))
                 .await;
             self.revive(node);
@@ -353,7 +378,6 @@ impl Nemesis {
         match fault {
             NodeFault::Crash => {
                 simulation.kill(node);
-                self.damage_while_down(node);
                 self.last().await;
             }
             NodeFault::CrashAtPoll => {
@@ -369,7 +393,6 @@ impl Nemesis {
             }
             NodeFault::PowerCut => {
                 simulation.cut_power(&[node]);
-                self.damage_while_down(node);
                 self.last().await;
             }
             NodeFault::CrashAt(moment) => {
@@ -430,8 +453,15 @@ impl Nemesis {
     /// What was damaged before a start is met by the recovery.
     fn damage_while_down(&self, node: NodeId) {
         let wanted = self.options.weights.contains_key(&FaultClass::Corruption);
-        if wanted && self.random.chance(500_000) {
-            self.simulation.disks(node).damage(Damage::FlipBits);
+        let disks = self.simulation.disks(node);
+        if wanted && self.random.chance(750_000) && disks.may_be_damaged() {
+            let pages = self.random.between(1, 6);
+            self.say(format!(
+                "FlipBits on node {node} while it is down, {pages} times"
+            ));
+            for _ in 0..pages {
+                disks.damage(Damage::FlipBits);
+            }
         }
     }
 
@@ -453,6 +483,12 @@ impl Nemesis {
         }
         let mut calm = self.simulation.hosts();
         calm.retain(|node| !disturbed.contains(node));
+        if self.random.chance(350_000) {
+            let favourites = (self.favourites)();
+            if calm.iter().any(|node| favourites.contains(node)) {
+                calm.retain(|node| favourites.contains(node));
+            }
+        }
         let node = self.random.pick(&calm).copied()?;
         disturbed.insert(node);
         Some(node)
@@ -462,6 +498,7 @@ impl Nemesis {
         self.simulation.restore_power(node);
         self.simulation.resume(node);
         if self.simulation.incarnation(node).is_none() {
+            self.damage_while_down(node);
             (self.starter)(node);
         }
     }

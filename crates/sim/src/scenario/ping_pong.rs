@@ -74,7 +74,7 @@ async fn play(simulation: Simulation, with_faults: bool) -> Result<Checked, Fail
     }
     if with_faults {
         let options = NemesisOptions::everyday(nodes.len());
-        Nemesis::new(simulation.clone(), options, starter)
+        Nemesis::new(simulation.clone(), options, starter, Rc::new(Vec::new))
             .run(DISTURBED_FOR)
             .await;
     }

@@ -120,9 +120,14 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
     options.pause = (Duration::from_millis(5), Duration::from_millis(800));
     options.length = (Duration::from_millis(5), Duration::from_millis(500));
     options.restart_after = Duration::from_millis(50);
-    Nemesis::new(simulation.clone(), options, starter.clone())
-        .run(DISTURBED_FOR)
-        .await;
+    Nemesis::new(
+        simulation.clone(),
+        options,
+        starter.clone(),
+        Rc::new(Vec::new),
+    )
+    .run(DISTURBED_FOR)
+    .await;
     simulation.cut_power(&[NODE]);
     simulation.restore_power(NODE);
     let before = scene.starts.get();

@@ -39,8 +39,8 @@ use shape::{Mood, Shape};
 #[derive(Clone, Copy, Debug)]
 pub struct Cluster;
 
-/// How many sectors' worth of damage one run does to its victim.
-const DAMAGE_BUDGET: u32 = 6;
+/// How many pages' worth of damage one run does to its victim.
+const DAMAGE_BUDGET: u32 = 30;
 
 impl Scenario for Cluster {
     fn name(&self) -> &'static str {
@@ -89,7 +89,16 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
         let nodes = nodes.clone();
         Rc::new(move |node| nodes.start(node))
     };
-    let nemesis = Nemesis::new(simulation.clone(), shape.nemesis.clone(), starter);
+    let favourites = {
+        let (nodes, victim) = (nodes.clone(), shape.victim);
+        Rc::new(move || nodes.owners().into_iter().chain(victim).collect())
+    };
+    let nemesis = Nemesis::new(
+        simulation.clone(),
+        shape.nemesis.clone(),
+        starter,
+        favourites,
+    );
     if shape.mood == Mood::Hostile {
         background.add(runtime.spawn("operator", operate(nodes.clone(), stop.clone())));
     }

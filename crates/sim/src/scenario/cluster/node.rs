@@ -143,6 +143,16 @@ impl Nodes {
         nodes
     }
 
+    /// Nodes that serve as owner of some volume.
+    pub(super) fn owners(&self) -> Vec<NodeId> {
+        let mut nodes = self.shape.nodes.clone();
+        nodes.retain(|id| {
+            self.get(*id)
+                .is_some_and(|(_, node)| node.report().owners.iter().any(|owner| owner.open))
+        });
+        nodes
+    }
+
     /// Runs an operation through the portal of a node, as an initiator does.
     pub(super) async fn run(
         &self,

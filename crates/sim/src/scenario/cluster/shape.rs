@@ -130,8 +130,8 @@ fn draw_nemesis(random: &Random, mood: Mood, nodes: usize, damage: bool) -> Neme
     nemesis.pause.1 /= tempo;
     nemesis.length.1 /= tempo;
     if damage {
-        nemesis.weights.insert(FaultClass::Corruption, 5);
-        nemesis.weights.insert(FaultClass::UnreadablePage, 2);
+        nemesis.weights.insert(FaultClass::Corruption, 2);
+        nemesis.weights.insert(FaultClass::UnreadablePage, 1);
     }
     match mood {
         Mood::Hostile => {
