@@ -243,7 +243,7 @@ impl Holder {
     }
 
     /// Bytes free for blocks never written before, beyond what is kept for writes under way.
-    pub(crate) fn spare_bytes(&self) -> u64 {
+    pub fn spare_bytes(&self) -> u64 {
         let usage = self.store.usage();
         let reserve = RESERVE_BYTES_MAX.min(usage.home_bytes / 16);
         usage
@@ -439,6 +439,7 @@ impl Holder {
         (
             ReplicaReply {
                 granted,
+                free_bytes: Some(self.spare_bytes()),
                 ..ReplicaReply::default()
             },
             Bytes::new(),

@@ -11,6 +11,7 @@ use tokio::sync::{Mutex, Notify};
 
 use crate::destage;
 use crate::error::StoreError;
+use crate::extent::EXTENT_BLOCKS;
 use crate::facts::Facts;
 use crate::home::{Home, data_bytes};
 use crate::index::SliceIndex;
@@ -177,6 +178,13 @@ impl Store {
         blocks: u32,
     ) -> Result<Bytes, StoreError> {
         self.inner.read(slice, first_block, blocks).await
+    }
+
+    /// Whether writing these blocks takes no space: each lies in an extent that is allocated.
+    pub fn has_space_for(&self, slice: SliceKey, first_block: u32, blocks: u32) -> bool {
+        let last_block = first_block.saturating_add(blocks.saturating_sub(1));
+        (first_block / EXTENT_BLOCKS..=last_block / EXTENT_BLOCKS)
+            .all(|extent| self.inner.home.has_extent(slice, extent))
     }
 
     /// Durable records above the stable point, in order.

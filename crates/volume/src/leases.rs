@@ -1,4 +1,5 @@
-//! The owner's leases on the copies: asked for regularly, given back at a handover.
+//! The owner's leases on the copies: asked for regularly, given back at a handover. The answers
+//! also say how much space the copies have.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -21,7 +22,9 @@ const _: () = assert!(RENEW_EVERY.as_millis() * 3 <= LEASE.as_millis());
 impl Owner {
     /// Renews the leases until the owner closes.
     pub(crate) async fn keep_leases(self: Rc<Self>) {
+        let local = self.context.node();
         while self.phase.get() == Phase::Open {
+            self.note_space(local, self.context.holder.spare_bytes());
             for node in self.lease_givers() {
                 let owner = self.clone();
                 self.spawn("owner-lease", async move { owner.renew_lease(node).await });
@@ -48,6 +51,16 @@ impl Owner {
             |granted: &VolumeView| granted.volume == self.volume.0 && granted.view == self.view.0;
         if reply.granted.iter().any(granted) {
             self.note_lease(node, sent);
+        }
+        if let Some(free_bytes) = reply.free_bytes {
+            self.note_space(node, free_bytes);
+        }
+    }
+
+    /// While copies are full, no acknowledgement tells that they have space again.
+    fn note_space(&self, node: NodeId, free_bytes: u64) {
+        for slice in &mut *self.slices.borrow_mut() {
+            slice.stream.set_free_bytes(node, free_bytes);
         }
     }
 

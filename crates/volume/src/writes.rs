@@ -202,7 +202,14 @@ impl Owner {
         let now = self.context.runtime.now();
         let view = self.view;
         let submitted = self.with_slice(index, |slice| {
-            if slice.is_short() && matches!(body, Body::Write { .. }) {
+            // What is there already can be written again: the copies are alike, and what they
+            // keep in reserve covers the little in which they differ.
+            let (first_block, blocks) = body.range();
+            let store = &self.context.store;
+            if slice.is_short()
+                && matches!(body, Body::Write { .. })
+                && !store.has_space_for(slice.key, first_block, blocks)
+            {
                 return Err(IoStatus::Full);
             }
             let bytes = match &body {

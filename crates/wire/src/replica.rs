@@ -472,4 +472,7 @@ pub struct ReplicaReply {
     /// Answer to `Lease`: granted.
     #[prost(message, repeated, tag = "8")]
     pub granted: Vec<VolumeView>,
+    /// Answer to `Lease`: bytes free for blocks never written before.
+    #[prost(uint64, optional, tag = "9")]
+    pub free_bytes: Option<u64>,
 }

@@ -85,7 +85,7 @@ struct TestArguments {
     #[arg(long)]
     quick: bool,
     /// Seeds of the simulator
-    #[arg(long, default_value_t = 400, value_name = "N")]
+    #[arg(long, default_value_t = 1000, value_name = "N")]
     sim_seeds: u64,
 }
 

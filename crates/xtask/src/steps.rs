@@ -87,6 +87,7 @@ pub(crate) fn test(quick: bool, sim_seeds: u64) -> anyhow::Result<()> {
         steps.step("demo", || demo(&["--check".to_owned()]));
         steps.step("foreign initiators", peers::run);
         steps.step("simulator", || simulator::run(Amount::Seeds(sim_seeds)));
+        steps.step("planted bugs", simulator::planted);
     }
     steps.end()
 }

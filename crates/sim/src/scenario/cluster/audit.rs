@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures::future::try_join_all;
 use holdfast_config::state::{ClusterState, CopyStatus, SliceRecord};
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::SliceKey;
@@ -153,45 +154,56 @@ impl Audit {
         self.workload.verdict()
     }
 
+    /// Volumes are asked side by side: one that is lost shall not use up the others' time.
     async fn expect_service(&self) -> Result<(), Failure> {
+        let progress = RefCell::new(Progress::new(SERVICE_BOUND));
+        progress
+            .borrow_mut()
+            .healed(self.workload.nodes.simulation.now_ns());
+        let volumes = 0..self.workload.volumes.len();
+        let expecting = volumes.map(|volume| self.expect_volume(volume, &progress));
+        try_join_all(expecting).await.map(drop)
+    }
+
+    async fn expect_volume(
+        &self,
+        volume: usize,
+        progress: &RefCell<Progress>,
+    ) -> Result<(), Failure> {
         let workload = &self.workload;
         let simulation = &workload.nodes.simulation;
-        let healed_ns = simulation.now_ns();
-        let mut progress = Progress::new(SERVICE_BOUND);
-        progress.healed(healed_ns);
-        for volume in 0..workload.volumes.len() {
-            if self.lost.borrow().contains(&volume) {
-                continue;
+        if self.lost.borrow().contains(&volume) {
+            return Ok(());
+        }
+        let first = workload.nodes.shape.volumes[volume].regions[0];
+        let range = Range::whole(volume, first).part(0, 1);
+        let number = workload.volumes[volume].0;
+        let deadline = simulation.runtime().now() + SERVICE_BOUND;
+        while simulation.runtime().now() < deadline {
+            workload.verdict()?;
+            let node = self.any_node();
+            let limit = Duration::from_secs(5);
+            let written = workload.write(AUDITOR, node, range, limit, false).await;
+            let read = workload.read(AUDITOR, node, range, limit).await;
+            let honest = [Ended::Served, Ended::Damaged];
+            if honest.contains(&written) && honest.contains(&read) {
+                progress.borrow_mut().succeeded(simulation.now_ns(), number);
+                break;
             }
-            let first = workload.nodes.shape.volumes[volume].regions[0];
-            let range = Range::whole(volume, first).part(0, 1);
-            let number = workload.volumes[volume].0;
-            let deadline = simulation.runtime().now() + SERVICE_BOUND;
-            while simulation.runtime().now() < deadline {
-                workload.verdict()?;
-                let node = self.any_node();
-                let limit = Duration::from_secs(5);
-                let written = workload.write(AUDITOR, node, range, limit, false).await;
-                let read = workload.read(AUDITOR, node, range, limit).await;
-                let honest = [Ended::Served, Ended::Damaged];
-                if honest.contains(&written) && honest.contains(&read) {
-                    progress.succeeded(simulation.now_ns(), number);
-                    break;
-                }
-                simulation.runtime().sleep(Duration::from_millis(50)).await;
+            simulation.runtime().sleep(Duration::from_millis(50)).await;
+        }
+        let judged = progress.borrow().judge(number);
+        match judged {
+            Ok(_) => Ok(()),
+            Err(_) if self.is_lost(volume) => {
+                self.lost.borrow_mut().insert(volume);
+                Ok(())
             }
-            match progress.judge(number) {
-                Ok(_) => {}
-                Err(_) if self.is_lost(volume) => {
-                    self.lost.borrow_mut().insert(volume);
-                }
-                Err(error) => {
-                    let what = format!("{error}; {}", self.explain());
-                    return Err(Failure::oracle("progress", what));
-                }
+            Err(error) => {
+                let what = format!("{error}; {}", self.explain());
+                Err(Failure::oracle("progress", what))
             }
         }
-        Ok(())
     }
 
     /// Whether damage at rest hit the last complete copy of one of the volume's slices.
