@@ -85,7 +85,9 @@ pub(crate) fn test(quick: bool, sim_seeds: u64) -> anyhow::Result<()> {
     steps.step("documentation", documents);
     if !quick {
         steps.step("demo", || demo(&["--check".to_owned()]));
-        steps.step("foreign initiators", peers::run);
+        steps.step("foreign initiators", || {
+            peers::run(&process::release_binary()?)
+        });
         steps.step("simulator", || simulator::run(Amount::Seeds(sim_seeds)));
     }
     steps.end()
