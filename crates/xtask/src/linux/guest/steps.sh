@@ -116,6 +116,19 @@ start_multipath() {
     multipathd && wait_for 20 multipathd show status
 }
 
+# give_up_after SECONDS: how long multipathd lets a lost session try to come back.
+give_up_after() {
+    sed -i "s/fast_io_fail_tmo .*/fast_io_fail_tmo $1/" /etc/multipath.conf
+    multipathd reconfigure
+}
+
+# gives_up_after SECONDS: every session has been told so.
+gives_up_after() {
+    for session in /sys/class/iscsi_session/session*; do
+        [ "$(cat "$session/recovery_tmo")" = "$1" ] || return 1
+    done
+}
+
 # multipath_disk TARGET PATHS: waits for all paths and prints the device.
 multipath_disk() {
     wait_for 30 has_active_paths "$1" "$2" || {
@@ -129,7 +142,9 @@ multipath_disk() {
 
 # make_filesystem ext4|xfs DEVICE DIRECTORY
 make_filesystem() {
-    mkdir -p "$3"
+    # Checksums of files on another filesystem.
+    rm -rf /run/load
+    mkdir -p /run/load "$3"
     case $1 in
     ext4) mkfs.ext4 -q -F "$2" ;;
     xfs) mkfs.xfs -q -f "$2" ;;
@@ -148,8 +163,7 @@ check_filesystem() {
 # load_start DIRECTORY FILES: writes files of 1 MiB, round and round, each synchronously to the
 # disk; the checksum is taken from what was to be written and kept in the guest's memory.
 load_start() {
-    rm -rf /run/load
-    mkdir -p /run/load
+    rm -f /run/load/stop /run/load/ended /run/load/progress
     load "$1" "$2" </dev/null >/run/load/log 2>&1 &
 }
 
