@@ -15,7 +15,8 @@ use anyhow::{Context as _, bail, ensure};
 use super::packages::Image;
 use crate::process::{find, stop_tree};
 
-const EMULATOR: &str = "qemu-system-x86_64";
+/// From the package qemu-system-x86.
+pub(crate) const EMULATOR: &str = "qemu-system-x86_64";
 /// Usually 15 s on an idle core.
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
 /// About one boot in a hundred stops without a word in the emulator.

@@ -240,6 +240,8 @@ impl Scenario {
 
     fn end(&mut self) -> anyhow::Result<String> {
         self.no_complaints(COMPLAINTS)?;
+        let judge = format!("complain && ! kernel_complaints '{COMPLAINTS}'");
+        self.machine.run(&judge, ANSWER_LIMIT)?;
         let left = self.machine.run("sessions", ANSWER_LIMIT)?;
         ensure!(left.is_empty(), "sessions are left:\n{left}");
         Ok("no session, no complaint of the kernel".to_owned())
@@ -412,6 +414,9 @@ impl Scenario {
     fn verify_and_check(&mut self) -> anyhow::Result<String> {
         let mounted = self.mounted.take().context("a mounted filesystem")?;
         let right = self.machine.run("verify", WORK_LIMIT)?;
+        // The judge has to be able to object.
+        let damage = format!("damage {}/0 && ! verify", mounted.directory);
+        self.machine.run(&damage, WORK_LIMIT)?;
         let unmount = format!("umount {}", mounted.directory);
         self.machine.run(&unmount, WORK_LIMIT)?;
         let check = format!("check_filesystem {} {}", mounted.kind, mounted.device);

@@ -229,6 +229,16 @@ verify() {
     grep -c ": OK" /run/load/verified
 }
 
+# damage FILE: other bytes than those whose checksum is kept.
+damage() {
+    echo "damaged on purpose" | dd of="$1" conv=notrunc,fsync 2>/dev/null
+}
+
+# complain: as a filesystem would that met an error.
+complain() {
+    echo "EXT4-fs error (device dm-99): on purpose" >/dev/kmsg
+}
+
 # kernel_complaints PATTERN: what the kernel said since the last time, if it matches.
 kernel_complaints() {
     dmesg >/run/dmesg.new
