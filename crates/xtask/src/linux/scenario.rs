@@ -148,7 +148,7 @@ impl Scenario {
         self.login(&volume, &[living])?;
         let command = format!("single_disk {}", volume.iqn);
         let device = self.machine.run(&command, WORK_LIMIT)?.trim().to_owned();
-        self.begin_load("ext4", device, "/mnt/single")?;
+        self.begin_load("ext4", device, "/single")?;
         let killed = self.kill_under_load(&owner)?;
         let note = self.end_load()?;
         self.demo.start_again(&killed)?;
@@ -263,7 +263,9 @@ impl Scenario {
         let followed = self.follows_owner(volume)?;
         let gives_up = format!("wait_for 10 gives_up_after {recovery_s}");
         self.machine.run(&gives_up, ANSWER_LIMIT)?;
-        self.begin_load(kind, device, "/mnt/paths")?;
+        let discard = format!("discard_reads_zero {device}");
+        self.machine.run(&discard, WORK_LIMIT)?;
+        self.begin_load(kind, device, "/paths")?;
         Ok(format!(
             "{followed}; a lost path is given up after {recovery_s} s"
         ))

@@ -140,6 +140,17 @@ multipath_disk() {
     echo "/dev/mapper/$(map_of "$1")"
 }
 
+# discard_reads_zero DEVICE: 4 MiB of other bytes, then zeros, read from the disk both times.
+discard_reads_zero() {
+    dd if=/dev/urandom of="$1" bs=1M count=4 oflag=direct 2>/dev/null || return 1
+    if dd if="$1" iflag=direct bs=1M count=4 2>/dev/null | cmp -s -n 4194304 - /dev/zero; then
+        fail "nothing was written"
+        return 1
+    fi
+    blkdiscard -l 4194304 "$1" || return 1
+    dd if="$1" iflag=direct bs=1M count=4 2>/dev/null | cmp -n 4194304 - /dev/zero
+}
+
 # make_filesystem ext4|xfs DEVICE DIRECTORY
 make_filesystem() {
     # Checksums of files on another filesystem.
