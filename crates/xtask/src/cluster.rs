@@ -2,12 +2,13 @@
 //!
 //! Promise: when a [`ServedDemo`] is dropped, its processes have ended and its files are gone.
 
+use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use serde::Deserialize;
@@ -15,7 +16,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use wait_timeout::ChildExt as _;
 
-use crate::process::{output_of, stop_tree};
+use crate::process::{Ended, capture, stop_tree};
 use crate::processes::{self, Signal};
 
 /// Five nodes on two busy cores, each making its journal.
@@ -23,6 +24,11 @@ const READY_LIMIT: Duration = Duration::from_secs(60);
 /// Handing volumes over and emptying the journals.
 const END_LIMIT: Duration = Duration::from_secs(20);
 const QUESTION_LIMIT: Duration = Duration::from_secs(20);
+/// A node starts again, and its copies get what they missed.
+const WHOLE_LIMIT: Duration = Duration::from_secs(60);
+const POLL_PERIOD: Duration = Duration::from_millis(200);
+/// The exit code of a question to a node that does not answer.
+const UNREACHABLE: i32 = 3;
 
 /// What the demo says when it is ready.
 #[derive(Clone, Debug, Deserialize)]
@@ -44,10 +50,38 @@ pub(crate) struct NodeProcess {
     api_port: u16,
 }
 
+/// A volume as its maker sees it.
+#[derive(Clone, Debug)]
+pub(crate) struct NewVolume {
+    pub(crate) name: String,
+    pub(crate) iqn: String,
+    /// `host:port` of each node's portal.
+    pub(crate) portals: Vec<String>,
+    pub(crate) credentials: Credentials,
+}
+
+/// Names and secrets of CHAP; those of the target only if it has to prove itself.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Credentials {
+    pub(crate) username: String,
+    pub(crate) secret: String,
+    pub(crate) target_username: Option<String>,
+    pub(crate) target_secret: Option<String>,
+}
+
+/// How to start a killed node again.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Killed {
+    words: Vec<String>,
+}
+
 /// See the module's header.
 pub(crate) struct ServedDemo {
     binary: PathBuf,
     child: Child,
+    /// Nodes that were killed and started again.
+    started_again: Vec<Child>,
     pub(crate) ready: Ready,
     _directory: TempDir,
 }
@@ -79,6 +113,7 @@ impl ServedDemo {
                 let demo = Self {
                     binary,
                     child,
+                    started_again: Vec::new(),
                     ready,
                     _directory: directory,
                 };
@@ -105,45 +140,137 @@ impl ServedDemo {
     /// The processes of the nodes that live.
     pub(crate) fn nodes(&self) -> Vec<NodeProcess> {
         let family = processes::descendants(self.child.id()).into_iter();
+        let family = family.chain(self.started_again.iter().map(Child::id));
         family
             .filter_map(|pid| node_process(pid, &processes::command_line(pid)?))
             .collect()
     }
 
-    /// The process that orders the volume's I/O at the moment, and its portal.
+    /// The process that orders the I/O of the demo's volume at the moment, and its portal.
     pub(crate) fn owner(&self) -> anyhow::Result<(NodeProcess, String)> {
-        let nodes = self.nodes();
-        let any = nodes.first().context("no node process was found")?;
-        let (_, name) = self
-            .ready
-            .iqn
-            .split_once(':')
-            .context("the target's name")?;
-        let volume = self.ask(any, &["volume", "show", name])?;
-        let owner = owner_of(&volume).with_context(|| format!("no owner in {volume}"))?;
-        let records = self.ask(any, &["node", "list"])?;
-        let portal = portal_of(&records, owner)
-            .with_context(|| format!("no portal of node {owner} in {records}"))?;
-        let process = nodes
-            .iter()
-            .find(|node| portal.ends_with(&format!(":{}", node.portal_port)))
-            .with_context(|| format!("no process has the portal {portal}"))?;
-        Ok((process.clone(), portal))
+        let name = self.ready.iqn.split_once(':');
+        let (_, name) = name.context("the target's name")?;
+        self.owner_of(name)
     }
 
-    fn ask(&self, node: &NodeProcess, words: &[&str]) -> anyhow::Result<Value> {
-        let mut command = Command::new(&self.binary);
-        command.args(words).args(["-o", "json", "--api"]);
-        command.arg(format!("http://127.0.0.1:{}", node.api_port));
-        Ok(serde_json::from_str(&output_of(
-            &mut command,
-            QUESTION_LIMIT,
-        )?)?)
+    /// The process that orders a volume's I/O at the moment, and its portal.
+    pub(crate) fn owner_of(&self, volume: &str) -> anyhow::Result<(NodeProcess, String)> {
+        let volume = self.ask(&["volume", "show", volume])?;
+        let owner = owner_of(&volume).with_context(|| format!("no owner in {volume}"))?;
+        let records = self.ask(&["node", "list"])?;
+        let portal = portal_of(&records, owner)
+            .with_context(|| format!("no portal of node {owner} in {records}"))?;
+        Ok((self.process_at(&portal)?, portal))
+    }
+
+    /// The living process behind a portal.
+    pub(crate) fn process_at(&self, portal: &str) -> anyhow::Result<NodeProcess> {
+        self.nodes()
+            .into_iter()
+            .find(|node| portal.ends_with(&format!(":{}", node.portal_port)))
+            .with_context(|| format!("no process has the portal {portal}"))
+    }
+
+    /// Makes a volume with CHAP, or with mutual CHAP.
+    pub(crate) fn create_volume(
+        &self,
+        name: &str,
+        size: &str,
+        mutual: bool,
+    ) -> anyhow::Result<NewVolume> {
+        let mut words = vec!["volume", "create", name, "--size", size];
+        words.extend(mutual.then_some("--mutual-chap"));
+        let created = self.ask(&words)?;
+        let wrong = || format!("an unexpected answer: {created}");
+        Ok(NewVolume {
+            name: name.to_owned(),
+            iqn: String::deserialize(&created["volume"]["target"]).with_context(wrong)?,
+            portals: Vec::deserialize(&created["volume"]["portals"]).with_context(wrong)?,
+            credentials: Credentials::deserialize(&created["credentials"]).with_context(wrong)?,
+        })
+    }
+
+    /// Kills a node's process, by SIGKILL.
+    pub(crate) fn kill(&self, node: &NodeProcess) -> anyhow::Result<Killed> {
+        let words = processes::command_line(node.pid).context("the node has ended by itself")?;
+        processes::signal(node.pid, Signal::KILL)?;
+        Ok(Killed { words })
+    }
+
+    /// Starts a killed node again, as it was started before.
+    pub(crate) fn start_again(&mut self, killed: &Killed) -> anyhow::Result<()> {
+        let data = option(&killed.words, "--data").context("a node without a directory")?;
+        let log = Path::new(data).join("log");
+        let log = File::options().append(true).create(true).open(log)?;
+        let (program, arguments) = killed.words.split_first().context("a node's program")?;
+        let child = Command::new(program)
+            .args(arguments)
+            // The node ends when this pipe does.
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()?;
+        self.started_again.push(child);
+        Ok(())
+    }
+
+    /// Waits until all nodes are up and all copies of a volume are in sync.
+    pub(crate) fn wait_until_whole(&self, volume: &str) -> anyhow::Result<()> {
+        let deadline = Instant::now() + WHOLE_LIMIT;
+        loop {
+            let cluster = self.ask(&["cluster", "status"])?;
+            let shown = self.ask(&["volume", "show", volume])?;
+            if is_whole(&cluster, &shown) {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                bail!(
+                    "not whole within {} s: {cluster} {shown}",
+                    WHOLE_LIMIT.as_secs()
+                );
+            }
+            thread::sleep(POLL_PERIOD);
+        }
+    }
+
+    /// Bytes that blocks take on the disks of all nodes together.
+    pub(crate) fn home_used_bytes(&self) -> anyhow::Result<u64> {
+        let nodes = self.ask(&["node", "list"])?;
+        let nodes = nodes.as_array().context("no list of nodes")?;
+        let used = nodes
+            .iter()
+            .map(|node| node["usage"]["home_used_bytes"].as_u64());
+        used.sum::<Option<u64>>()
+            .with_context(|| format!("a node does not tell what it uses: {nodes:?}"))
+    }
+
+    /// What the first node that can be reached answers.
+    fn ask(&self, words: &[&str]) -> anyhow::Result<Value> {
+        let mut refused = anyhow::anyhow!("no node process was found");
+        for node in self.nodes() {
+            let mut command = Command::new(&self.binary);
+            command.args(words).args(["-o", "json", "--api"]);
+            command.arg(format!("http://127.0.0.1:{}", node.api_port));
+            let Ended { status, text } = capture(&mut command, QUESTION_LIMIT)?;
+            if status.success() {
+                return Ok(serde_json::from_str(&text)?);
+            }
+            refused = anyhow::anyhow!("{}: {status}\n{text}", words.join(" "));
+            // Only a node that is still starting up is a reason to ask another.
+            if status.code() != Some(UNREACHABLE) {
+                break;
+            }
+        }
+        Err(refused)
     }
 }
 
 impl Drop for ServedDemo {
     fn drop(&mut self) {
+        for node in &mut self.started_again {
+            // One that was killed once more has ended already.
+            let _ = stop_tree(node);
+        }
         // As Ctrl-C would; what does not end by itself is made to.
         let _ = processes::signal(self.child.id(), Signal::INT);
         let ended = self.child.wait_timeout(END_LIMIT);
@@ -188,6 +315,13 @@ fn portal_of(nodes: &Value, wanted: u64) -> Option<String> {
     record["portal_address"].as_str().map(ToOwned::to_owned)
 }
 
+fn is_whole(cluster: &Value, volume: &Value) -> bool {
+    let redundancy = &volume["redundancy"];
+    cluster["nodes_up"].as_u64() == cluster["nodes"].as_u64()
+        && redundancy["full"].as_u64() == redundancy["slices"].as_u64()
+        && volume["owner_report"]["open"] == true
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,6 +337,23 @@ mod tests {
         };
         assert_eq!(node_process(7, &words(line)), Some(expected));
         assert_eq!(node_process(7, &words("/x/holdfast demo --serve")), None);
+    }
+
+    #[test]
+    fn a_volume_is_whole_with_all_nodes_all_copies_and_an_owner_that_serves() {
+        let cluster = |up: u64| serde_json::json!({"nodes": 5, "nodes_up": up});
+        let volume = |full: u64, open: bool| {
+            serde_json::json!({
+                "redundancy": {"slices": 2, "full": full},
+                "owner_report": {"open": open},
+            })
+        };
+        assert!(is_whole(&cluster(5), &volume(2, true)));
+        assert!(!is_whole(&cluster(4), &volume(2, true)));
+        assert!(!is_whole(&cluster(5), &volume(1, true)));
+        assert!(!is_whole(&cluster(5), &volume(2, false)));
+        let unreported = serde_json::json!({"redundancy": {"slices": 1, "full": 1}});
+        assert!(!is_whole(&cluster(5), &unreported));
     }
 
     #[test]

@@ -12,6 +12,7 @@
 mod bench;
 mod cluster;
 mod idle;
+mod linux;
 mod peers;
 mod process;
 mod processes;
@@ -22,7 +23,7 @@ mod tidy;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Entry points of the Holdfast workspace.
 #[derive(Parser)]
@@ -57,8 +58,15 @@ enum Command {
     },
     /// Runs the simulator.
     Sim(SimArguments),
-    /// Foreign initiators against a served demo: libiscsi, QEMU, its conformance tests.
-    E2e,
+    /// Foreign initiators against a served demo.
+    E2e {
+        /// Which initiators.
+        #[arg(value_enum, default_value_t)]
+        initiators: Initiators,
+        /// The `holdfast` to run, instead of building it.
+        #[arg(long, value_name = "PATH")]
+        binary: Option<std::path::PathBuf>,
+    },
     /// Measures this machine: disk and link latency, then load against a served demo.
     Bench {
         /// A directory on the disk to measure.
@@ -77,6 +85,15 @@ enum Command {
         #[arg(long)]
         cpu_percent_max: Option<f64>,
     },
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum Initiators {
+    /// libiscsi with its conformance tests, and QEMU's tools.
+    #[default]
+    Peers,
+    /// A Linux kernel in a virtual machine, with open-iscsi and dm-multipath.
+    Linux,
 }
 
 #[derive(Args)]
@@ -144,7 +161,16 @@ fn run(command: Command) -> anyhow::Result<()> {
                 arguments.seed,
             )),
         },
-        Command::E2e => peers::run(),
+        Command::E2e { initiators, binary } => {
+            let binary = match binary {
+                Some(path) => path.canonicalize()?,
+                None => process::release_binary()?,
+            };
+            match initiators {
+                Initiators::Peers => peers::run(&binary),
+                Initiators::Linux => linux::run(&binary),
+            }
+        }
         Command::Bench { directory, seconds } => bench::run_all(&directory, seconds),
         Command::Idle {
             seconds,

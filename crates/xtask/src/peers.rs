@@ -22,7 +22,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 
 use crate::cluster::ServedDemo;
-use crate::process::{Ended, capture, find, output_of, release_binary, wait};
+use crate::process::{Ended, capture, find, output_of, wait};
 use crate::processes::{self, Signal};
 
 /// Set it to 1 where a missing program must not go unnoticed.
@@ -70,18 +70,15 @@ const PROGRAMS: [(&str, &str); 6] = [
 ];
 
 /// Runs every check whose programs are installed.
-pub(crate) fn run() -> anyhow::Result<()> {
+pub(crate) fn run(binary: &Path) -> anyhow::Result<()> {
     let missing = missing();
     if !missing.is_empty() {
         let list = missing.join(", ");
-        ensure!(
-            std::env::var_os(REQUIRED).is_none_or(|value| value != "1"),
-            "not installed: {list}"
-        );
+        ensure!(!are_required(), "not installed: {list}");
         println!("skipped for want of: {list}");
     }
     let here = |program: &str| !missing.iter().any(|name| name.starts_with(program));
-    let demo = ServedDemo::start(&release_binary()?)?;
+    let demo = ServedDemo::start(binary)?;
     let peers = Peers::new(&demo)?;
     if here("iscsi-ls") && here("iscsi-inq") {
         peers.check("discovery", Peers::discovery)?;
@@ -101,6 +98,11 @@ pub(crate) fn run() -> anyhow::Result<()> {
         peers.check("conformance", Peers::conformance)?;
     }
     Ok(())
+}
+
+/// Whether a missing program is an error.
+pub(crate) fn are_required() -> bool {
+    std::env::var_os(REQUIRED).is_some_and(|value| value == "1")
 }
 
 /// Programs that are not there, each with its package in brackets.

@@ -11,7 +11,7 @@ use anyhow::{anyhow, bail};
 
 use crate::process::{cargo, find, run};
 use crate::simulator::{self, Amount};
-use crate::{peers, process, tidy};
+use crate::{linux, peers, process, tidy};
 
 const FORMAT_LIMIT: Duration = minutes(2);
 /// Checks every dependency once on a fresh machine.
@@ -85,7 +85,12 @@ pub(crate) fn test(quick: bool, sim_seeds: u64) -> anyhow::Result<()> {
     steps.step("documentation", documents);
     if !quick {
         steps.step("demo", || demo(&["--check".to_owned()]));
-        steps.step("foreign initiators", peers::run);
+        steps.step("foreign initiators", || {
+            peers::run(&process::release_binary()?)
+        });
+        steps.step("a Linux kernel", || {
+            linux::run_if_possible(&process::release_binary()?)
+        });
         steps.step("simulator", || simulator::run(Amount::Seeds(sim_seeds)));
         steps.step("planted bugs", simulator::planted);
     }

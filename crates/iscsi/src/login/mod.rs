@@ -511,10 +511,11 @@ impl Initial {
             (Stage::Security, auth) => {
                 SecurityStage::new(exchange, auth).negotiate(pairs, request, policy)
             }
-            (Stage::Operational, TargetAuth::None) => {
+            // open-iscsi without credentials begins a discovery session like this.
+            (Stage::Operational, TargetAuth::None | TargetAuth::Optional(_)) => {
                 OperationalStage::new(exchange).negotiate(pairs, request)
             }
-            (Stage::Operational | Stage::FullFeature, _) => {
+            (Stage::Operational, TargetAuth::Chap { .. }) | (Stage::FullFeature, _) => {
                 exchange.refuse(request.current, LoginStatus::AuthenticationFailed)
             }
         }

@@ -420,6 +420,10 @@ fn discovery_asks_for_chap_only_those_who_offer_it_and_then_insists() {
         mutual: None,
     };
     let policy = policy(TargetAuth::Optional(vec![credentials]));
+    // As open-iscsi does: no security stage at all.
+    let discovery = [("InitiatorName", "iqn.i"), ("SessionType", "Discovery")];
+    let direct = [request(OPERATIONAL_TO_FULL, &discovery)];
+    assert!(run(&policy, &direct).1.is_some());
     let offer = |methods| {
         let mut pairs = NAMES.to_vec();
         pairs.push(("AuthMethod", methods));

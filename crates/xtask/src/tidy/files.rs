@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
-/// Folders that hold no source, wherever they are.
+/// Folders that hold no source, wherever they are. (In a second work tree `.git` is a file.)
 const NOT_SOURCE: [&str; 2] = [".git", "target"];
 
 /// One file.
@@ -54,7 +54,10 @@ pub(super) fn all(root: &Path) -> anyhow::Result<Vec<File>> {
                 format!("{folder}/{name}")
             };
             let kind = entry.file_type()?;
-            if kind.is_dir() && !NOT_SOURCE.contains(&name.as_ref()) {
+            if NOT_SOURCE.contains(&name.as_ref()) {
+                continue;
+            }
+            if kind.is_dir() {
                 folders.push(path);
             } else if kind.is_file() && !name.ends_with(".log") {
                 let bytes = fs::read(entry.path()).with_context(|| path.clone())?;
