@@ -7,8 +7,9 @@ use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use holdfast_config::state::VolumeRecord;
+use holdfast_reservation::Standing;
 use holdfast_scsi::{BlockDevice, CompareOutcome, DeviceError, DeviceIdentity};
-use holdfast_volume::{IoError, Operation};
+use holdfast_volume::{AccessError, IoError, Operation};
 use holdfast_wire::VolumeId;
 
 use crate::node::Node;
@@ -35,12 +36,17 @@ impl VolumeDevice {
 
     fn run(
         &self,
+        standing: Standing,
         offset: u64,
         length: u64,
         operation: Operation,
-    ) -> LocalBoxFuture<'static, Result<Bytes, IoError>> {
+    ) -> LocalBoxFuture<'static, Result<Bytes, AccessError>> {
         let (node, volume) = (self.node.clone(), self.volume);
-        async move { node.run(volume, offset, length, operation).await }.boxed_local()
+        async move {
+            node.run_as(standing, volume, offset, length, operation)
+                .await
+        }
+        .boxed_local()
     }
 }
 
@@ -61,7 +67,11 @@ fn identity(record: &VolumeRecord) -> DeviceIdentity {
     }
 }
 
-fn failed(error: IoError, offset: u64) -> DeviceError {
+fn failed(error: AccessError, offset: u64) -> DeviceError {
+    let error = match error {
+        AccessError::Reserved => return DeviceError::Reserved,
+        AccessError::Io(error) => error,
+    };
     match error {
         IoError::Busy => DeviceError::Busy,
         IoError::Full => DeviceError::Full,
@@ -82,20 +92,27 @@ impl BlockDevice for VolumeDevice {
 
     fn read(
         &self,
+        standing: Standing,
         offset_bytes: u64,
         length_bytes: u32,
     ) -> LocalBoxFuture<'static, Result<Bytes, DeviceError>> {
-        let read = self.run(offset_bytes, u64::from(length_bytes), Operation::Read);
+        let read = self.run(
+            standing,
+            offset_bytes,
+            u64::from(length_bytes),
+            Operation::Read,
+        );
         async move { read.await.map_err(|error| failed(error, offset_bytes)) }.boxed_local()
     }
 
     fn write(
         &self,
+        standing: Standing,
         offset_bytes: u64,
         data: Bytes,
     ) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
         let length = data.len() as u64;
-        let write = self.run(offset_bytes, length, Operation::Write(data));
+        let write = self.run(standing, offset_bytes, length, Operation::Write(data));
         async move {
             write
                 .await
@@ -107,10 +124,11 @@ impl BlockDevice for VolumeDevice {
 
     fn zero(
         &self,
+        standing: Standing,
         offset_bytes: u64,
         length_bytes: u64,
     ) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
-        let zero = self.run(offset_bytes, length_bytes, Operation::Zero);
+        let zero = self.run(standing, offset_bytes, length_bytes, Operation::Zero);
         async move {
             zero.await
                 .map(drop)
@@ -126,6 +144,7 @@ impl BlockDevice for VolumeDevice {
 
     fn compare_and_write(
         &self,
+        standing: Standing,
         offset_bytes: u64,
         compare: Bytes,
         write: Bytes,
@@ -134,6 +153,7 @@ impl BlockDevice for VolumeDevice {
         let mut both = BytesMut::from(compare.as_ref());
         both.extend_from_slice(&write);
         let run = self.run(
+            standing,
             offset_bytes,
             length,
             Operation::CompareAndWrite(both.freeze()),
@@ -141,7 +161,7 @@ impl BlockDevice for VolumeDevice {
         async move {
             match run.await {
                 Ok(_) => Ok(CompareOutcome::Written),
-                Err(IoError::Miscompare(at)) => Ok(CompareOutcome::Miscompare {
+                Err(AccessError::Io(IoError::Miscompare(at))) => Ok(CompareOutcome::Miscompare {
                     offset_bytes: at as u32,
                 }),
                 Err(error) => Err(failed(error, offset_bytes)),

@@ -1,9 +1,12 @@
 //! Admission: what becomes of a command on arrival.
 //!
 //! A command passes two gates. [`Attachment::admit`] decodes it, checks everything that can be
-//! checked without data, answers at once what needs neither data nor medium, and says how much
-//! data the rest wants. [`Attachment::execute`] checks again, because the reservation or the
-//! capacity may have changed meanwhile, and then asks the device.
+//! checked without data, notes the standing of its nexus, answers at once what needs neither data
+//! nor medium, and says how much data the rest wants. [`Attachment::execute`] checks again,
+//! because the reservation or the capacity may have changed meanwhile, and then asks the device.
+//!
+//! This node's reservation table may lag behind. It is believed where it lets a command through,
+//! since the device checks again; where it sees a conflict it is refreshed first.
 
 use std::rc::Rc;
 
@@ -15,7 +18,7 @@ use crate::device::{BlockDevice, DeviceIdentity};
 use crate::mode::{self, ModeSense};
 use crate::nexus::{Attention, Nexus};
 use crate::ports::{self, TargetPort};
-use crate::reservation::{Access, wire};
+use crate::reservation::{Access, Standing};
 use crate::sense::Sense;
 use crate::unit::LogicalUnit;
 use crate::{execute, inquiry, limits, opcodes, report};
@@ -108,6 +111,21 @@ impl DataOut {
     }
 }
 
+/// A command that may run once its data is there, and what its nexus was on its arrival.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    command: Command,
+    standing: Standing,
+}
+
+impl From<Command> for Admitted {
+    /// The command of a stranger to the reservation table.
+    fn from(command: Command) -> Self {
+        let standing = Standing::default();
+        Self { command, standing }
+    }
+}
+
 /// What becomes of a command on arrival.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Admission {
@@ -116,7 +134,7 @@ pub enum Admission {
     /// It runs once its data is there.
     Run {
         /// The command, for [`Attachment::execute`].
-        command: Command,
+        command: Admitted,
         /// Data that it wants first.
         data_out: DataOut,
         /// Most bytes that it will return.
@@ -168,7 +186,6 @@ impl Link {
         command: &Command,
         identity: &DeviceIdentity,
     ) -> Result<(), Failure> {
-        self.check_reservations(command)?;
         let medium = command.extent().is_some()
             || matches!(command, Command::Unmap { .. } | Command::TestUnitReady);
         if medium && let Some(refusal) = self.port.groups.state(self.port.group).refusal() {
@@ -187,17 +204,37 @@ impl Link {
         Ok(())
     }
 
-    fn check_reservations(&self, command: &Command) -> Result<(), Failure> {
-        let conflict = Failure::Status(Status::ReservationConflict);
-        if !command.ignores_simple_reservation() && self.unit.simple_conflict(&self.nexus) {
-            return Err(conflict);
-        }
+    /// Whether a reservation stands in the way, as far as this node knows.
+    fn conflicts(&self, command: &Command, standing: Standing) -> bool {
         let table = self.unit.reservations().table();
-        let simple = matches!(command, Command::Reserve | Command::Release);
-        if (simple && !table.is_empty()) || !table.allows(&self.nexus, command.access()) {
-            return Err(conflict);
+        let excluded = table.unit_excludes(standing) && !command.ignores_simple_reservation();
+        excluded || !table.admits(standing, command.access())
+    }
+
+    /// The standing in which a command may run now.
+    pub(crate) async fn check_reservations(
+        &self,
+        command: &Command,
+        standing: Standing,
+    ) -> Result<Standing, Failure> {
+        if !self.conflicts(command, standing) {
+            return Ok(standing);
         }
-        Ok(())
+        let reservations = self.unit.reservations();
+        if !reservations.refresh().await {
+            return Err(Failure::Status(Status::Busy));
+        }
+        // A registration that another nexus moved to this one may have been unknown here. Who
+        // was registered is judged as that: the registration may have been taken away.
+        let standing = if standing.number == 0 {
+            reservations.table().standing(&self.nexus)
+        } else {
+            standing
+        };
+        if self.conflicts(command, standing) {
+            return Err(Failure::Status(Status::ReservationConflict));
+        }
+        Ok(standing)
     }
 
     fn data_out(&self, command: &Command, block_bytes: u32) -> DataOut {
@@ -258,7 +295,7 @@ impl Link {
     }
 
     /// The answer to a command that needs neither data nor medium; `None` for the others.
-    fn answer(
+    pub(crate) fn answer(
         &self,
         command: &Command,
         identity: &DeviceIdentity,
@@ -267,11 +304,6 @@ impl Link {
         let blocks = identity.capacity_bytes / u64::from(block_bytes);
         let (data, allocation) = match *command {
             Command::TestUnitReady | Command::StartStop { .. } | Command::PreventAllow { .. } => {
-                (Vec::new(), 0)
-            }
-            Command::Reserve | Command::Release => {
-                self.unit
-                    .reserve_simple(&self.nexus, *command == Command::Reserve);
                 (Vec::new(), 0)
             }
             Command::Prefetch(_) => return Some(Err(Failure::Status(Status::ConditionMet))),
@@ -315,14 +347,6 @@ impl Link {
                     Err(sense) => return Some(Err(sense.into())),
                 }
             }
-            Command::PersistentIn { action, allocation } => {
-                let reservations = self.unit.reservations();
-                let durable = reservations.survives_power_loss();
-                (
-                    wire::report_in(action, &reservations.table(), durable),
-                    allocation,
-                )
-            }
             Command::ReportTargetPortGroups {
                 extended_header,
                 allocation,
@@ -345,6 +369,9 @@ impl Link {
                 (opcodes::report_task_management(long), allocation)
             }
             Command::ModeSelect { .. }
+            | Command::Reserve
+            | Command::Release
+            | Command::PersistentIn { .. }
             | Command::GetLbaStatus { .. }
             | Command::Read(_)
             | Command::Write(_)
@@ -409,9 +436,13 @@ impl Link {
             return Err(attention.sense().into());
         }
         let command = decoded?;
-        self.check(&command, &identity)?;
-        if let Some(answer) = self.answer(&command, &identity) {
-            return answer.map(Ok);
+        let standing = self.unit.reservations().table().standing(&self.nexus);
+        // A conflict is for the execution to make sure of.
+        if !self.conflicts(&command, standing) {
+            self.check(&command, &identity)?;
+            if let Some(answer) = self.answer(&command, &identity) {
+                return answer.map(Ok);
+            }
         }
         let data_out = self.data_out(&command, identity.logical_block_bytes);
         let list = matches!(
@@ -426,6 +457,7 @@ impl Link {
         } else {
             0
         };
+        let command = Admitted { command, standing };
         Ok(Err(Admission::Run {
             command,
             data_out,
@@ -469,8 +501,9 @@ impl Attachment {
 
     /// Runs an admitted command with the data that came for it. For [`DataOut::Blocks`] that may
     /// be fewer whole blocks than wanted, else it is exactly what was wanted.
-    pub fn execute(&self, command: Command, data: Bytes) -> LocalBoxFuture<'static, Completion> {
-        Box::pin(execute::execute(self.link.clone(), command, data))
+    pub fn execute(&self, command: Admitted, data: Bytes) -> LocalBoxFuture<'static, Completion> {
+        let Admitted { command, standing } = command;
+        Box::pin(execute::execute(self.link.clone(), command, standing, data))
     }
 
     /// CHECK CONDITION in the format that the host chose.
@@ -484,7 +517,7 @@ pub fn is_unit_zero(lun: u64) -> bool {
     lun == 0 || lun == 0x4000_0000_0000_0000
 }
 
-fn cut(mut data: Vec<u8>, allocation: u32) -> Bytes {
+pub(crate) fn cut(mut data: Vec<u8>, allocation: u32) -> Bytes {
     data.truncate(allocation as usize);
     data.into()
 }

@@ -5,7 +5,7 @@
 //! are accepted and mean nothing, because every write is durable when it is acknowledged.
 
 use crate::reservation::ReservationType;
-use crate::reservation::wire::{InAction, OutAction};
+use crate::reservation::wire::{InAction, OutAction, PARAMETER_LIST_BYTES};
 use crate::sense::Sense;
 
 /// A range of logical blocks.
@@ -412,7 +412,12 @@ fn decode_persistent_out(cdb: &Cdb<'_>) -> Result<Command, Sense> {
         return Err(invalid(2));
     }
     let list_bytes = cdb.u32(5);
-    if list_bytes != crate::reservation::wire::PARAMETER_LIST_BYTES {
+    let fits = if action == OutAction::RegisterAndMove {
+        list_bytes >= PARAMETER_LIST_BYTES
+    } else {
+        list_bytes == PARAMETER_LIST_BYTES
+    };
+    if !fits {
         return Err(Sense::PARAMETER_LENGTH);
     }
     Ok(Command::PersistentOut {

@@ -4,23 +4,39 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
-use crate::attachment::{Completion, Failure, Link, Status, check_extent};
+use crate::attachment::{Completion, Failure, Link, Status, check_extent, cut};
 use crate::command::{Command, Comparison, Extent};
 use crate::device::{CompareOutcome, DeviceError, DeviceIdentity};
-use crate::reservation::{Refusal, Request, ReservationType, wire};
+use crate::reservation::{Action, Refusal, Request, ReservationError, Standing, wire};
 use crate::sense::Sense;
 use crate::{limits, mode, provisioning};
 
-pub(crate) async fn execute(link: Rc<Link>, command: Command, data: Bytes) -> Completion {
-    let outcome = run(&link, command, data).await;
+pub(crate) async fn execute(
+    link: Rc<Link>,
+    command: Command,
+    standing: Standing,
+    data: Bytes,
+) -> Completion {
+    let outcome = run(&link, command, standing, data).await;
     link.complete(outcome)
 }
 
-async fn run(link: &Link, command: Command, data: Bytes) -> Result<Bytes, Failure> {
+async fn run(
+    link: &Link,
+    command: Command,
+    standing: Standing,
+    data: Bytes,
+) -> Result<Bytes, Failure> {
     let identity = link.device.identity();
+    let standing = link.check_reservations(&command, standing).await?;
     link.check(&command, &identity)?;
+    // A conflict that turned out to be none has kept it from being answered on arrival.
+    if let Some(answer) = link.answer(&command, &identity) {
+        return answer;
+    }
     let medium = Medium {
         link,
+        standing,
         block_bytes: u64::from(identity.logical_block_bytes),
     };
     match command {
@@ -53,56 +69,59 @@ async fn run(link: &Link, command: Command, data: Bytes) -> Result<Bytes, Failur
             let state = mode::select(long, save, &data, unit.mode(), block_bytes)?;
             unit.set_mode(state, &link.nexus);
         }
+        Command::Reserve => change_reservations(link, 0, Action::ReserveUnit).await?,
+        Command::Release => change_reservations(link, 0, Action::ReleaseUnit).await?,
+        Command::PersistentIn { action, allocation } => {
+            let reservations = link.unit.reservations();
+            if !reservations.refresh().await {
+                return Err(Failure::Status(Status::Busy));
+            }
+            let durable = reservations.survives_power_loss();
+            let report = wire::report_in(action, &reservations.table(), durable);
+            return Ok(cut(report, allocation));
+        }
         Command::PersistentOut { action, kind, .. } => {
-            persistent_out(link, action, kind, &data).await?;
+            let durable = link.unit.reservations().survives_power_loss();
+            let (key, action) = wire::parse_out(action, kind, durable, &data)?;
+            change_reservations(link, key, action).await?;
         }
         Command::TestUnitReady
         | Command::RequestSense { .. }
         | Command::Inquiry { .. }
         | Command::ModeSense { .. }
-        | Command::Reserve
-        | Command::Release
         | Command::StartStop { .. }
         | Command::PreventAllow { .. }
         | Command::ReadCapacity10
         | Command::ReadCapacity16 { .. }
         | Command::Prefetch(_)
         | Command::ReportLuns { .. }
-        | Command::PersistentIn { .. }
         | Command::ReportTargetPortGroups { .. }
         | Command::ReportOpcodes { .. }
         | Command::ReportTaskManagement { .. } => {
-            unreachable!("admission answers {command:?} at once")
+            unreachable!("{command:?} has been answered")
         }
     }
     Ok(Bytes::new())
 }
 
-async fn persistent_out(
-    link: &Link,
-    action: wire::OutAction,
-    kind: Option<ReservationType>,
-    list: &[u8],
-) -> Result<(), Failure> {
+async fn change_reservations(link: &Link, key: u64, action: Action) -> Result<(), Failure> {
     let unit = &link.unit;
-    let reservations = unit.reservations();
-    let (key, action) = wire::parse_out(action, kind, reservations.survives_power_loss(), list)?;
+    if let Action::Move { to, .. } = &action {
+        let groups = link.port.groups.groups();
+        if !groups
+            .iter()
+            .any(|group| group.ports.contains(&to.target_port))
+        {
+            return Err(Sense::INVALID_PARAMETER.at_parameter_byte(18).into());
+        }
+    }
     let request = Request {
         nexus: link.nexus.clone(),
         key,
         action,
     };
-    let effects = reservations
-        .apply(request)
-        .await
-        .map_err(|refusal| match refusal {
-            Refusal::Conflict => Failure::Status(Status::ReservationConflict),
-            Refusal::InvalidParameter => Sense::INVALID_PARAMETER.into(),
-            Refusal::InvalidRelease => Sense::INVALID_RELEASE.into(),
-            Refusal::OutOfResources => Sense::REGISTRATION_RESOURCES.into(),
-            Refusal::Busy => Failure::Status(Status::Busy),
-        })?;
-    unit.establish_for(effects.attentions);
+    let effects = unit.reservations().apply(request).await;
+    let effects = effects.map_err(reservation_failure)?;
     if !effects.aborts.is_empty()
         && let Some(aborter) = unit.aborter()
     {
@@ -111,9 +130,23 @@ async fn persistent_out(
     Ok(())
 }
 
+fn reservation_failure(error: ReservationError) -> Failure {
+    match error {
+        ReservationError::Refused(refusal) => match refusal {
+            Refusal::Conflict => Failure::Status(Status::ReservationConflict),
+            Refusal::InvalidParameter => Sense::INVALID_PARAMETER.into(),
+            Refusal::InvalidRelease => Sense::INVALID_RELEASE.into(),
+            Refusal::OutOfResources => Sense::REGISTRATION_RESOURCES.into(),
+        },
+        ReservationError::Gone => Sense::UNIT_NOT_SUPPORTED.into(),
+        ReservationError::Undecided => Sense::INTERNAL_FAILURE.into(),
+    }
+}
+
 /// The medium behind a link, addressed in bytes.
 struct Medium<'a> {
     link: &'a Link,
+    standing: Standing,
     block_bytes: u64,
 }
 
@@ -133,6 +166,7 @@ impl Medium<'_> {
             DeviceError::Medium { offset } => medium_error
                 .with_information(offset / self.block_bytes)
                 .into(),
+            DeviceError::Reserved => Failure::Status(Status::ReservationConflict),
             DeviceError::Gone => Sense::UNIT_NOT_SUPPORTED.into(),
             DeviceError::Internal => Sense::INTERNAL_FAILURE.into(),
         }
@@ -147,7 +181,11 @@ impl Medium<'_> {
     }
 
     async fn read_bytes(&self, offset_bytes: u64, length_bytes: u32) -> Result<Bytes, Failure> {
-        let read = self.link.device.read(offset_bytes, length_bytes).await;
+        let read = self
+            .link
+            .device
+            .read(self.standing, offset_bytes, length_bytes)
+            .await;
         let data = read.map_err(|error| self.read_failure(error))?;
         assert_eq!(
             data.len(),
@@ -174,7 +212,11 @@ impl Medium<'_> {
         if data.is_empty() {
             return Ok(());
         }
-        let written = self.link.device.write(self.offset(extent), data).await;
+        let written = self
+            .link
+            .device
+            .write(self.standing, self.offset(extent), data)
+            .await;
         written.map_err(|error| self.write_failure(error))
     }
 
@@ -211,7 +253,11 @@ impl Medium<'_> {
         if length_bytes == 0 {
             return Ok(());
         }
-        let zeroed = self.link.device.zero(offset_bytes, length_bytes).await;
+        let zeroed = self
+            .link
+            .device
+            .zero(self.standing, offset_bytes, length_bytes)
+            .await;
         zeroed.map_err(|error| self.write_failure(error))
     }
 
@@ -230,7 +276,7 @@ impl Medium<'_> {
             let written = self
                 .link
                 .device
-                .write(start + done, piece.slice(..bytes as usize))
+                .write(self.standing, start + done, piece.slice(..bytes as usize))
                 .await;
             written.map_err(|error| self.write_failure(error))?;
             done += bytes;
@@ -259,7 +305,7 @@ impl Medium<'_> {
         let outcome = self
             .link
             .device
-            .compare_and_write(self.offset(extent), compare, write)
+            .compare_and_write(self.standing, self.offset(extent), compare, write)
             .await;
         match outcome.map_err(|error| self.write_failure(error))? {
             CompareOutcome::Written => Ok(()),

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::executor::block_on;
 use futures::future::LocalBoxFuture;
 use holdfast_scsi::ports::{AccessState, PortGroup, PortGroups, SinglePort};
-use holdfast_scsi::reservation::LocalReservations;
+use holdfast_scsi::reservation::{LocalReservations, Standing};
 use holdfast_scsi::{
     Admission, Attachment, BlockDevice, CompareOutcome, Completion, DataOut, DeviceError,
     DeviceIdentity, LogicalUnit, MemoryDevice, Nexus, Sense, Status, TargetPort, TaskAborter,
@@ -299,9 +299,7 @@ fn a_reservation_holds_off_strangers_also_between_admission_and_execution() {
     assert_eq!(persistent_out(&holder, 1, 5, 0x11, 0).status, Status::Good);
     let late = block_on(stranger.execute(command, vec![1; BLOCK].into()));
     assert_eq!(late.status, Status::ReservationConflict);
-    let Admission::Done(refused) = stranger.admit(0, &padded(&write10(0, 1))) else {
-        panic!("admitted against a reservation");
-    };
+    let refused = run(&stranger, &write10(0, 1), &[1; BLOCK]);
     assert_eq!(refused.status, Status::ReservationConflict);
     assert_eq!(good(&stranger, &read10(0, 1), b""), vec![0; BLOCK]);
     good(&holder, &write10(0, 1), &[2; BLOCK]);
@@ -362,7 +360,7 @@ fn a_simple_reservation_ends_with_release_reset_or_its_session() {
     assert!(conflicts(), "a release by another nexus does nothing");
     good(&first, &[0x17, 0, 0, 0, 0, 0], b"");
     good(&second, &reserve, b"");
-    bench.unit.reset();
+    block_on(bench.unit.reset(second.nexus()));
     assert_eq!(sense_of(&run(&first, &[0], b"")), (6, 0x29, 0x03));
     assert_eq!(sense_of(&run(&second, &[0], b"")), (6, 0x29, 0x03));
     good(&first, &reserve, b"");
@@ -430,13 +428,28 @@ impl BlockDevice for Broken {
     fn identity(&self) -> DeviceIdentity {
         identity()
     }
-    fn read(&self, _: u64, _: u32) -> LocalBoxFuture<'static, Result<Bytes, DeviceError>> {
+    fn read(
+        &self,
+        _: Standing,
+        _: u64,
+        _: u32,
+    ) -> LocalBoxFuture<'static, Result<Bytes, DeviceError>> {
         Box::pin(std::future::ready(Err(self.0)))
     }
-    fn write(&self, _: u64, _: Bytes) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
+    fn write(
+        &self,
+        _: Standing,
+        _: u64,
+        _: Bytes,
+    ) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
         Box::pin(std::future::ready(Err(self.0)))
     }
-    fn zero(&self, _: u64, _: u64) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
+    fn zero(
+        &self,
+        _: Standing,
+        _: u64,
+        _: u64,
+    ) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
         Box::pin(std::future::ready(Err(self.0)))
     }
     fn flush(&self) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
@@ -444,6 +457,7 @@ impl BlockDevice for Broken {
     }
     fn compare_and_write(
         &self,
+        _: Standing,
         _: u64,
         _: Bytes,
         _: Bytes,
