@@ -95,10 +95,12 @@ impl BlockDevice for Gated {
 
     fn mapped_extent(
         &self,
+        standing: Standing,
         offset_bytes: u64,
         length_bytes: u64,
     ) -> LocalBoxFuture<'static, Result<MappedExtent, DeviceError>> {
-        self.memory.mapped_extent(offset_bytes, length_bytes)
+        self.memory
+            .mapped_extent(standing, offset_bytes, length_bytes)
     }
 }
 

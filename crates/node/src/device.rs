@@ -8,11 +8,16 @@ use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use holdfast_config::state::VolumeRecord;
 use holdfast_reservation::Standing;
-use holdfast_scsi::{BlockDevice, CompareOutcome, DeviceError, DeviceIdentity};
+use holdfast_runtime::PAGE_BYTES;
+use holdfast_scsi::{BlockDevice, CompareOutcome, DeviceError, DeviceIdentity, MappedExtent};
 use holdfast_volume::{AccessError, IoError, Operation};
 use holdfast_wire::VolumeId;
 
 use crate::node::Node;
+
+/// How far the state of blocks is looked for, and in what pieces.
+const SCAN_BYTES_MAX: u64 = 4 << 20;
+const SCAN_PIECE_BYTES: u64 = 256 << 10;
 
 /// See the module's header.
 pub struct VolumeDevice {
@@ -81,6 +86,39 @@ fn failed(error: AccessError, offset: u64) -> DeviceError {
     }
 }
 
+async fn run_of_equal_state(
+    node: &Node,
+    volume: VolumeId,
+    standing: Standing,
+    offset: u64,
+    length: u64,
+) -> Result<MappedExtent, AccessError> {
+    let block = PAGE_BYTES as u64;
+    let end = (offset + length).next_multiple_of(block);
+    let limit = end.min(offset + SCAN_BYTES_MAX);
+    let mut at = offset - offset % block;
+    let mut state = None;
+    while at < limit {
+        let bytes = SCAN_PIECE_BYTES.min(end - at);
+        let read = node.run_as(standing, volume, at, bytes, Operation::Read);
+        for content in read.await?.chunks(PAGE_BYTES) {
+            let mapped = content.iter().any(|byte| *byte != 0);
+            if *state.get_or_insert(mapped) != mapped {
+                let length_bytes = at - offset;
+                return Ok(MappedExtent {
+                    mapped: !mapped,
+                    length_bytes,
+                });
+            }
+            at += block;
+        }
+    }
+    Ok(MappedExtent {
+        mapped: state.unwrap_or(true),
+        length_bytes: at.min(offset + length) - offset,
+    })
+}
+
 impl BlockDevice for VolumeDevice {
     fn identity(&self) -> DeviceIdentity {
         let state = self.node.state();
@@ -140,6 +178,22 @@ impl BlockDevice for VolumeDevice {
     fn flush(&self) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
         // An acknowledged write is durable on every in-sync copy already.
         async { Ok(()) }.boxed_local()
+    }
+
+    /// A block of zeroes counts as unmapped, as its content is what an unmapped one would have
+    /// (LBPRZ). The run ends early where it would take long to read.
+    fn mapped_extent(
+        &self,
+        standing: Standing,
+        offset_bytes: u64,
+        length_bytes: u64,
+    ) -> LocalBoxFuture<'static, Result<MappedExtent, DeviceError>> {
+        let (node, volume) = (self.node.clone(), self.volume);
+        async move {
+            let run = run_of_equal_state(&node, volume, standing, offset_bytes, length_bytes);
+            run.await.map_err(|error| failed(error, offset_bytes))
+        }
+        .boxed_local()
     }
 
     fn compare_and_write(

@@ -240,7 +240,9 @@ impl Link {
     fn data_out(&self, command: &Command, block_bytes: u32) -> DataOut {
         let bytes = |extent: &Extent| u64::from(extent.blocks) * u64::from(block_bytes);
         match command {
-            Command::Write(extent) | Command::WriteVerify { extent, .. } => DataOut::Blocks {
+            Command::Write(extent)
+            | Command::OrWrite(extent)
+            | Command::WriteVerify { extent, .. } => DataOut::Blocks {
                 bytes: bytes(extent),
                 block_bytes,
             },
@@ -255,6 +257,9 @@ impl Link {
                 comparison: Comparison::OneBlock,
             } => DataOut::Exact {
                 bytes: u64::from(block_bytes.min(bytes(extent) as u32)),
+            },
+            Command::WriteAtomic(extent) => DataOut::Exact {
+                bytes: bytes(extent),
             },
             Command::CompareAndWrite(extent) => DataOut::Exact {
                 bytes: 2 * bytes(extent),
@@ -286,6 +291,7 @@ impl Link {
             | Command::Prefetch(_)
             | Command::SynchronizeCache(_)
             | Command::WriteSame { no_data: true, .. }
+            | Command::ReadDefects { .. }
             | Command::ReportLuns { .. }
             | Command::PersistentIn { .. }
             | Command::ReportTargetPortGroups { .. }
@@ -323,6 +329,11 @@ impl Link {
             Command::ReadCapacity16 { allocation } => {
                 (report::capacity16(block_bytes, blocks), allocation)
             }
+            Command::ReadDefects {
+                long,
+                lists,
+                allocation,
+            } => (report::defects(long, lists), allocation),
             Command::ReportLuns {
                 selection,
                 allocation,
@@ -375,6 +386,8 @@ impl Link {
             | Command::GetLbaStatus { .. }
             | Command::Read(_)
             | Command::Write(_)
+            | Command::WriteAtomic(_)
+            | Command::OrWrite(_)
             | Command::WriteVerify { .. }
             | Command::Verify { .. }
             | Command::SynchronizeCache(_)
@@ -536,6 +549,7 @@ fn check_length(command: &Command, extent: Extent, block_bytes: u32) -> Result<(
     let (limit, length_byte) = match command {
         Command::Read(_)
         | Command::Write(_)
+        | Command::OrWrite(_)
         | Command::WriteVerify { .. }
         | Command::Verify {
             comparison: Comparison::Data,
@@ -545,6 +559,7 @@ fn check_length(command: &Command, extent: Extent, block_bytes: u32) -> Result<(
             comparison: Comparison::Medium | Comparison::OneBlock,
             ..
         } => (limits::VERIFY_BYTES_MAX, 10),
+        Command::WriteAtomic(_) => (limits::ATOMIC_BYTES, 12),
         Command::WriteSame { .. } => (limits::WRITE_SAME_BYTES_MAX, 10),
         Command::CompareAndWrite(_) => (limits::COMPARE_AND_WRITE_BYTES_MAX, 13),
         // The rest transfers nothing in proportion to the range.
@@ -562,6 +577,7 @@ fn check_length(command: &Command, extent: Extent, block_bytes: u32) -> Result<(
         | Command::PreventAllow { .. }
         | Command::ReadCapacity10
         | Command::ReadCapacity16 { .. }
+        | Command::ReadDefects { .. }
         | Command::Unmap { .. }
         | Command::ReportLuns { .. }
         | Command::PersistentIn { .. }
@@ -570,8 +586,18 @@ fn check_length(command: &Command, extent: Extent, block_bytes: u32) -> Result<(
         | Command::ReportOpcodes { .. }
         | Command::ReportTaskManagement { .. } => return Ok(()),
     };
-    if u64::from(extent.blocks) * u64::from(block_bytes) > limit {
+    let length = u64::from(extent.blocks) * u64::from(block_bytes);
+    if length > limit {
         return Err(Sense::INVALID_FIELD_IN_CDB.at_cdb_byte(length_byte));
+    }
+    if matches!(command, Command::WriteAtomic(_)) {
+        let start = extent.block * u64::from(block_bytes);
+        if !start.is_multiple_of(limits::ATOMIC_BYTES) {
+            return Err(Sense::INVALID_FIELD_IN_CDB.at_cdb_byte(2));
+        }
+        if !length.is_multiple_of(limits::ATOMIC_BYTES) {
+            return Err(Sense::INVALID_FIELD_IN_CDB.at_cdb_byte(length_byte));
+        }
     }
     Ok(())
 }

@@ -131,10 +131,11 @@ pub trait BlockDevice {
     /// long. A device that does not know says mapped.
     fn mapped_extent(
         &self,
+        standing: Standing,
         offset_bytes: u64,
         length_bytes: u64,
     ) -> LocalBoxFuture<'static, Result<MappedExtent, DeviceError>> {
-        let _ = offset_bytes;
+        let _ = (standing, offset_bytes);
         Box::pin(std::future::ready(Ok(MappedExtent {
             mapped: true,
             length_bytes,

@@ -41,7 +41,10 @@ async fn run(
     };
     match command {
         Command::Read(extent) => return medium.read(extent).await,
-        Command::Write(extent) => medium.write(extent, data).await?,
+        Command::Write(extent) | Command::WriteAtomic(extent) => {
+            medium.write(extent, data).await?;
+        }
+        Command::OrWrite(extent) => medium.or_write(extent, &data).await?,
         Command::WriteVerify { extent, comparison } => {
             medium.write(extent, data.clone()).await?;
             let written = Extent {
@@ -94,6 +97,7 @@ async fn run(
         | Command::ReadCapacity10
         | Command::ReadCapacity16 { .. }
         | Command::Prefetch(_)
+        | Command::ReadDefects { .. }
         | Command::ReportLuns { .. }
         | Command::ReportTargetPortGroups { .. }
         | Command::ReportOpcodes { .. }
@@ -220,6 +224,32 @@ impl Medium<'_> {
         written.map_err(|error| self.write_failure(error))
     }
 
+    /// ORWRITE: each piece is read and replaced as one action.
+    async fn or_write(&self, extent: Extent, data: &Bytes) -> Result<(), Failure> {
+        let (start, length) = (self.offset(extent), data.len() as u64);
+        let mut done = 0;
+        while done < length {
+            let offset = start + done;
+            let room = limits::OR_WRITE_BYTES - offset % limits::OR_WRITE_BYTES;
+            let bytes = room.min(length - done);
+            let present = self.read_bytes(offset, bytes as u32).await?;
+            let added = &data[done as usize..][..bytes as usize];
+            let pairs = present.iter().zip(added);
+            let merged = pairs.map(|(old, new)| old | new).collect();
+            let outcome = self
+                .link
+                .device
+                .compare_and_write(self.standing, offset, present, merged)
+                .await;
+            match outcome.map_err(|error| self.write_failure(error))? {
+                CompareOutcome::Written => done += bytes,
+                // Somebody else wrote there in between: again.
+                CompareOutcome::Miscompare { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Reads a range piece by piece and compares it with `data`, repeated if it is one block.
     async fn verify(
         &self,
@@ -323,6 +353,8 @@ impl Medium<'_> {
     ) -> Result<Bytes, Failure> {
         /// Descriptors in one answer; a host asks again from where the last one ended.
         const RUNS_MAX: u32 = 64;
+        /// Bytes after which no further run is looked for: a device may have to read them.
+        const LOOKED_AT_MAX: u64 = 64 << 20;
         // A descriptor counts blocks in 32 bits.
         let run_bytes_max = u64::from(u32::MAX) * self.block_bytes;
         if allocation < 24 {
@@ -331,9 +363,17 @@ impl Medium<'_> {
         let runs_max = ((allocation - 8) / 16).min(RUNS_MAX) as usize;
         let mut offset = block * self.block_bytes;
         let mut runs = Vec::new();
-        while offset < identity.capacity_bytes && runs.len() < runs_max {
+        let first = offset;
+        while offset < identity.capacity_bytes
+            && runs.len() < runs_max
+            && offset - first < LOOKED_AT_MAX
+        {
             let rest = (identity.capacity_bytes - offset).min(run_bytes_max);
-            let run = self.link.device.mapped_extent(offset, rest).await;
+            let run = self
+                .link
+                .device
+                .mapped_extent(self.standing, offset, rest)
+                .await;
             let run = run.map_err(|error| self.read_failure(error))?;
             if run.length_bytes == 0 {
                 break;

@@ -146,6 +146,10 @@ fn block_limits(block_bytes: u32) -> Vec<u8> {
     // UGAVALID with an alignment of zero.
     put(32, 0x8000_0000);
     put(40, blocks(limits::WRITE_SAME_BYTES_MAX));
+    // Longest atomic write, its alignment and its granularity; there are no boundaries.
+    for offset in [44, 48, 52] {
+        put(offset, blocks(limits::ATOMIC_BYTES).max(1));
+    }
     // WSNZ.
     body[0] = 0x01;
     body[5 - 4] = blocks(limits::COMPARE_AND_WRITE_BYTES_MAX).min(255) as u8;
@@ -246,5 +250,6 @@ mod tests {
         assert_eq!(field(24), 256);
         assert_eq!(field(28), 8);
         assert_eq!(field(40), 32 << 10);
+        assert_eq!([44, 48, 52, 56, 60].map(field), [8, 8, 8, 0, 0]);
     }
 }

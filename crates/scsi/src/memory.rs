@@ -189,6 +189,7 @@ impl BlockDevice for MemoryDevice {
 
     fn mapped_extent(
         &self,
+        _standing: Standing,
         offset_bytes: u64,
         length_bytes: u64,
     ) -> LocalBoxFuture<'static, Result<MappedExtent, DeviceError>> {

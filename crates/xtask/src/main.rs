@@ -11,6 +11,7 @@
 
 mod bench;
 mod cluster;
+mod conformance;
 mod idle;
 mod peers;
 mod process;
@@ -59,6 +60,8 @@ enum Command {
     Sim(SimArguments),
     /// Foreign initiators against a served demo: libiscsi, QEMU, its conformance tests.
     E2e,
+    /// Every conformance test of libiscsi against a served demo: up to twenty minutes.
+    Conformance(conformance::Options),
     /// Measures this machine: disk and link latency, then load against a served demo.
     Bench {
         /// A directory on the disk to measure.
@@ -145,6 +148,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             )),
         },
         Command::E2e => peers::run(),
+        Command::Conformance(options) => conformance::run(&options),
         Command::Bench { directory, seconds } => bench::run_all(&directory, seconds),
         Command::Idle {
             seconds,
