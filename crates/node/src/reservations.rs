@@ -51,6 +51,7 @@ async fn apply(
     request: Request,
 ) -> Result<Effects, ReservationError> {
     let before = table(node, volume).revision();
+    let concerns_all = request.action == Action::ResetUnit;
     let moved_to = match &request.action {
         Action::Move { to, .. } => Some(to.target_port),
         Action::Register { .. }
@@ -85,8 +86,11 @@ async fn apply(
     }
     let told = table.notices_since(before).into_iter().flatten();
     let ports = told.map(|(nexus, _)| nexus.target_port).chain(moved_to);
-    let nodes: BTreeSet<NodeId> = ports.map(|port| NodeId(u64::from(port))).collect();
+    let mut nodes: BTreeSet<NodeId> = ports.map(|port| NodeId(u64::from(port))).collect();
     let state = node.state();
+    if concerns_all {
+        nodes.extend(state.nodes.keys());
+    }
     let up = |node: &NodeId| state.running_incarnation(*node).is_some();
     node.portal
         .spread(volume, revision, nodes.into_iter().filter(up))

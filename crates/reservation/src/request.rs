@@ -115,7 +115,7 @@ pub enum Action {
     ReserveUnit,
     /// RELEASE(6) and RELEASE(10).
     ReleaseUnit,
-    /// The unit was reset: an SPC-2 reservation ends, whoever holds it.
+    /// The unit is reset: an SPC-2 reservation ends, whoever holds it.
     ResetUnit,
 }
 

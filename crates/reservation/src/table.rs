@@ -47,6 +47,7 @@ pub struct ReservationTable {
     /// SPC-2 reservation: its holder, and its number.
     unit: Option<(Nexus, u64)>,
     aborted: BTreeSet<u64>,
+    resets: u64,
     notices: VecDeque<(u64, Nexus, Notice)>,
     /// Revision of the newest notice that has been forgotten.
     forgotten: u64,
@@ -123,6 +124,11 @@ impl ReservationTable {
     /// Holder of the SPC-2 reservation.
     pub fn unit_holder(&self) -> Option<&Nexus> {
         self.unit.as_ref().map(|(holder, _)| holder)
+    }
+
+    /// Counts the resets of the unit, which every node has to carry out.
+    pub fn resets(&self) -> u64 {
+        self.resets
     }
 
     /// What a nexus is to the table now.
@@ -219,7 +225,11 @@ impl ReservationTable {
             } => self.move_to(nexus, *key, to, *new_key, *unregister, *persist),
             Action::ReserveUnit => self.reserve_unit(nexus),
             Action::ReleaseUnit => Ok((self.release_unit(nexus)?, Effects::default())),
-            Action::ResetUnit => Ok((self.end_unit(), Effects::default())),
+            Action::ResetUnit => {
+                self.unit = None;
+                self.resets += 1;
+                Ok((Change::Reservation, Effects::default()))
+            }
         }?;
         match change {
             Change::None => {}

@@ -21,7 +21,7 @@ use crate::ports::{self, TargetPort};
 use crate::reservation::{Access, Standing};
 use crate::sense::Sense;
 use crate::unit::LogicalUnit;
-use crate::{execute, inquiry, limits, opcodes, report};
+use crate::{copy, execute, inquiry, limits, opcodes, report};
 
 /// SCSI status (SAM-5 table 30).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,7 +187,10 @@ impl Link {
         identity: &DeviceIdentity,
     ) -> Result<(), Failure> {
         let medium = command.extent().is_some()
-            || matches!(command, Command::Unmap { .. } | Command::TestUnitReady);
+            || matches!(
+                command,
+                Command::Unmap { .. } | Command::ExtendedCopy { .. } | Command::TestUnitReady
+            );
         if medium && let Some(refusal) = self.port.groups.state(self.port.group).refusal() {
             return Err(refusal.into());
         }
@@ -268,6 +271,7 @@ impl Link {
                 bytes: u64::from(block_bytes),
             },
             Command::Unmap { list_bytes, .. }
+            | Command::ExtendedCopy { list_bytes }
             | Command::ModeSelect { list_bytes, .. }
             | Command::PersistentOut { list_bytes, .. } => DataOut::Exact {
                 bytes: u64::from(*list_bytes),
@@ -292,6 +296,8 @@ impl Link {
             | Command::SynchronizeCache(_)
             | Command::WriteSame { no_data: true, .. }
             | Command::ReadDefects { .. }
+            | Command::CopyParameters { .. }
+            | Command::CopyStatus { .. }
             | Command::ReportLuns { .. }
             | Command::PersistentIn { .. }
             | Command::ReportTargetPortGroups { .. }
@@ -328,6 +334,15 @@ impl Link {
             Command::ReadCapacity10 => (report::capacity10(block_bytes, blocks), 8),
             Command::ReadCapacity16 { allocation } => {
                 (report::capacity16(block_bytes, blocks), allocation)
+            }
+            Command::CopyParameters { allocation } => {
+                (copy::operating_parameters(block_bytes), allocation)
+            }
+            Command::CopyStatus { list, allocation } => {
+                match self.unit.copy_status(&self.nexus, list) {
+                    Some(status) => (copy::copy_status(status), allocation),
+                    None => return Some(Err(Sense::INVALID_FIELD_IN_CDB.at_cdb_byte(2).into())),
+                }
             }
             Command::ReadDefects {
                 long,
@@ -393,6 +408,7 @@ impl Link {
             | Command::SynchronizeCache(_)
             | Command::WriteSame { .. }
             | Command::Unmap { .. }
+            | Command::ExtendedCopy { .. }
             | Command::CompareAndWrite(_)
             | Command::PersistentOut { .. } => return None,
         };
@@ -460,7 +476,9 @@ impl Link {
         let data_out = self.data_out(&command, identity.logical_block_bytes);
         let list = matches!(
             command,
-            Command::ModeSelect { .. } | Command::PersistentOut { .. }
+            Command::ModeSelect { .. }
+                | Command::PersistentOut { .. }
+                | Command::ExtendedCopy { .. }
         );
         if list && data_out.bytes() > limits::PARAMETER_LIST_BYTES_MAX {
             return Err(Sense::PARAMETER_LENGTH.into());
@@ -559,7 +577,7 @@ fn check_length(command: &Command, extent: Extent, block_bytes: u32) -> Result<(
             comparison: Comparison::Medium | Comparison::OneBlock,
             ..
         } => (limits::VERIFY_BYTES_MAX, 10),
-        Command::WriteAtomic(_) => (limits::ATOMIC_BYTES, 12),
+        Command::WriteAtomic(_) => (limits::ATOMIC_BYTES_MAX, 12),
         Command::WriteSame { .. } => (limits::WRITE_SAME_BYTES_MAX, 10),
         Command::CompareAndWrite(_) => (limits::COMPARE_AND_WRITE_BYTES_MAX, 13),
         // The rest transfers nothing in proportion to the range.
@@ -578,6 +596,9 @@ fn check_length(command: &Command, extent: Extent, block_bytes: u32) -> Result<(
         | Command::ReadCapacity10
         | Command::ReadCapacity16 { .. }
         | Command::ReadDefects { .. }
+        | Command::ExtendedCopy { .. }
+        | Command::CopyParameters { .. }
+        | Command::CopyStatus { .. }
         | Command::Unmap { .. }
         | Command::ReportLuns { .. }
         | Command::PersistentIn { .. }
@@ -592,10 +613,11 @@ fn check_length(command: &Command, extent: Extent, block_bytes: u32) -> Result<(
     }
     if matches!(command, Command::WriteAtomic(_)) {
         let start = extent.block * u64::from(block_bytes);
-        if !start.is_multiple_of(limits::ATOMIC_BYTES) {
+        let within = start % limits::ATOMIC_BORDER_BYTES + length <= limits::ATOMIC_BORDER_BYTES;
+        if !start.is_multiple_of(limits::ATOMIC_GRANULARITY_BYTES) || !within {
             return Err(Sense::INVALID_FIELD_IN_CDB.at_cdb_byte(2));
         }
-        if !length.is_multiple_of(limits::ATOMIC_BYTES) {
+        if !length.is_multiple_of(limits::ATOMIC_GRANULARITY_BYTES) {
             return Err(Sense::INVALID_FIELD_IN_CDB.at_cdb_byte(length_byte));
         }
     }

@@ -26,6 +26,8 @@ impl Command {
             | Self::Verify { .. }
             | Self::Prefetch(_)
             | Self::ReadDefects { .. }
+            | Self::CopyParameters { .. }
+            | Self::CopyStatus { .. }
             | Self::ReportOpcodes { .. }
             | Self::ReportTaskManagement { .. } => Access::Read,
             Self::ModeSelect { .. }
@@ -34,6 +36,7 @@ impl Command {
             | Self::Write(_)
             | Self::WriteAtomic(_)
             | Self::OrWrite(_)
+            | Self::ExtendedCopy { .. }
             | Self::WriteVerify { .. }
             | Self::SynchronizeCache(_)
             | Self::WriteSame { .. }
@@ -94,6 +97,9 @@ impl Command {
             | Self::ReadCapacity16 { .. }
             | Self::Unmap { .. }
             | Self::ReadDefects { .. }
+            | Self::ExtendedCopy { .. }
+            | Self::CopyParameters { .. }
+            | Self::CopyStatus { .. }
             | Self::ReportLuns { .. }
             | Self::PersistentIn { .. }
             | Self::PersistentOut { .. }

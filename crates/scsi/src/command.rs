@@ -117,6 +117,16 @@ pub enum Command {
         list_bytes: u32,
     },
     CompareAndWrite(Extent),
+    ExtendedCopy {
+        list_bytes: u32,
+    },
+    CopyParameters {
+        allocation: u32,
+    },
+    CopyStatus {
+        list: u8,
+        allocation: u32,
+    },
     ReadDefects {
         long: bool,
         lists: u8,
@@ -319,6 +329,7 @@ fn decode_fields(cdb: &Cdb<'_>) -> Result<Command, Sense> {
         0x8a => cdb.write(cdb.extent16())?,
         0x8b => Command::OrWrite(cdb.without_protection(cdb.extent16())?),
         0x9c => decode_write_atomic(cdb)?,
+        0x83 | 0x84 => decode_copy(cdb)?,
         0x37 | 0xb7 => decode_read_defects(cdb),
         0x2e => cdb.write_verify(cdb.extent10())?,
         0xae => cdb.write_verify(cdb.extent12())?,
@@ -353,6 +364,19 @@ fn decode_fields(cdb: &Cdb<'_>) -> Result<Command, Sense> {
         0xa3 => decode_maintenance_in(cdb)?,
         _ => return Err(Sense::INVALID_OPERATION_CODE.at_cdb_byte(0)),
     })
+}
+
+fn decode_copy(cdb: &Cdb<'_>) -> Result<Command, Sense> {
+    let length = cdb.u32(10);
+    match (cdb.0[0], cdb.0[1] & 0x1f) {
+        (0x83, 0x00) => Ok(Command::ExtendedCopy { list_bytes: length }),
+        (0x84, 0x00) => Ok(Command::CopyStatus {
+            list: cdb.0[2],
+            allocation: length,
+        }),
+        (0x84, 0x03) => Ok(Command::CopyParameters { allocation: length }),
+        _ => Err(invalid(1)),
+    }
 }
 
 /// WRITE ATOMIC(16) (SBC-4 5.42): boundaries are not supported.

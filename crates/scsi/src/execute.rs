@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use crate::attachment::{Completion, Failure, Link, Status, check_extent, cut};
 use crate::command::{Command, Comparison, Extent};
+use crate::copy::{self, CopyStatus, Plan, Segment};
 use crate::device::{CompareOutcome, DeviceError, DeviceIdentity};
 use crate::reservation::{Action, Refusal, Request, ReservationError, Standing, wire};
 use crate::sense::Sense;
@@ -62,6 +63,13 @@ async fn run(
         }
         Command::WriteSame { extent, .. } => medium.write_same(extent, &data).await?,
         Command::Unmap { .. } => medium.unmap(&data, &identity).await?,
+        Command::ExtendedCopy { list_bytes: 0 } => {}
+        Command::ExtendedCopy { .. } => {
+            let plan = copy::parse(&data, &identity)?;
+            let (status, outcome) = medium.copy(plan, &identity).await;
+            link.unit.note_copy(&link.nexus, status);
+            outcome?;
+        }
         Command::CompareAndWrite(extent) => medium.compare_and_write(extent, data).await?,
         Command::GetLbaStatus { block, allocation } => {
             return medium.lba_status(block, allocation, &identity).await;
@@ -98,6 +106,8 @@ async fn run(
         | Command::ReadCapacity16 { .. }
         | Command::Prefetch(_)
         | Command::ReadDefects { .. }
+        | Command::CopyParameters { .. }
+        | Command::CopyStatus { .. }
         | Command::ReportLuns { .. }
         | Command::ReportTargetPortGroups { .. }
         | Command::ReportOpcodes { .. }
@@ -222,6 +232,62 @@ impl Medium<'_> {
             .write(self.standing, self.offset(extent), data)
             .await;
         written.map_err(|error| self.write_failure(error))
+    }
+
+    /// EXTENDED COPY: segment by segment, and within one piece by piece.
+    async fn copy(
+        &self,
+        plan: Plan,
+        identity: &DeviceIdentity,
+    ) -> (CopyStatus, Result<(), Failure>) {
+        let mut status = CopyStatus {
+            list: plan.list,
+            complete: false,
+            segments: 0,
+            kib: 0,
+        };
+        for segment in plan.segments {
+            if let Err(failure) = self.copy_segment(segment, identity).await {
+                return (status, Err(failure));
+            }
+            status.segments += 1;
+            status.kib += (self.length(segment.source) / 1024) as u32;
+        }
+        status.complete = true;
+        (status, Ok(()))
+    }
+
+    async fn copy_segment(
+        &self,
+        segment: Segment,
+        identity: &DeviceIdentity,
+    ) -> Result<(), Failure> {
+        let Segment {
+            source,
+            destination,
+        } = segment;
+        let target = Extent {
+            block: destination,
+            ..source
+        };
+        for extent in [source, target] {
+            check_extent(extent, identity).map_err(|_| Sense::COPY_ABORTED)?;
+        }
+        let length = self.length(source);
+        let mut done = 0;
+        while done < length {
+            let bytes = (length - done).min(limits::PIECE_BYTES);
+            let data = self
+                .read_bytes(self.offset(source) + done, bytes as u32)
+                .await?;
+            let device = &self.link.device;
+            let written = device
+                .write(self.standing, self.offset(target) + done, data)
+                .await;
+            written.map_err(|error| self.write_failure(error))?;
+            done += bytes;
+        }
+        Ok(())
     }
 
     /// ORWRITE: each piece is read and replaced as one action.

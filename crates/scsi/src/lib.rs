@@ -15,6 +15,7 @@
 pub mod attachment;
 mod classes;
 pub mod command;
+pub mod copy;
 pub mod device;
 mod execute;
 pub mod inquiry;

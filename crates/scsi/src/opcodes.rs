@@ -31,7 +31,7 @@ const F: u8 = 0xff;
 
 /// Every command that [`crate::command::decode`] accepts, by operation code. A usage map has a
 /// one for each bit of the CDB that is looked at; a service action stands for itself.
-static COMMANDS: [Entry; 55] = [
+static COMMANDS: [Entry; 58] = [
     plain(&[0x00, 0, 0, 0, 0, 4]),
     plain(&[0x03, 1, 0, 0, F, 4]),
     plain(&[0x08, 0x1f, F, F, F, 4]),
@@ -69,6 +69,9 @@ static COMMANDS: [Entry; 55] = [
     action(5, &[0x5f, 0x05, F, 0, 0, F, F, F, F, 4]),
     action(6, &[0x5f, 0x06, 0, 0, 0, F, F, F, F, 4]),
     action(7, &[0x5f, 0x07, 0, 0, 0, F, F, F, F, 4]),
+    action(0, &[0x83, 0x00, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, 4]),
+    action(0, &[0x84, 0x00, F, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, 4]),
+    action(3, &[0x84, 0x03, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, 4]),
     plain(&[0x88, 0xf8, F, F, F, F, F, F, F, F, F, F, F, F, 0, 4]),
     plain(&[0x89, 0xf8, F, F, F, F, F, F, F, F, 0, 0, 0, F, 0, 4]),
     plain(&[0x8a, 0xf8, F, F, F, F, F, F, F, F, F, F, F, F, 0, 4]),

@@ -6,12 +6,13 @@
 //! a persistent one outlives it.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use futures::future::LocalBoxFuture;
 
 use crate::attachment::{Attachment, Link};
+use crate::copy::CopyStatus;
 use crate::device::BlockDevice;
 use crate::mode::ModeState;
 use crate::nexus::{Attention, Nexus};
@@ -25,6 +26,9 @@ pub trait TaskAborter {
     fn abort(&self, nexuses: Vec<Nexus>) -> LocalBoxFuture<'static, ()>;
 }
 
+/// Copies of a nexus whose end is remembered.
+const COPIES_REMEMBERED_MAX: usize = 8;
+
 /// Nexuses above which absent ones that are no longer registered are forgotten.
 const NEXUSES_REMEMBERED_MAX: usize = 1024;
 
@@ -32,6 +36,8 @@ const NEXUSES_REMEMBERED_MAX: usize = 1024;
 struct NexusState {
     attachments: u32,
     attentions: Vec<Attention>,
+    /// How its last copies ended, oldest first.
+    copies: VecDeque<CopyStatus>,
 }
 
 impl NexusState {
@@ -47,8 +53,19 @@ struct Shared {
     nexuses: BTreeMap<Nexus, NexusState>,
     /// Revision of the reservation table up to which its notices have been passed on.
     heard: u64,
+    /// Resets of the unit that have been carried out here.
+    resets: u64,
     mode: ModeState,
     capacity_bytes: Option<u64>,
+}
+
+impl Shared {
+    fn reset(&mut self) {
+        self.mode = ModeState::default();
+        for state in self.nexuses.values_mut() {
+            state.establish(Attention::Reset);
+        }
+    }
 }
 
 /// One logical unit as this node serves it.
@@ -61,8 +78,10 @@ pub struct LogicalUnit {
 impl LogicalUnit {
     /// A unit with this reservation table.
     pub fn new(reservations: Rc<dyn Reservations>) -> Rc<Self> {
+        let table = reservations.table();
         let shared = Shared {
-            heard: reservations.table().revision(),
+            heard: table.revision(),
+            resets: table.resets(),
             ..Shared::default()
         };
         Rc::new(Self {
@@ -114,22 +133,17 @@ impl LogicalUnit {
 
     /// LOGICAL UNIT RESET and target reset, once every command has been aborted (SAM-5 6.3.3):
     /// SPC-2 reservations and mode pages return to their defaults, and every nexus, that of the
-    /// requester included, gets 29/03. Persistent reservations stay.
+    /// requester included, gets 29/03, on every node. Persistent reservations stay.
     pub async fn reset(&self, nexus: &Nexus) {
-        let known = self.reservations.refresh().await;
-        if !known || self.reservations.table().unit_holder().is_some() {
-            let request = Request {
-                nexus: nexus.clone(),
-                key: 0,
-                action: Action::ResetUnit,
-            };
-            // If it cannot be done, the holder keeps it, and the others hear of the conflict.
-            let _ = self.reservations.apply(request).await;
-        }
-        let mut shared = self.shared.borrow_mut();
-        shared.mode = ModeState::default();
-        for state in shared.nexuses.values_mut() {
-            state.establish(Attention::Reset);
+        let request = Request {
+            nexus: nexus.clone(),
+            key: 0,
+            action: Action::ResetUnit,
+        };
+        match self.reservations.apply(request).await {
+            Ok(_) => self.hear(),
+            // The other nodes do not hear of it, or later. Here it is done.
+            Err(_) => self.shared.borrow_mut().reset(),
         }
     }
 
@@ -149,6 +163,9 @@ impl LogicalUnit {
         let since = std::mem::replace(&mut shared.heard, table.revision());
         if since == table.revision() {
             return;
+        }
+        if std::mem::replace(&mut shared.resets, table.resets()) != table.resets() {
+            shared.reset();
         }
         match table.notices_since(since) {
             Some(notices) => {
@@ -173,6 +190,22 @@ impl LogicalUnit {
 
     pub(crate) fn aborter(&self) -> Option<Rc<dyn TaskAborter>> {
         self.aborter.borrow().clone()
+    }
+
+    pub(crate) fn note_copy(&self, nexus: &Nexus, status: CopyStatus) {
+        if let Some(state) = self.shared.borrow_mut().nexuses.get_mut(nexus) {
+            state.copies.retain(|earlier| earlier.list != status.list);
+            if state.copies.len() == COPIES_REMEMBERED_MAX {
+                state.copies.pop_front();
+            }
+            state.copies.push_back(status);
+        }
+    }
+
+    pub(crate) fn copy_status(&self, nexus: &Nexus, list: u8) -> Option<CopyStatus> {
+        let shared = self.shared.borrow();
+        let mut copies = shared.nexuses.get(nexus)?.copies.iter();
+        copies.find(|copy| copy.list == list).copied()
     }
 
     pub(crate) fn mode(&self) -> ModeState {
