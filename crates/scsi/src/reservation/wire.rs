@@ -332,7 +332,7 @@ mod tests {
             persist: true,
         };
         assert_eq!(parse(&list), Ok((1, expected)));
-        assert_eq!(parse(&list[..60]), Err(Sense::PARAMETER_LENGTH));
+        assert_eq!(parse(&list[..list.len() - 4]), Err(Sense::PARAMETER_LENGTH));
         assert_eq!(parse(&list[..24]), Err(Sense::PARAMETER_LENGTH));
         list[24] = 0x06;
         let wrong_protocol = Sense::INVALID_PARAMETER.at_parameter_byte(24);
