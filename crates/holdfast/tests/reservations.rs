@@ -5,6 +5,7 @@
 mod harness;
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
@@ -14,6 +15,7 @@ use holdfast_api::CreatedVolume;
 use holdfast_initiator::{
     BlockRange, Chap, Command, Error, Secret, Session, SessionOptions, Transfer,
 };
+use tokio::time::{sleep, timeout};
 
 const WRITE_EXCLUSIVE: u8 = 1;
 const EXCLUSIVE_REGISTRANTS: u8 = 6;
@@ -31,10 +33,17 @@ impl Host {
         let chap = created.credentials.as_ref().expect("credentials");
         options.chap = Some(Chap::new(&chap.username, Secret::new(chap.secret.as_str())));
         let portal = fleet.portals()[node];
-        let session = Session::connect(portal, &created.volume.target, &options).await;
-        let host = Self {
-            session: session.expect("a login"),
+        // A node that has just started opens its portal when it knows the volumes.
+        let connecting = async {
+            loop {
+                match Session::connect(portal, &created.volume.target, &options).await {
+                    Err(Error::Connect { .. }) => sleep(Duration::from_millis(10)).await,
+                    outcome => break outcome.expect("a login"),
+                }
+            }
         };
+        let session = timeout(PATIENCE, connecting).await.expect("an open portal");
+        let host = Self { session };
         host.session
             .clear_attentions(0)
             .await
