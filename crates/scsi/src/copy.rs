@@ -122,15 +122,7 @@ fn is_this_unit(target: &[u8; TARGET_BYTES], identity: &DeviceIdentity) -> Resul
     if target[0] != IDENTIFICATION {
         return Err(Sense::UNSUPPORTED_TARGET);
     }
-    // LU ID TYPE: only logical unit numbers are known. The sense is the one that the libiscsi
-    // conformance tests take for right.
-    if target[1] >> 6 != 0 {
-        return Err(Sense::INVALID_FIELD_IN_CDB);
-    }
-    let null = target[1] & 0x20 != 0;
-    if null {
-        return Err(Sense::UNREACHABLE_COPY_TARGET);
-    }
+    // SPC-4 has LU ID TYPE ignored for designators, and NUL obsolete.
     let (code_set, kind, length) = (target[4] & 0x0f, target[5] & 0x3f, target[7]);
     Ok((code_set, kind, length) == (1, 3, 16) && target[8..24] == identity.naa)
 }
@@ -264,8 +256,6 @@ mod tests {
         };
         assert_eq!(refusal(16, 0xe0), Sense::UNSUPPORTED_TARGET);
         assert_eq!(refusal(48, 0x03), Sense::UNSUPPORTED_SEGMENT);
-        assert_eq!(refusal(17, 0xc0), Sense::INVALID_FIELD_IN_CDB);
-        assert_eq!(refusal(17, 0x20), Sense::UNREACHABLE_COPY_TARGET);
         assert_eq!(refusal(55, 1), Sense::UNREACHABLE_COPY_TARGET);
         assert_eq!(refusal(30, 1), Sense::COPY_DEVICE_NOT_REACHABLE);
     }

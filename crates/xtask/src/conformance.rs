@@ -170,7 +170,9 @@ fn write_protected(
 
 fn run_one(name: &str, urls: &[String; 2], digests: bool) -> Verdict {
     let mut program = Command::new("iscsi-test-cu");
-    program.args(["--dataloss", "--test", name]).args(urls);
+    // Some tests say only so that they skip themselves.
+    program.args(["--dataloss", "--Verbose-scsi", "--test", name]);
+    program.args(urls);
     if digests {
         program.env("LIBISCSI_HEADER_DIGEST", "crc32c");
     }
