@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
+use futures::stream::{self, StreamExt as _};
 
 use crate::attachment::{Completion, Failure, Link, Status, check_extent, cut};
 use crate::command::{Command, Comparison, Extent};
@@ -156,6 +157,9 @@ fn reservation_failure(error: ReservationError) -> Failure {
         ReservationError::Undecided => Sense::INTERNAL_FAILURE.into(),
     }
 }
+
+/// Extents of one UNMAP that are zeroed side by side.
+const UNMAPS_AT_ONCE: usize = 16;
 
 /// The medium behind a link, addressed in bytes.
 struct Medium<'a> {
@@ -386,10 +390,13 @@ impl Medium<'_> {
         for extent in &extents {
             check_extent(*extent, identity)?;
         }
-        for extent in extents {
-            self.zero(self.offset(extent), self.length(extent)).await?;
-        }
-        Ok(())
+        let zeroing = provisioning::merge(extents)
+            .into_iter()
+            .map(|extent| self.zero(self.offset(extent), self.length(extent)));
+        // All of them are awaited, also after a failure: what has begun may still take effect.
+        let outcomes = stream::iter(zeroing).buffer_unordered(UNMAPS_AT_ONCE);
+        let outcomes: Vec<_> = outcomes.collect().await;
+        outcomes.into_iter().collect()
     }
 
     async fn compare_and_write(&self, extent: Extent, data: Bytes) -> Result<(), Failure> {

@@ -40,7 +40,7 @@ const COPY_RATE: &str = "16M";
 const KILL_AT_PERCENT: f64 = 25.0;
 
 /// Suites of `iscsi-test-cu` that every test of has to pass or be skipped by the suite itself.
-const SUITES: [&str; 17] = [
+const SUITES: [&str; 24] = [
     "SCSI.TestUnitReady",
     "SCSI.Inquiry",
     "SCSI.ReadCapacity10",
@@ -56,6 +56,13 @@ const SUITES: [&str; 17] = [
     "SCSI.WriteSame16",
     "SCSI.Unmap",
     "SCSI.CompareAndWrite",
+    "SCSI.OrWrite",
+    "SCSI.WriteAtomic16",
+    "SCSI.ExtendedCopy",
+    "SCSI.PrinReadKeys",
+    "SCSI.ProutPreempt",
+    "SCSI.ProutReserve",
+    "SCSI.Reserve6",
     "iSCSI.iSCSIResiduals",
     "iSCSI.iSCSIcmdsn",
 ];
