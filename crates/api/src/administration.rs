@@ -228,7 +228,10 @@ impl Administration {
     async fn propose(&self, change: Change) -> Result<Outcome, Problem> {
         match self.node.propose(change, PROPOSAL_LIMIT).await? {
             Outcome::Refused(refusal) => Err(refusal.into()),
-            outcome @ (Outcome::Done | Outcome::Admitted(_) | Outcome::Created(_)) => Ok(outcome),
+            outcome @ (Outcome::Done
+            | Outcome::Admitted(_)
+            | Outcome::Created(_)
+            | Outcome::Reserved(_)) => Ok(outcome),
         }
     }
 

@@ -148,6 +148,7 @@ impl From<Refusal> for Problem {
             | Refusal::IdentityReused(_)
             | Refusal::IncarnationStale(_)
             | Refusal::LastCopy => (ProblemKind::Conflict, String::new()),
+            Refusal::Reservation(_) => (ProblemKind::Conflict, String::new()),
             Refusal::ViewStale => (ProblemKind::Unavailable, "try again".into()),
         };
         Self::new(kind, refusal.to_string(), hint)

@@ -7,11 +7,17 @@ use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use holdfast_config::state::VolumeRecord;
-use holdfast_scsi::{BlockDevice, CompareOutcome, DeviceError, DeviceIdentity};
-use holdfast_volume::{IoError, Operation};
+use holdfast_reservation::Standing;
+use holdfast_runtime::PAGE_BYTES;
+use holdfast_scsi::{BlockDevice, CompareOutcome, DeviceError, DeviceIdentity, MappedExtent};
+use holdfast_volume::{AccessError, IoError, Operation};
 use holdfast_wire::VolumeId;
 
 use crate::node::Node;
+
+/// How far the state of blocks is looked for, and in what pieces.
+const SCAN_BYTES_MAX: u64 = 4 << 20;
+const SCAN_PIECE_BYTES: u64 = 256 << 10;
 
 /// See the module's header.
 pub struct VolumeDevice {
@@ -35,12 +41,17 @@ impl VolumeDevice {
 
     fn run(
         &self,
+        standing: Standing,
         offset: u64,
         length: u64,
         operation: Operation,
-    ) -> LocalBoxFuture<'static, Result<Bytes, IoError>> {
+    ) -> LocalBoxFuture<'static, Result<Bytes, AccessError>> {
         let (node, volume) = (self.node.clone(), self.volume);
-        async move { node.run(volume, offset, length, operation).await }.boxed_local()
+        async move {
+            node.run_as(standing, volume, offset, length, operation)
+                .await
+        }
+        .boxed_local()
     }
 }
 
@@ -61,7 +72,11 @@ fn identity(record: &VolumeRecord) -> DeviceIdentity {
     }
 }
 
-fn failed(error: IoError, offset: u64) -> DeviceError {
+fn failed(error: AccessError, offset: u64) -> DeviceError {
+    let error = match error {
+        AccessError::Reserved => return DeviceError::Reserved,
+        AccessError::Io(error) => error,
+    };
     match error {
         IoError::Busy => DeviceError::Busy,
         IoError::Full => DeviceError::Full,
@@ -69,6 +84,39 @@ fn failed(error: IoError, offset: u64) -> DeviceError {
         IoError::Gone => DeviceError::Gone,
         IoError::Invalid | IoError::Miscompare(_) => DeviceError::Internal,
     }
+}
+
+async fn run_of_equal_state(
+    node: &Node,
+    volume: VolumeId,
+    standing: Standing,
+    offset: u64,
+    length: u64,
+) -> Result<MappedExtent, AccessError> {
+    let block = PAGE_BYTES as u64;
+    let end = (offset + length).next_multiple_of(block);
+    let limit = end.min(offset + SCAN_BYTES_MAX);
+    let mut at = offset - offset % block;
+    let mut state = None;
+    while at < limit {
+        let bytes = SCAN_PIECE_BYTES.min(end - at);
+        let read = node.run_as(standing, volume, at, bytes, Operation::Read);
+        for content in read.await?.chunks(PAGE_BYTES) {
+            let mapped = content.iter().any(|byte| *byte != 0);
+            if *state.get_or_insert(mapped) != mapped {
+                let length_bytes = at - offset;
+                return Ok(MappedExtent {
+                    mapped: !mapped,
+                    length_bytes,
+                });
+            }
+            at += block;
+        }
+    }
+    Ok(MappedExtent {
+        mapped: state.unwrap_or(true),
+        length_bytes: at.min(offset + length) - offset,
+    })
 }
 
 impl BlockDevice for VolumeDevice {
@@ -82,20 +130,27 @@ impl BlockDevice for VolumeDevice {
 
     fn read(
         &self,
+        standing: Standing,
         offset_bytes: u64,
         length_bytes: u32,
     ) -> LocalBoxFuture<'static, Result<Bytes, DeviceError>> {
-        let read = self.run(offset_bytes, u64::from(length_bytes), Operation::Read);
+        let read = self.run(
+            standing,
+            offset_bytes,
+            u64::from(length_bytes),
+            Operation::Read,
+        );
         async move { read.await.map_err(|error| failed(error, offset_bytes)) }.boxed_local()
     }
 
     fn write(
         &self,
+        standing: Standing,
         offset_bytes: u64,
         data: Bytes,
     ) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
         let length = data.len() as u64;
-        let write = self.run(offset_bytes, length, Operation::Write(data));
+        let write = self.run(standing, offset_bytes, length, Operation::Write(data));
         async move {
             write
                 .await
@@ -107,10 +162,11 @@ impl BlockDevice for VolumeDevice {
 
     fn zero(
         &self,
+        standing: Standing,
         offset_bytes: u64,
         length_bytes: u64,
     ) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
-        let zero = self.run(offset_bytes, length_bytes, Operation::Zero);
+        let zero = self.run(standing, offset_bytes, length_bytes, Operation::Zero);
         async move {
             zero.await
                 .map(drop)
@@ -124,8 +180,25 @@ impl BlockDevice for VolumeDevice {
         async { Ok(()) }.boxed_local()
     }
 
+    /// A block of zeroes counts as unmapped, as its content is what an unmapped one would have
+    /// (LBPRZ). The run ends early where it would take long to read.
+    fn mapped_extent(
+        &self,
+        standing: Standing,
+        offset_bytes: u64,
+        length_bytes: u64,
+    ) -> LocalBoxFuture<'static, Result<MappedExtent, DeviceError>> {
+        let (node, volume) = (self.node.clone(), self.volume);
+        async move {
+            let run = run_of_equal_state(&node, volume, standing, offset_bytes, length_bytes);
+            run.await.map_err(|error| failed(error, offset_bytes))
+        }
+        .boxed_local()
+    }
+
     fn compare_and_write(
         &self,
+        standing: Standing,
         offset_bytes: u64,
         compare: Bytes,
         write: Bytes,
@@ -134,6 +207,7 @@ impl BlockDevice for VolumeDevice {
         let mut both = BytesMut::from(compare.as_ref());
         both.extend_from_slice(&write);
         let run = self.run(
+            standing,
             offset_bytes,
             length,
             Operation::CompareAndWrite(both.freeze()),
@@ -141,7 +215,7 @@ impl BlockDevice for VolumeDevice {
         async move {
             match run.await {
                 Ok(_) => Ok(CompareOutcome::Written),
-                Err(IoError::Miscompare(at)) => Ok(CompareOutcome::Miscompare {
+                Err(AccessError::Io(IoError::Miscompare(at))) => Ok(CompareOutcome::Miscompare {
                     offset_bytes: at as u32,
                 }),
                 Err(error) => Err(failed(error, offset_bytes)),

@@ -21,12 +21,14 @@ mod monitor;
 mod node;
 mod options;
 mod register;
+mod reservations;
 mod shutdown;
 mod status;
 
 pub use device::VolumeDevice;
 pub use node::{Failure, Node, NodeError};
 pub use options::{NodeIdentity, NodeOptions};
+pub use reservations::VolumeReservations;
 pub use status::NodeReport;
 
-pub use holdfast_volume::{IoError, Operation};
+pub use holdfast_volume::{AccessError, IoError, Operation};

@@ -10,9 +10,10 @@ use holdfast_config::group::{ConfigGroup, GroupError, ProposeError};
 use holdfast_config::state::{Change, ClusterIdentity, ClusterState, Outcome, Refusal};
 use holdfast_gossip::{Gossip, Member};
 use holdfast_replica::Holder;
+use holdfast_reservation::Standing;
 use holdfast_runtime::{Directory, Links, NodeId, Rpc, Runtime};
 use holdfast_store::{RecoveryReport, Store, StoreError, StoreOptions};
-use holdfast_volume::{Context, IoError, Operation, Owner, Portal};
+use holdfast_volume::{AccessError, Context, IoError, Operation, Owner, Portal};
 use holdfast_wire::VolumeId;
 use thiserror::Error;
 use tokio::sync::watch;
@@ -173,7 +174,9 @@ impl Node {
         };
         match self.group.initialize(change, limit).await? {
             Outcome::Refused(refusal) => Err(refusal.into()),
-            Outcome::Done | Outcome::Admitted(_) | Outcome::Created(_) => Ok(()),
+            Outcome::Done | Outcome::Admitted(_) | Outcome::Created(_) | Outcome::Reserved(_) => {
+                Ok(())
+            }
         }
     }
 
@@ -208,7 +211,9 @@ impl Node {
     }
 
     /// Runs an initiator's operation on `length` bytes at `offset` of a volume: through this
-    /// node's portal, wherever the owner is. Offset and length are multiples of 512.
+    /// node's portal, wherever the owner is. Offset and length are multiples of 512. The
+    /// initiator is a stranger to the volume's reservation table: one that excludes strangers
+    /// keeps the volume busy.
     pub async fn run(
         &self,
         volume: VolumeId,
@@ -216,7 +221,29 @@ impl Node {
         length: u64,
         operation: Operation,
     ) -> Result<Bytes, IoError> {
-        self.portal.run(volume, offset, length, operation).await
+        let standing = Standing::default();
+        match self
+            .run_as(standing, volume, offset, length, operation)
+            .await
+        {
+            Ok(data) => Ok(data),
+            Err(AccessError::Io(error)) => Err(error),
+            Err(AccessError::Reserved) => Err(IoError::Busy),
+        }
+    }
+
+    /// The same for an initiator port that is this to the volume's reservation table.
+    pub async fn run_as(
+        &self,
+        standing: Standing,
+        volume: VolumeId,
+        offset: u64,
+        length: u64,
+        operation: Operation,
+    ) -> Result<Bytes, AccessError> {
+        self.portal
+            .run(volume, offset, length, operation, standing)
+            .await
     }
 
     /// Becomes `Some` when the node has to stop.

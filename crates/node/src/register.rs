@@ -27,7 +27,12 @@ impl Node {
             let change = Change::NodeStarted(self.registration());
             match self.group.propose(change, PROPOSAL_LIMIT).await {
                 Ok(Outcome::Refused(refusal)) => return self.fail(Failure::Refused(refusal)),
-                Ok(Outcome::Done | Outcome::Admitted(_) | Outcome::Created(_)) => {}
+                Ok(
+                    Outcome::Done
+                    | Outcome::Admitted(_)
+                    | Outcome::Created(_)
+                    | Outcome::Reserved(_),
+                ) => {}
                 Err(error) => {
                     tracing::debug!(%error, "registering again");
                     self.context.runtime.sleep(RETRY_PAUSE).await;

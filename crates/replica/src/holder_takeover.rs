@@ -82,7 +82,7 @@ impl Holder {
             && !self.store.suspect_slices().contains(&slice)
             && !tail.iter().any(|entry| entry.damaged);
         if !sound {
-            tracing::warn!(%slice, "this copy may lack records: it cannot be taken over from alone");
+            tracing::warn!(%slice, "this copy may lack records: it counts for no takeover");
         }
         let complete = sound || planted::is_active(Bug::TrustIncompleteCopy);
         let header = |entry: &holdfast_store::TailEntry| RecordHeader {

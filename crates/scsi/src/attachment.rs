@@ -1,9 +1,12 @@
 //! Admission: what becomes of a command on arrival.
 //!
 //! A command passes two gates. [`Attachment::admit`] decodes it, checks everything that can be
-//! checked without data, answers at once what needs neither data nor medium, and says how much
-//! data the rest wants. [`Attachment::execute`] checks again, because the reservation or the
-//! capacity may have changed meanwhile, and then asks the device.
+//! checked without data, notes the standing of its nexus, answers at once what needs neither data
+//! nor medium, and says how much data the rest wants. [`Attachment::execute`] checks again,
+//! because the reservation or the capacity may have changed meanwhile, and then asks the device.
+//!
+//! This node's reservation table may lag behind. It is believed where it lets a command through,
+//! since the device checks again; where it sees a conflict it is refreshed first.
 
 use std::rc::Rc;
 
@@ -15,10 +18,10 @@ use crate::device::{BlockDevice, DeviceIdentity};
 use crate::mode::{self, ModeSense};
 use crate::nexus::{Attention, Nexus};
 use crate::ports::{self, TargetPort};
-use crate::reservation::{Access, wire};
+use crate::reservation::{Access, Standing};
 use crate::sense::Sense;
 use crate::unit::LogicalUnit;
-use crate::{execute, inquiry, limits, opcodes, report};
+use crate::{copy, execute, inquiry, limits, opcodes, report};
 
 /// SCSI status (SAM-5 table 30).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +111,21 @@ impl DataOut {
     }
 }
 
+/// A command that may run once its data is there, and what its nexus was on its arrival.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    command: Command,
+    standing: Standing,
+}
+
+impl From<Command> for Admitted {
+    /// The command of a stranger to the reservation table.
+    fn from(command: Command) -> Self {
+        let standing = Standing::default();
+        Self { command, standing }
+    }
+}
+
 /// What becomes of a command on arrival.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Admission {
@@ -116,7 +134,7 @@ pub enum Admission {
     /// It runs once its data is there.
     Run {
         /// The command, for [`Attachment::execute`].
-        command: Command,
+        command: Admitted,
         /// Data that it wants first.
         data_out: DataOut,
         /// Most bytes that it will return.
@@ -168,9 +186,11 @@ impl Link {
         command: &Command,
         identity: &DeviceIdentity,
     ) -> Result<(), Failure> {
-        self.check_reservations(command)?;
         let medium = command.extent().is_some()
-            || matches!(command, Command::Unmap { .. } | Command::TestUnitReady);
+            || matches!(
+                command,
+                Command::Unmap { .. } | Command::ExtendedCopy { .. } | Command::TestUnitReady
+            );
         if medium && let Some(refusal) = self.port.groups.state(self.port.group).refusal() {
             return Err(refusal.into());
         }
@@ -187,23 +207,45 @@ impl Link {
         Ok(())
     }
 
-    fn check_reservations(&self, command: &Command) -> Result<(), Failure> {
-        let conflict = Failure::Status(Status::ReservationConflict);
-        if !command.ignores_simple_reservation() && self.unit.simple_conflict(&self.nexus) {
-            return Err(conflict);
-        }
+    /// Whether a reservation stands in the way, as far as this node knows.
+    fn conflicts(&self, command: &Command, standing: Standing) -> bool {
         let table = self.unit.reservations().table();
-        let simple = matches!(command, Command::Reserve | Command::Release);
-        if (simple && !table.is_empty()) || !table.allows(&self.nexus, command.access()) {
-            return Err(conflict);
+        let excluded = table.unit_excludes(standing) && !command.ignores_simple_reservation();
+        excluded || !table.admits(standing, command.access())
+    }
+
+    /// The standing in which a command may run now.
+    pub(crate) async fn check_reservations(
+        &self,
+        command: &Command,
+        standing: Standing,
+    ) -> Result<Standing, Failure> {
+        if !self.conflicts(command, standing) {
+            return Ok(standing);
         }
-        Ok(())
+        let reservations = self.unit.reservations();
+        if !reservations.refresh().await {
+            return Err(Failure::Status(Status::Busy));
+        }
+        // A registration that another nexus moved to this one may have been unknown here. Who
+        // was registered is judged as that: the registration may have been taken away.
+        let standing = if standing.number == 0 {
+            reservations.table().standing(&self.nexus)
+        } else {
+            standing
+        };
+        if self.conflicts(command, standing) {
+            return Err(Failure::Status(Status::ReservationConflict));
+        }
+        Ok(standing)
     }
 
     fn data_out(&self, command: &Command, block_bytes: u32) -> DataOut {
         let bytes = |extent: &Extent| u64::from(extent.blocks) * u64::from(block_bytes);
         match command {
-            Command::Write(extent) | Command::WriteVerify { extent, .. } => DataOut::Blocks {
+            Command::Write(extent)
+            | Command::OrWrite(extent)
+            | Command::WriteVerify { extent, .. } => DataOut::Blocks {
                 bytes: bytes(extent),
                 block_bytes,
             },
@@ -219,6 +261,9 @@ impl Link {
             } => DataOut::Exact {
                 bytes: u64::from(block_bytes.min(bytes(extent) as u32)),
             },
+            Command::WriteAtomic(extent) => DataOut::Exact {
+                bytes: bytes(extent),
+            },
             Command::CompareAndWrite(extent) => DataOut::Exact {
                 bytes: 2 * bytes(extent),
             },
@@ -226,6 +271,7 @@ impl Link {
                 bytes: u64::from(block_bytes),
             },
             Command::Unmap { list_bytes, .. }
+            | Command::ExtendedCopy { list_bytes }
             | Command::ModeSelect { list_bytes, .. }
             | Command::PersistentOut { list_bytes, .. } => DataOut::Exact {
                 bytes: u64::from(*list_bytes),
@@ -249,6 +295,9 @@ impl Link {
             | Command::Prefetch(_)
             | Command::SynchronizeCache(_)
             | Command::WriteSame { no_data: true, .. }
+            | Command::ReadDefects { .. }
+            | Command::CopyParameters { .. }
+            | Command::CopyStatus { .. }
             | Command::ReportLuns { .. }
             | Command::PersistentIn { .. }
             | Command::ReportTargetPortGroups { .. }
@@ -258,7 +307,7 @@ impl Link {
     }
 
     /// The answer to a command that needs neither data nor medium; `None` for the others.
-    fn answer(
+    pub(crate) fn answer(
         &self,
         command: &Command,
         identity: &DeviceIdentity,
@@ -267,11 +316,6 @@ impl Link {
         let blocks = identity.capacity_bytes / u64::from(block_bytes);
         let (data, allocation) = match *command {
             Command::TestUnitReady | Command::StartStop { .. } | Command::PreventAllow { .. } => {
-                (Vec::new(), 0)
-            }
-            Command::Reserve | Command::Release => {
-                self.unit
-                    .reserve_simple(&self.nexus, *command == Command::Reserve);
                 (Vec::new(), 0)
             }
             Command::Prefetch(_) => return Some(Err(Failure::Status(Status::ConditionMet))),
@@ -291,6 +335,20 @@ impl Link {
             Command::ReadCapacity16 { allocation } => {
                 (report::capacity16(block_bytes, blocks), allocation)
             }
+            Command::CopyParameters { allocation } => {
+                (copy::operating_parameters(block_bytes), allocation)
+            }
+            Command::CopyStatus { list, allocation } => {
+                match self.unit.copy_status(&self.nexus, list) {
+                    Some(status) => (copy::copy_status(status), allocation),
+                    None => return Some(Err(Sense::INVALID_FIELD_IN_CDB.at_cdb_byte(2).into())),
+                }
+            }
+            Command::ReadDefects {
+                long,
+                lists,
+                allocation,
+            } => (report::defects(long, lists), allocation),
             Command::ReportLuns {
                 selection,
                 allocation,
@@ -315,14 +373,6 @@ impl Link {
                     Err(sense) => return Some(Err(sense.into())),
                 }
             }
-            Command::PersistentIn { action, allocation } => {
-                let reservations = self.unit.reservations();
-                let durable = reservations.survives_power_loss();
-                (
-                    wire::report_in(action, &reservations.table(), durable),
-                    allocation,
-                )
-            }
             Command::ReportTargetPortGroups {
                 extended_header,
                 allocation,
@@ -345,14 +395,20 @@ impl Link {
                 (opcodes::report_task_management(long), allocation)
             }
             Command::ModeSelect { .. }
+            | Command::Reserve
+            | Command::Release
+            | Command::PersistentIn { .. }
             | Command::GetLbaStatus { .. }
             | Command::Read(_)
             | Command::Write(_)
+            | Command::WriteAtomic(_)
+            | Command::OrWrite(_)
             | Command::WriteVerify { .. }
             | Command::Verify { .. }
             | Command::SynchronizeCache(_)
             | Command::WriteSame { .. }
             | Command::Unmap { .. }
+            | Command::ExtendedCopy { .. }
             | Command::CompareAndWrite(_)
             | Command::PersistentOut { .. } => return None,
         };
@@ -409,14 +465,20 @@ impl Link {
             return Err(attention.sense().into());
         }
         let command = decoded?;
-        self.check(&command, &identity)?;
-        if let Some(answer) = self.answer(&command, &identity) {
-            return answer.map(Ok);
+        let standing = self.unit.reservations().table().standing(&self.nexus);
+        // A conflict is for the execution to make sure of.
+        if !self.conflicts(&command, standing) {
+            self.check(&command, &identity)?;
+            if let Some(answer) = self.answer(&command, &identity) {
+                return answer.map(Ok);
+            }
         }
         let data_out = self.data_out(&command, identity.logical_block_bytes);
         let list = matches!(
             command,
-            Command::ModeSelect { .. } | Command::PersistentOut { .. }
+            Command::ModeSelect { .. }
+                | Command::PersistentOut { .. }
+                | Command::ExtendedCopy { .. }
         );
         if list && data_out.bytes() > limits::PARAMETER_LIST_BYTES_MAX {
             return Err(Sense::PARAMETER_LENGTH.into());
@@ -426,6 +488,7 @@ impl Link {
         } else {
             0
         };
+        let command = Admitted { command, standing };
         Ok(Err(Admission::Run {
             command,
             data_out,
@@ -469,8 +532,9 @@ impl Attachment {
 
     /// Runs an admitted command with the data that came for it. For [`DataOut::Blocks`] that may
     /// be fewer whole blocks than wanted, else it is exactly what was wanted.
-    pub fn execute(&self, command: Command, data: Bytes) -> LocalBoxFuture<'static, Completion> {
-        Box::pin(execute::execute(self.link.clone(), command, data))
+    pub fn execute(&self, command: Admitted, data: Bytes) -> LocalBoxFuture<'static, Completion> {
+        let Admitted { command, standing } = command;
+        Box::pin(execute::execute(self.link.clone(), command, standing, data))
     }
 
     /// CHECK CONDITION in the format that the host chose.
@@ -484,7 +548,7 @@ pub fn is_unit_zero(lun: u64) -> bool {
     lun == 0 || lun == 0x4000_0000_0000_0000
 }
 
-fn cut(mut data: Vec<u8>, allocation: u32) -> Bytes {
+pub(crate) fn cut(mut data: Vec<u8>, allocation: u32) -> Bytes {
     data.truncate(allocation as usize);
     data.into()
 }
@@ -503,6 +567,7 @@ fn check_length(command: &Command, extent: Extent, block_bytes: u32) -> Result<(
     let (limit, length_byte) = match command {
         Command::Read(_)
         | Command::Write(_)
+        | Command::OrWrite(_)
         | Command::WriteVerify { .. }
         | Command::Verify {
             comparison: Comparison::Data,
@@ -512,6 +577,7 @@ fn check_length(command: &Command, extent: Extent, block_bytes: u32) -> Result<(
             comparison: Comparison::Medium | Comparison::OneBlock,
             ..
         } => (limits::VERIFY_BYTES_MAX, 10),
+        Command::WriteAtomic(_) => (limits::ATOMIC_BYTES_MAX, 12),
         Command::WriteSame { .. } => (limits::WRITE_SAME_BYTES_MAX, 10),
         Command::CompareAndWrite(_) => (limits::COMPARE_AND_WRITE_BYTES_MAX, 13),
         // The rest transfers nothing in proportion to the range.
@@ -529,6 +595,10 @@ fn check_length(command: &Command, extent: Extent, block_bytes: u32) -> Result<(
         | Command::PreventAllow { .. }
         | Command::ReadCapacity10
         | Command::ReadCapacity16 { .. }
+        | Command::ReadDefects { .. }
+        | Command::ExtendedCopy { .. }
+        | Command::CopyParameters { .. }
+        | Command::CopyStatus { .. }
         | Command::Unmap { .. }
         | Command::ReportLuns { .. }
         | Command::PersistentIn { .. }
@@ -537,8 +607,19 @@ fn check_length(command: &Command, extent: Extent, block_bytes: u32) -> Result<(
         | Command::ReportOpcodes { .. }
         | Command::ReportTaskManagement { .. } => return Ok(()),
     };
-    if u64::from(extent.blocks) * u64::from(block_bytes) > limit {
+    let length = u64::from(extent.blocks) * u64::from(block_bytes);
+    if length > limit {
         return Err(Sense::INVALID_FIELD_IN_CDB.at_cdb_byte(length_byte));
+    }
+    if matches!(command, Command::WriteAtomic(_)) {
+        let start = extent.block * u64::from(block_bytes);
+        let within = start % limits::ATOMIC_BORDER_BYTES + length <= limits::ATOMIC_BORDER_BYTES;
+        if !start.is_multiple_of(limits::ATOMIC_GRANULARITY_BYTES) || !within {
+            return Err(Sense::INVALID_FIELD_IN_CDB.at_cdb_byte(2));
+        }
+        if !length.is_multiple_of(limits::ATOMIC_GRANULARITY_BYTES) {
+            return Err(Sense::INVALID_FIELD_IN_CDB.at_cdb_byte(length_byte));
+        }
     }
     Ok(())
 }

@@ -25,12 +25,18 @@ impl Command {
             | Self::Read(_)
             | Self::Verify { .. }
             | Self::Prefetch(_)
+            | Self::ReadDefects { .. }
+            | Self::CopyParameters { .. }
+            | Self::CopyStatus { .. }
             | Self::ReportOpcodes { .. }
             | Self::ReportTaskManagement { .. } => Access::Read,
             Self::ModeSelect { .. }
             | Self::StartStop { start: false }
             | Self::PreventAllow { prevent: true }
             | Self::Write(_)
+            | Self::WriteAtomic(_)
+            | Self::OrWrite(_)
+            | Self::ExtendedCopy { .. }
             | Self::WriteVerify { .. }
             | Self::SynchronizeCache(_)
             | Self::WriteSame { .. }
@@ -66,6 +72,8 @@ impl Command {
         match self {
             Self::Read(extent)
             | Self::Write(extent)
+            | Self::WriteAtomic(extent)
+            | Self::OrWrite(extent)
             | Self::WriteVerify { extent, .. }
             | Self::Verify { extent, .. }
             | Self::Prefetch(extent)
@@ -88,6 +96,10 @@ impl Command {
             | Self::ReadCapacity10
             | Self::ReadCapacity16 { .. }
             | Self::Unmap { .. }
+            | Self::ReadDefects { .. }
+            | Self::ExtendedCopy { .. }
+            | Self::CopyParameters { .. }
+            | Self::CopyStatus { .. }
             | Self::ReportLuns { .. }
             | Self::PersistentIn { .. }
             | Self::PersistentOut { .. }

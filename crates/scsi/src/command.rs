@@ -5,7 +5,7 @@
 //! are accepted and mean nothing, because every write is durable when it is acknowledged.
 
 use crate::reservation::ReservationType;
-use crate::reservation::wire::{InAction, OutAction};
+use crate::reservation::wire::{InAction, OutAction, PARAMETER_LIST_BYTES};
 use crate::sense::Sense;
 
 /// A range of logical blocks.
@@ -94,6 +94,8 @@ pub enum Command {
     },
     Read(Extent),
     Write(Extent),
+    WriteAtomic(Extent),
+    OrWrite(Extent),
     WriteVerify {
         extent: Extent,
         comparison: Comparison,
@@ -115,6 +117,21 @@ pub enum Command {
         list_bytes: u32,
     },
     CompareAndWrite(Extent),
+    ExtendedCopy {
+        list_bytes: u32,
+    },
+    CopyParameters {
+        allocation: u32,
+    },
+    CopyStatus {
+        list: u8,
+        allocation: u32,
+    },
+    ReadDefects {
+        long: bool,
+        lists: u8,
+        allocation: u32,
+    },
     ReportLuns {
         selection: LunSelection,
         allocation: u32,
@@ -310,6 +327,10 @@ fn decode_fields(cdb: &Cdb<'_>) -> Result<Command, Sense> {
         0x2a => cdb.write(cdb.extent10())?,
         0xaa => cdb.write(cdb.extent12())?,
         0x8a => cdb.write(cdb.extent16())?,
+        0x8b => Command::OrWrite(cdb.without_protection(cdb.extent16())?),
+        0x9c => decode_write_atomic(cdb)?,
+        0x83 | 0x84 => decode_copy(cdb)?,
+        0x37 | 0xb7 => decode_read_defects(cdb),
         0x2e => cdb.write_verify(cdb.extent10())?,
         0xae => cdb.write_verify(cdb.extent12())?,
         0x8e => cdb.write_verify(cdb.extent16())?,
@@ -343,6 +364,46 @@ fn decode_fields(cdb: &Cdb<'_>) -> Result<Command, Sense> {
         0xa3 => decode_maintenance_in(cdb)?,
         _ => return Err(Sense::INVALID_OPERATION_CODE.at_cdb_byte(0)),
     })
+}
+
+fn decode_copy(cdb: &Cdb<'_>) -> Result<Command, Sense> {
+    let length = cdb.u32(10);
+    match (cdb.0[0], cdb.0[1] & 0x1f) {
+        (0x83, 0x00) => Ok(Command::ExtendedCopy { list_bytes: length }),
+        (0x84, 0x00) => Ok(Command::CopyStatus {
+            list: cdb.0[2],
+            allocation: length,
+        }),
+        (0x84, 0x03) => Ok(Command::CopyParameters { allocation: length }),
+        _ => Err(invalid(1)),
+    }
+}
+
+/// WRITE ATOMIC(16) (SBC-4 5.42): boundaries are not supported.
+fn decode_write_atomic(cdb: &Cdb<'_>) -> Result<Command, Sense> {
+    if cdb.u16(10) != 0 {
+        return Err(invalid(10));
+    }
+    let extent = Extent {
+        block: cdb.u64(2),
+        blocks: u32::from(cdb.u16(12)),
+    };
+    Ok(Command::WriteAtomic(cdb.without_protection(extent)?))
+}
+
+/// READ DEFECT DATA (SBC-3 5.17, 5.18). `lists` is REQ_PLIST, REQ_GLIST and the list format, at
+/// the same place of the answer.
+fn decode_read_defects(cdb: &Cdb<'_>) -> Command {
+    let long = cdb.0[0] == 0xb7;
+    Command::ReadDefects {
+        long,
+        lists: cdb.0[if long { 1 } else { 2 }] & 0x1f,
+        allocation: if long {
+            cdb.u32(6)
+        } else {
+            u32::from(cdb.u16(7))
+        },
+    }
 }
 
 fn decode_inquiry(cdb: &Cdb<'_>) -> Result<Command, Sense> {
@@ -412,7 +473,12 @@ fn decode_persistent_out(cdb: &Cdb<'_>) -> Result<Command, Sense> {
         return Err(invalid(2));
     }
     let list_bytes = cdb.u32(5);
-    if list_bytes != crate::reservation::wire::PARAMETER_LIST_BYTES {
+    let fits = if action == OutAction::RegisterAndMove {
+        list_bytes >= PARAMETER_LIST_BYTES
+    } else {
+        list_bytes == PARAMETER_LIST_BYTES
+    };
+    if !fits {
         return Err(Sense::PARAMETER_LENGTH);
     }
     Ok(Command::PersistentOut {

@@ -6,6 +6,8 @@ use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 use thiserror::Error;
 
+use crate::reservation::Standing;
+
 /// The identity and geometry of a volume: equal on every path and, but for the capacity, for
 /// ever.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +43,10 @@ pub enum DeviceError {
         /// Byte offset of the first block that failed.
         offset: u64,
     },
+    /// A reservation forbids the access. Nothing changed, except perhaps a part of a write that
+    /// was under way when the reservation came.
+    #[error("a reservation forbids the access")]
+    Reserved,
     /// The volume was deleted; nothing changed.
     #[error("the volume no longer exists; nothing changed")]
     Gone,
@@ -74,6 +80,9 @@ pub struct MappedExtent {
 /// A virtual disk. All offsets and lengths are multiples of the logical block size and lie
 /// within the capacity that [`BlockDevice::identity`] gave last, or just before a resize.
 ///
+/// An access says in which [`Standing`] it is made; where it is executed, reservations are
+/// checked against that once more.
+///
 /// Dropping a returned future need not stop what it began; callers await it before they promise
 /// that a request can no longer take effect.
 pub trait BlockDevice {
@@ -83,6 +92,7 @@ pub trait BlockDevice {
     /// The bytes of a range; exactly `length_bytes` of them.
     fn read(
         &self,
+        standing: Standing,
         offset_bytes: u64,
         length_bytes: u32,
     ) -> LocalBoxFuture<'static, Result<Bytes, DeviceError>>;
@@ -90,6 +100,7 @@ pub trait BlockDevice {
     /// Replaces a range; durable when it resolves to `Ok`.
     fn write(
         &self,
+        standing: Standing,
         offset_bytes: u64,
         data: Bytes,
     ) -> LocalBoxFuture<'static, Result<(), DeviceError>>;
@@ -98,6 +109,7 @@ pub trait BlockDevice {
     /// to `Ok`.
     fn zero(
         &self,
+        standing: Standing,
         offset_bytes: u64,
         length_bytes: u64,
     ) -> LocalBoxFuture<'static, Result<(), DeviceError>>;
@@ -109,6 +121,7 @@ pub trait BlockDevice {
     /// that no other access to the range can see the middle of.
     fn compare_and_write(
         &self,
+        standing: Standing,
         offset_bytes: u64,
         compare: Bytes,
         write: Bytes,
@@ -118,10 +131,11 @@ pub trait BlockDevice {
     /// long. A device that does not know says mapped.
     fn mapped_extent(
         &self,
+        standing: Standing,
         offset_bytes: u64,
         length_bytes: u64,
     ) -> LocalBoxFuture<'static, Result<MappedExtent, DeviceError>> {
-        let _ = offset_bytes;
+        let _ = (standing, offset_bytes);
         Box::pin(std::future::ready(Ok(MappedExtent {
             mapped: true,
             length_bytes,

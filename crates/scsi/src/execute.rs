@@ -3,29 +3,50 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
+use futures::stream::{self, StreamExt as _};
 
-use crate::attachment::{Completion, Failure, Link, Status, check_extent};
+use crate::attachment::{Completion, Failure, Link, Status, check_extent, cut};
 use crate::command::{Command, Comparison, Extent};
+use crate::copy::{self, CopyStatus, Plan, Segment};
 use crate::device::{CompareOutcome, DeviceError, DeviceIdentity};
-use crate::reservation::{Refusal, Request, ReservationType, wire};
+use crate::reservation::{Action, Refusal, Request, ReservationError, Standing, wire};
 use crate::sense::Sense;
 use crate::{limits, mode, provisioning};
 
-pub(crate) async fn execute(link: Rc<Link>, command: Command, data: Bytes) -> Completion {
-    let outcome = run(&link, command, data).await;
+pub(crate) async fn execute(
+    link: Rc<Link>,
+    command: Command,
+    standing: Standing,
+    data: Bytes,
+) -> Completion {
+    let outcome = run(&link, command, standing, data).await;
     link.complete(outcome)
 }
 
-async fn run(link: &Link, command: Command, data: Bytes) -> Result<Bytes, Failure> {
+async fn run(
+    link: &Link,
+    command: Command,
+    standing: Standing,
+    data: Bytes,
+) -> Result<Bytes, Failure> {
     let identity = link.device.identity();
+    let standing = link.check_reservations(&command, standing).await?;
     link.check(&command, &identity)?;
+    // A conflict that turned out to be none has kept it from being answered on arrival.
+    if let Some(answer) = link.answer(&command, &identity) {
+        return answer;
+    }
     let medium = Medium {
         link,
+        standing,
         block_bytes: u64::from(identity.logical_block_bytes),
     };
     match command {
         Command::Read(extent) => return medium.read(extent).await,
-        Command::Write(extent) => medium.write(extent, data).await?,
+        Command::Write(extent) | Command::WriteAtomic(extent) => {
+            medium.write(extent, data).await?;
+        }
+        Command::OrWrite(extent) => medium.or_write(extent, &data).await?,
         Command::WriteVerify { extent, comparison } => {
             medium.write(extent, data.clone()).await?;
             let written = Extent {
@@ -43,6 +64,13 @@ async fn run(link: &Link, command: Command, data: Bytes) -> Result<Bytes, Failur
         }
         Command::WriteSame { extent, .. } => medium.write_same(extent, &data).await?,
         Command::Unmap { .. } => medium.unmap(&data, &identity).await?,
+        Command::ExtendedCopy { list_bytes: 0 } => {}
+        Command::ExtendedCopy { .. } => {
+            let plan = copy::parse(&data, &identity)?;
+            let (status, outcome) = medium.copy(plan, &identity).await;
+            link.unit.note_copy(&link.nexus, status);
+            outcome?;
+        }
         Command::CompareAndWrite(extent) => medium.compare_and_write(extent, data).await?,
         Command::GetLbaStatus { block, allocation } => {
             return medium.lba_status(block, allocation, &identity).await;
@@ -53,56 +81,62 @@ async fn run(link: &Link, command: Command, data: Bytes) -> Result<Bytes, Failur
             let state = mode::select(long, save, &data, unit.mode(), block_bytes)?;
             unit.set_mode(state, &link.nexus);
         }
+        Command::Reserve => change_reservations(link, 0, Action::ReserveUnit).await?,
+        Command::Release => change_reservations(link, 0, Action::ReleaseUnit).await?,
+        Command::PersistentIn { action, allocation } => {
+            let reservations = link.unit.reservations();
+            if !reservations.refresh().await {
+                return Err(Failure::Status(Status::Busy));
+            }
+            let durable = reservations.survives_power_loss();
+            let report = wire::report_in(action, &reservations.table(), durable);
+            return Ok(cut(report, allocation));
+        }
         Command::PersistentOut { action, kind, .. } => {
-            persistent_out(link, action, kind, &data).await?;
+            let durable = link.unit.reservations().survives_power_loss();
+            let (key, action) = wire::parse_out(action, kind, durable, &data)?;
+            change_reservations(link, key, action).await?;
         }
         Command::TestUnitReady
         | Command::RequestSense { .. }
         | Command::Inquiry { .. }
         | Command::ModeSense { .. }
-        | Command::Reserve
-        | Command::Release
         | Command::StartStop { .. }
         | Command::PreventAllow { .. }
         | Command::ReadCapacity10
         | Command::ReadCapacity16 { .. }
         | Command::Prefetch(_)
+        | Command::ReadDefects { .. }
+        | Command::CopyParameters { .. }
+        | Command::CopyStatus { .. }
         | Command::ReportLuns { .. }
-        | Command::PersistentIn { .. }
         | Command::ReportTargetPortGroups { .. }
         | Command::ReportOpcodes { .. }
         | Command::ReportTaskManagement { .. } => {
-            unreachable!("admission answers {command:?} at once")
+            unreachable!("{command:?} has been answered")
         }
     }
     Ok(Bytes::new())
 }
 
-async fn persistent_out(
-    link: &Link,
-    action: wire::OutAction,
-    kind: Option<ReservationType>,
-    list: &[u8],
-) -> Result<(), Failure> {
+async fn change_reservations(link: &Link, key: u64, action: Action) -> Result<(), Failure> {
     let unit = &link.unit;
-    let reservations = unit.reservations();
-    let (key, action) = wire::parse_out(action, kind, reservations.survives_power_loss(), list)?;
+    if let Action::Move { to, .. } = &action {
+        let groups = link.port.groups.groups();
+        if !groups
+            .iter()
+            .any(|group| group.ports.contains(&to.target_port))
+        {
+            return Err(Sense::INVALID_PARAMETER.at_parameter_byte(18).into());
+        }
+    }
     let request = Request {
         nexus: link.nexus.clone(),
         key,
         action,
     };
-    let effects = reservations
-        .apply(request)
-        .await
-        .map_err(|refusal| match refusal {
-            Refusal::Conflict => Failure::Status(Status::ReservationConflict),
-            Refusal::InvalidParameter => Sense::INVALID_PARAMETER.into(),
-            Refusal::InvalidRelease => Sense::INVALID_RELEASE.into(),
-            Refusal::OutOfResources => Sense::REGISTRATION_RESOURCES.into(),
-            Refusal::Busy => Failure::Status(Status::Busy),
-        })?;
-    unit.establish_for(effects.attentions);
+    let effects = unit.reservations().apply(request).await;
+    let effects = effects.map_err(reservation_failure)?;
     if !effects.aborts.is_empty()
         && let Some(aborter) = unit.aborter()
     {
@@ -111,9 +145,26 @@ async fn persistent_out(
     Ok(())
 }
 
+fn reservation_failure(error: ReservationError) -> Failure {
+    match error {
+        ReservationError::Refused(refusal) => match refusal {
+            Refusal::Conflict => Failure::Status(Status::ReservationConflict),
+            Refusal::InvalidParameter => Sense::INVALID_PARAMETER.into(),
+            Refusal::InvalidRelease => Sense::INVALID_RELEASE.into(),
+            Refusal::OutOfResources => Sense::REGISTRATION_RESOURCES.into(),
+        },
+        ReservationError::Gone => Sense::UNIT_NOT_SUPPORTED.into(),
+        ReservationError::Undecided => Sense::INTERNAL_FAILURE.into(),
+    }
+}
+
+/// Extents of one UNMAP that are zeroed side by side.
+const UNMAPS_AT_ONCE: usize = 16;
+
 /// The medium behind a link, addressed in bytes.
 struct Medium<'a> {
     link: &'a Link,
+    standing: Standing,
     block_bytes: u64,
 }
 
@@ -133,6 +184,7 @@ impl Medium<'_> {
             DeviceError::Medium { offset } => medium_error
                 .with_information(offset / self.block_bytes)
                 .into(),
+            DeviceError::Reserved => Failure::Status(Status::ReservationConflict),
             DeviceError::Gone => Sense::UNIT_NOT_SUPPORTED.into(),
             DeviceError::Internal => Sense::INTERNAL_FAILURE.into(),
         }
@@ -147,7 +199,11 @@ impl Medium<'_> {
     }
 
     async fn read_bytes(&self, offset_bytes: u64, length_bytes: u32) -> Result<Bytes, Failure> {
-        let read = self.link.device.read(offset_bytes, length_bytes).await;
+        let read = self
+            .link
+            .device
+            .read(self.standing, offset_bytes, length_bytes)
+            .await;
         let data = read.map_err(|error| self.read_failure(error))?;
         assert_eq!(
             data.len(),
@@ -174,8 +230,94 @@ impl Medium<'_> {
         if data.is_empty() {
             return Ok(());
         }
-        let written = self.link.device.write(self.offset(extent), data).await;
+        let written = self
+            .link
+            .device
+            .write(self.standing, self.offset(extent), data)
+            .await;
         written.map_err(|error| self.write_failure(error))
+    }
+
+    /// EXTENDED COPY: segment by segment, and within one piece by piece.
+    async fn copy(
+        &self,
+        plan: Plan,
+        identity: &DeviceIdentity,
+    ) -> (CopyStatus, Result<(), Failure>) {
+        let mut status = CopyStatus {
+            list: plan.list,
+            complete: false,
+            segments: 0,
+            kib: 0,
+        };
+        for segment in plan.segments {
+            if let Err(failure) = self.copy_segment(segment, identity).await {
+                return (status, Err(failure));
+            }
+            status.segments += 1;
+            status.kib += (self.length(segment.source) / 1024) as u32;
+        }
+        status.complete = true;
+        (status, Ok(()))
+    }
+
+    async fn copy_segment(
+        &self,
+        segment: Segment,
+        identity: &DeviceIdentity,
+    ) -> Result<(), Failure> {
+        let Segment {
+            source,
+            destination,
+        } = segment;
+        let target = Extent {
+            block: destination,
+            ..source
+        };
+        for extent in [source, target] {
+            check_extent(extent, identity).map_err(|_| Sense::COPY_ABORTED)?;
+        }
+        let length = self.length(source);
+        let mut done = 0;
+        while done < length {
+            let bytes = (length - done).min(limits::PIECE_BYTES);
+            let data = self
+                .read_bytes(self.offset(source) + done, bytes as u32)
+                .await?;
+            let device = &self.link.device;
+            let written = device
+                .write(self.standing, self.offset(target) + done, data)
+                .await;
+            written.map_err(|error| self.write_failure(error))?;
+            done += bytes;
+        }
+        Ok(())
+    }
+
+    /// ORWRITE: each piece is read and replaced as one action.
+    async fn or_write(&self, extent: Extent, data: &Bytes) -> Result<(), Failure> {
+        let (start, length) = (self.offset(extent), data.len() as u64);
+        let mut done = 0;
+        while done < length {
+            let offset = start + done;
+            let room = limits::OR_WRITE_BYTES - offset % limits::OR_WRITE_BYTES;
+            let bytes = room.min(length - done);
+            let present = self.read_bytes(offset, bytes as u32).await?;
+            let added = &data[done as usize..][..bytes as usize];
+            let pairs = present.iter().zip(added);
+            let merged = pairs.map(|(old, new)| old | new).collect();
+            let outcome = self
+                .link
+                .device
+                .compare_and_write(self.standing, offset, present, merged)
+                .await;
+            match outcome.map_err(|error| self.write_failure(error))? {
+                CompareOutcome::Written => done += bytes,
+                // Somebody else wrote there in between: again.
+                CompareOutcome::Miscompare { .. } => {}
+            }
+        }
+        Ok(())
     }
 
     /// Reads a range piece by piece and compares it with `data`, repeated if it is one block.
@@ -211,7 +353,11 @@ impl Medium<'_> {
         if length_bytes == 0 {
             return Ok(());
         }
-        let zeroed = self.link.device.zero(offset_bytes, length_bytes).await;
+        let zeroed = self
+            .link
+            .device
+            .zero(self.standing, offset_bytes, length_bytes)
+            .await;
         zeroed.map_err(|error| self.write_failure(error))
     }
 
@@ -230,7 +376,7 @@ impl Medium<'_> {
             let written = self
                 .link
                 .device
-                .write(start + done, piece.slice(..bytes as usize))
+                .write(self.standing, start + done, piece.slice(..bytes as usize))
                 .await;
             written.map_err(|error| self.write_failure(error))?;
             done += bytes;
@@ -244,10 +390,13 @@ impl Medium<'_> {
         for extent in &extents {
             check_extent(*extent, identity)?;
         }
-        for extent in extents {
-            self.zero(self.offset(extent), self.length(extent)).await?;
-        }
-        Ok(())
+        let zeroing = provisioning::merge(extents)
+            .into_iter()
+            .map(|extent| self.zero(self.offset(extent), self.length(extent)));
+        // All of them are awaited, also after a failure: what has begun may still take effect.
+        let outcomes = stream::iter(zeroing).buffer_unordered(UNMAPS_AT_ONCE);
+        let outcomes: Vec<_> = outcomes.collect().await;
+        outcomes.into_iter().collect()
     }
 
     async fn compare_and_write(&self, extent: Extent, data: Bytes) -> Result<(), Failure> {
@@ -259,7 +408,7 @@ impl Medium<'_> {
         let outcome = self
             .link
             .device
-            .compare_and_write(self.offset(extent), compare, write)
+            .compare_and_write(self.standing, self.offset(extent), compare, write)
             .await;
         match outcome.map_err(|error| self.write_failure(error))? {
             CompareOutcome::Written => Ok(()),
@@ -277,6 +426,8 @@ impl Medium<'_> {
     ) -> Result<Bytes, Failure> {
         /// Descriptors in one answer; a host asks again from where the last one ended.
         const RUNS_MAX: u32 = 64;
+        /// Bytes after which no further run is looked for: a device may have to read them.
+        const LOOKED_AT_MAX: u64 = 64 << 20;
         // A descriptor counts blocks in 32 bits.
         let run_bytes_max = u64::from(u32::MAX) * self.block_bytes;
         if allocation < 24 {
@@ -285,9 +436,17 @@ impl Medium<'_> {
         let runs_max = ((allocation - 8) / 16).min(RUNS_MAX) as usize;
         let mut offset = block * self.block_bytes;
         let mut runs = Vec::new();
-        while offset < identity.capacity_bytes && runs.len() < runs_max {
+        let first = offset;
+        while offset < identity.capacity_bytes
+            && runs.len() < runs_max
+            && offset - first < LOOKED_AT_MAX
+        {
             let rest = (identity.capacity_bytes - offset).min(run_bytes_max);
-            let run = self.link.device.mapped_extent(offset, rest).await;
+            let run = self
+                .link
+                .device
+                .mapped_extent(self.standing, offset, rest)
+                .await;
             let run = run.map_err(|error| self.read_failure(error))?;
             if run.length_bytes == 0 {
                 break;

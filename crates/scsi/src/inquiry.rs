@@ -1,11 +1,12 @@
 //! INQUIRY data and vital product data pages (SPC-4 6.4, 7.8; SBC-3 6.6).
 
+use crate::copy;
 use crate::device::DeviceIdentity;
 use crate::limits;
 use crate::ports::TargetPort;
 
 /// Vital product data pages, sorted as page 00h lists them.
-pub const PAGES: [u8; 7] = [0x00, 0x80, 0x83, 0x86, 0xb0, 0xb1, 0xb2];
+pub const PAGES: [u8; 8] = [0x00, 0x80, 0x83, 0x86, 0x8f, 0xb0, 0xb1, 0xb2];
 
 /// Peripheral qualifier and type of a unit that does not exist.
 pub const NO_UNIT: u8 = 0x7f;
@@ -20,8 +21,8 @@ pub fn standard(identity: &DeviceIdentity, peripheral: u8) -> Vec<u8> {
     bytes[2] = 6;
     bytes[3] = 0x12;
     bytes[4] = (bytes.len() - 5) as u8;
-    // TPGS 01b: implicit asymmetric access.
-    bytes[5] = 0x10;
+    // TPGS 01b: implicit asymmetric access. 3PC: EXTENDED COPY.
+    bytes[5] = 0x10 | 0x08;
     bytes[7] = 0x02;
     put_text(&mut bytes[8..16], &identity.vendor);
     put_text(&mut bytes[16..32], &identity.product);
@@ -44,6 +45,7 @@ pub fn vital_product_data(
         0x80 => identity.serial.as_bytes().to_vec(),
         0x83 => device_identification(identity, port),
         0x86 => extended_inquiry(),
+        0x8f => copy::third_party_page(),
         0xb0 => block_limits(identity.logical_block_bytes),
         0xb1 => block_characteristics(),
         0xb2 => logical_block_provisioning(),
@@ -146,6 +148,10 @@ fn block_limits(block_bytes: u32) -> Vec<u8> {
     // UGAVALID with an alignment of zero.
     put(32, 0x8000_0000);
     put(40, blocks(limits::WRITE_SAME_BYTES_MAX));
+    // Longest atomic write, its alignment and its granularity; there are no boundaries.
+    put(44, blocks(limits::ATOMIC_BYTES_MAX));
+    put(48, blocks(limits::ATOMIC_GRANULARITY_BYTES));
+    put(52, blocks(limits::ATOMIC_GRANULARITY_BYTES));
     // WSNZ.
     body[0] = 0x01;
     body[5 - 4] = blocks(limits::COMPARE_AND_WRITE_BYTES_MAX).min(255) as u8;
@@ -202,7 +208,7 @@ mod tests {
     #[test]
     fn standard_data_pads_names_with_spaces() {
         let bytes = standard(&identity(), 0);
-        assert_eq!(bytes[..8], [0, 0, 6, 0x12, 91, 0x10, 0, 2]);
+        assert_eq!(bytes[..8], [0, 0, 6, 0x12, 91, 0x18, 0, 2]);
         assert_eq!(&bytes[8..36], b"HOLDFASTVolume          1   ");
     }
 
@@ -246,5 +252,6 @@ mod tests {
         assert_eq!(field(24), 256);
         assert_eq!(field(28), 8);
         assert_eq!(field(40), 32 << 10);
+        assert_eq!([44, 48, 52, 56, 60].map(field), [256, 8, 8, 0, 0]);
     }
 }

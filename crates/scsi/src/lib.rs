@@ -7,13 +7,15 @@
 //!   ([`reservation`]) are pure; only [`LogicalUnit`] and the device's futures touch anything;
 //! * whatever the bytes of a CDB or of a parameter list, the answer is a status with sense data,
 //!   never a panic, and no allocation exceeds [`limits::TRANSFER_BYTES_MAX`] and a response;
-//! * reservations are checked when a command is admitted and again when it executes;
+//! * reservations are checked when a command executes, here and, for what touches the medium,
+//!   wherever the device executes it, by the standing that its nexus had when it was admitted;
 //! * GOOD status on a write means that the device called the write durable (WCE is 0).
 #![forbid(unsafe_code)]
 
 pub mod attachment;
 mod classes;
 pub mod command;
+pub mod copy;
 pub mod device;
 mod execute;
 pub mod inquiry;
@@ -29,7 +31,7 @@ pub mod reservation;
 pub mod sense;
 pub mod unit;
 
-pub use attachment::{Admission, Attachment, Completion, DataOut, Status};
+pub use attachment::{Admission, Admitted, Attachment, Completion, DataOut, Status};
 pub use command::Command;
 pub use device::{BlockDevice, CompareOutcome, DeviceError, DeviceIdentity, MappedExtent};
 pub use memory::MemoryDevice;

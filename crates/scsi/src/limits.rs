@@ -26,6 +26,17 @@ pub const UNMAP_DESCRIPTORS_MAX: u32 = 256;
 /// Longest COMPARE AND WRITE, in bytes (the CDB counts blocks in one byte).
 pub const COMPARE_AND_WRITE_BYTES_MAX: u64 = 32 << 10;
 
+/// Longest WRITE ATOMIC, in bytes. One that lies in one slice is one record of its stream and of
+/// every journal: it is on the medium whole or not at all, and read whole or not at all.
+pub const ATOMIC_BYTES_MAX: u64 = 128 << 10;
+
+/// What a WRITE ATOMIC has to be aligned to and a multiple of, in bytes: a block inside a volume.
+pub const ATOMIC_GRANULARITY_BYTES: u64 = PHYSICAL_BLOCK_BYTES as u64;
+
+/// A WRITE ATOMIC may not cross a multiple of this, in bytes: the smallest slice. The Block Limits
+/// page cannot say so, but a write that is aligned to its own length never does.
+pub const ATOMIC_BORDER_BYTES: u64 = 1 << 20;
+
 /// Size of the blocks inside a volume: the physical block a host should align to.
 pub const PHYSICAL_BLOCK_BYTES: u32 = 4096;
 
@@ -35,5 +46,10 @@ pub const PIECE_BYTES: u64 = 1 << 20;
 /// Longest parameter list of MODE SELECT or PERSISTENT RESERVE OUT, in bytes.
 pub const PARAMETER_LIST_BYTES_MAX: u64 = 4096;
 
+/// Piece that ORWRITE changes at once, in bytes; pieces are aligned to it, so that none crosses
+/// the border of a slice.
+pub const OR_WRITE_BYTES: u64 = COMPARE_AND_WRITE_BYTES_MAX;
+
+const _: () = assert!(OR_WRITE_BYTES.is_power_of_two());
 const _: () = assert!(COMPARE_AND_WRITE_BYTES_MAX * 2 <= TRANSFER_BYTES_MAX);
 const _: () = assert!(TRANSFER_BYTES_MAX <= u32::MAX as u64);

@@ -1,4 +1,5 @@
-//! A volume in memory: for tests, for trying out initiators, for measuring the front alone.
+//! A volume in memory: for tests, for trying out initiators, for measuring the front alone. It
+//! leaves the check of reservations to the command set.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -8,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use futures::future::{LocalBoxFuture, ready};
 
 use crate::device::{BlockDevice, CompareOutcome, DeviceError, DeviceIdentity, MappedExtent};
+use crate::reservation::Standing;
 
 /// Size of the unit in which memory is allocated.
 const PAGE_BYTES: usize = 4096;
@@ -100,6 +102,7 @@ impl BlockDevice for MemoryDevice {
 
     fn read(
         &self,
+        _standing: Standing,
         offset_bytes: u64,
         length_bytes: u32,
     ) -> LocalBoxFuture<'static, Result<Bytes, DeviceError>> {
@@ -113,6 +116,7 @@ impl BlockDevice for MemoryDevice {
 
     fn write(
         &self,
+        _standing: Standing,
         offset_bytes: u64,
         data: Bytes,
     ) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
@@ -125,6 +129,7 @@ impl BlockDevice for MemoryDevice {
 
     fn zero(
         &self,
+        _standing: Standing,
         offset_bytes: u64,
         length_bytes: u64,
     ) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
@@ -157,6 +162,7 @@ impl BlockDevice for MemoryDevice {
 
     fn compare_and_write(
         &self,
+        _standing: Standing,
         offset_bytes: u64,
         compare: Bytes,
         write: Bytes,
@@ -183,6 +189,7 @@ impl BlockDevice for MemoryDevice {
 
     fn mapped_extent(
         &self,
+        _standing: Standing,
         offset_bytes: u64,
         length_bytes: u64,
     ) -> LocalBoxFuture<'static, Result<MappedExtent, DeviceError>> {

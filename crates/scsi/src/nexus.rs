@@ -1,52 +1,37 @@
 //! Who talks to the unit, and what the unit has yet to tell it.
 
-use std::fmt;
-use std::rc::Rc;
+pub use holdfast_reservation::Nexus;
 
+use crate::reservation::Notice;
 use crate::sense::Sense;
 
-/// An I_T nexus: one initiator port seen through one target port.
-///
-/// For iSCSI the initiator port is the initiator's name and the session's ISID (RFC 7143 4.4.2),
-/// the target port a portal group.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Nexus {
-    /// iSCSI name of the initiator.
-    pub initiator: Rc<str>,
-    /// Initiator part of the session identifier.
-    pub isid: [u8; 6],
-    /// Relative target port identifier.
-    pub target_port: u16,
+/// The iSCSI TransportID of a nexus's initiator port, `name,i,0xISID` (SPC-4 7.6.4.6), padded to
+/// four bytes.
+pub fn transport_id(nexus: &Nexus) -> Vec<u8> {
+    let mut name = nexus.to_string().into_bytes();
+    name.push(0);
+    name.resize(name.len().next_multiple_of(4).max(20), 0);
+    // A name of 223 bytes and the suffix stay far below the 16-bit length.
+    let length = (name.len() as u16).to_be_bytes();
+    let mut bytes = vec![0x45, 0, length[0], length[1]];
+    bytes.extend_from_slice(&name);
+    bytes
 }
 
-impl Nexus {
-    /// The iSCSI TransportID of the initiator port, `name,i,0xISID` (SPC-4 7.6.4.6), padded to
-    /// four bytes.
-    pub fn transport_id(&self) -> Vec<u8> {
-        let mut name = self.to_string().into_bytes();
-        name.push(0);
-        name.resize(name.len().next_multiple_of(4).max(20), 0);
-        // A name of 223 bytes and the suffix stay far below the 16-bit length.
-        let length = (name.len() as u16).to_be_bytes();
-        let mut bytes = vec![0x45, 0, length[0], length[1]];
-        bytes.extend_from_slice(&name);
-        bytes
+/// Initiator name and ISID of an iSCSI TransportID that names a port; `None` for any other one.
+pub fn parse_transport_id(bytes: &[u8]) -> Option<(String, [u8; 6])> {
+    let (&[format, _, high, low], name) = bytes.split_first_chunk()?;
+    if format & 0xcf != 0x45 {
+        return None;
     }
-}
-
-impl fmt::Display for Nexus {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{},i,0x", self.initiator)?;
-        self.isid
-            .iter()
-            .try_for_each(|byte| write!(formatter, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for Nexus {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "Nexus({self} port {})", self.target_port)
-    }
+    let name = name.get(..usize::from(u16::from_be_bytes([high, low])))?;
+    let end = name.iter().position(|byte| *byte == 0)?;
+    let text = std::str::from_utf8(&name[..end]).ok()?;
+    let (name, isid) = text.split_once(",i,0x")?;
+    let digits = isid.len() == 12 && isid.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let isid = u64::from_str_radix(isid, 16).ok().filter(|_| digits)?;
+    let [_, _, isid @ ..] = isid.to_be_bytes();
+    (!name.is_empty() && name.len() <= 223).then(|| (name.to_owned(), isid))
 }
 
 /// A unit attention condition, in the order in which pending ones are reported.
@@ -72,6 +57,17 @@ pub enum Attention {
     CapacityChanged,
     /// 2F/00: another nexus cleared the commands of this one.
     CommandsCleared,
+}
+
+impl From<Notice> for Attention {
+    fn from(notice: Notice) -> Self {
+        match notice {
+            Notice::ReservationsPreempted => Self::ReservationsPreempted,
+            Notice::ReservationsReleased => Self::ReservationsReleased,
+            Notice::RegistrationsPreempted => Self::RegistrationsPreempted,
+            Notice::NexusLost => Self::NexusLoss,
+        }
+    }
 }
 
 impl Attention {
@@ -104,7 +100,7 @@ mod tests {
             isid: [0, 2, 0x3d, 0, 0, 1],
             target_port: 1,
         };
-        let bytes = nexus.transport_id();
+        let bytes = transport_id(&nexus);
         assert_eq!(bytes[..2], [0x45, 0]);
         assert_eq!(
             usize::from(u16::from_be_bytes([bytes[2], bytes[3]])) + 4,
@@ -112,5 +108,23 @@ mod tests {
         );
         assert!(bytes.len().is_multiple_of(4));
         assert!(bytes[4..].starts_with(b"iqn.2026-01.test:a,i,0x00023d000001\0"));
+    }
+
+    #[test]
+    fn transport_id_is_read_back_and_any_other_form_refused() {
+        let nexus = Nexus {
+            initiator: "iqn.2026-01.test:a".into(),
+            isid: [0x40, 0, 0x3d, 0, 0, 0xab],
+            target_port: 1,
+        };
+        let bytes = transport_id(&nexus);
+        let read = parse_transport_id(&bytes);
+        assert_eq!(read, Some(("iqn.2026-01.test:a".into(), nexus.isid)));
+        for (at, byte) in [(0, 0x05), (0, 0x46), (2, 1), (22, b';')] {
+            let mut other = bytes.clone();
+            other[at] = byte;
+            assert_eq!(parse_transport_id(&other), None, "byte {at}");
+        }
+        assert_eq!(parse_transport_id(&bytes[..30]), None);
     }
 }

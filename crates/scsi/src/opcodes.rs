@@ -31,7 +31,7 @@ const F: u8 = 0xff;
 
 /// Every command that [`crate::command::decode`] accepts, by operation code. A usage map has a
 /// one for each bit of the CDB that is looked at; a service action stands for itself.
-static COMMANDS: [Entry; 51] = [
+static COMMANDS: [Entry; 58] = [
     plain(&[0x00, 0, 0, 0, 0, 4]),
     plain(&[0x03, 1, 0, 0, F, 4]),
     plain(&[0x08, 0x1f, F, F, F, 4]),
@@ -50,6 +50,7 @@ static COMMANDS: [Entry; 51] = [
     plain(&[0x2f, 0xf6, F, F, F, F, 0, F, F, 4]),
     plain(&[0x34, 2, F, F, F, F, 0, F, F, 4]),
     plain(&[0x35, 2, F, F, F, F, 0, F, F, 4]),
+    plain(&[0x37, 0, 0x1f, 0, 0, 0, 0, F, F, 4]),
     plain(&[0x41, 0xf8, F, F, F, F, 0, F, F, 4]),
     plain(&[0x42, 1, 0, 0, 0, 0, 0, F, F, 4]),
     plain(&[0x55, 0x11, 0, 0, 0, 0, 0, F, F, 4]),
@@ -67,14 +68,20 @@ static COMMANDS: [Entry; 51] = [
     action(4, &[0x5f, 0x04, F, 0, 0, F, F, F, F, 4]),
     action(5, &[0x5f, 0x05, F, 0, 0, F, F, F, F, 4]),
     action(6, &[0x5f, 0x06, 0, 0, 0, F, F, F, F, 4]),
+    action(7, &[0x5f, 0x07, 0, 0, 0, F, F, F, F, 4]),
+    action(0, &[0x83, 0x00, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, 4]),
+    action(0, &[0x84, 0x00, F, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, 4]),
+    action(3, &[0x84, 0x03, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, 4]),
     plain(&[0x88, 0xf8, F, F, F, F, F, F, F, F, F, F, F, F, 0, 4]),
     plain(&[0x89, 0xf8, F, F, F, F, F, F, F, F, 0, 0, 0, F, 0, 4]),
     plain(&[0x8a, 0xf8, F, F, F, F, F, F, F, F, F, F, F, F, 0, 4]),
+    plain(&[0x8b, 0xf8, F, F, F, F, F, F, F, F, F, F, F, F, 0, 4]),
     plain(&[0x8e, 0xf6, F, F, F, F, F, F, F, F, F, F, F, F, 0, 4]),
     plain(&[0x8f, 0xf6, F, F, F, F, F, F, F, F, F, F, F, F, 0, 4]),
     plain(&[0x90, 2, F, F, F, F, F, F, F, F, F, F, F, F, 0, 4]),
     plain(&[0x91, 2, F, F, F, F, F, F, F, F, F, F, F, F, 0, 4]),
     plain(&[0x93, 0xf9, F, F, F, F, F, F, F, F, F, F, F, F, 0, 4]),
+    plain(&[0x9c, 0xf8, F, F, F, F, F, F, F, F, F, F, F, F, 0, 4]),
     action(
         0x10,
         &[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, 4],
@@ -91,14 +98,15 @@ static COMMANDS: [Entry; 51] = [
     plain(&[0xaa, 0xf8, F, F, F, F, F, F, F, F, 0, 4]),
 ];
 
-/// WRITE AND VERIFY(12) and VERIFY(12) have the same form.
-static VERIFY12: [Entry; 2] = [
+/// The rest of the 12-byte commands.
+static TWELVE: [Entry; 3] = [
     plain(&[0xae, 0xf6, F, F, F, F, F, F, F, F, 0, 4]),
     plain(&[0xaf, 0xf6, F, F, F, F, F, F, F, F, 0, 4]),
+    plain(&[0xb7, 0x1f, F, F, F, F, F, F, F, F, 0, 4]),
 ];
 
 fn commands() -> impl Iterator<Item = &'static Entry> {
-    COMMANDS.iter().chain(&VERIFY12)
+    COMMANDS.iter().chain(&TWELVE)
 }
 
 /// A command timeouts descriptor that states no timeouts (SPC-4 6.35.4).

@@ -38,6 +38,26 @@ pub fn parse_unmap(list: &[u8], block_bytes: u32) -> Result<Vec<Extent>, Sense> 
     Ok(extents)
 }
 
+/// The same blocks in as few extents as possible: hosts send lists of neighbours, and each extent
+/// costs the device a write.
+pub fn merge(mut extents: Vec<Extent>) -> Vec<Extent> {
+    extents.retain(|extent| extent.blocks > 0);
+    extents.sort_by_key(|extent| extent.block);
+    let mut merged: Vec<Extent> = Vec::with_capacity(extents.len());
+    for extent in extents {
+        let end = extent.block.saturating_add(u64::from(extent.blocks));
+        if let Some(last) = merged.last_mut()
+            && extent.block <= last.block + u64::from(last.blocks)
+            && let Ok(blocks) = u32::try_from(end - last.block)
+        {
+            last.blocks = last.blocks.max(blocks);
+        } else {
+            merged.push(extent);
+        }
+    }
+    merged
+}
+
 /// The parameter data of GET LBA STATUS for runs that follow each other from `block` on.
 pub fn lba_status(block: u64, block_bytes: u32, runs: &[MappedExtent]) -> Vec<u8> {
     let mut bytes = vec![0; 8];
@@ -88,6 +108,16 @@ mod tests {
                 }
             ]
         );
+    }
+
+    #[test]
+    fn neighbours_and_overlapping_extents_become_one() {
+        let extent = |block, blocks| Extent { block, blocks };
+        let list = [(9, 1), (0, 4), (4, 4), (2, 1), (20, 0), (10, 2)];
+        let merged = merge(list.map(|(block, blocks)| extent(block, blocks)).to_vec());
+        assert_eq!(merged, [extent(0, 8), extent(9, 3)]);
+        let far = vec![extent(0, u32::MAX), extent(u64::from(u32::MAX), 1)];
+        assert_eq!(merge(far.clone()), far);
     }
 
     #[test]

@@ -20,6 +20,11 @@ pub fn capacity16(block_bytes: u32, blocks: u64) -> Vec<u8> {
     bytes
 }
 
+/// READ DEFECT DATA, uncut: the lists that were asked for are valid, and empty.
+pub fn defects(long: bool, lists: u8) -> Vec<u8> {
+    vec![0, lists, 0, 0, 0, 0, 0, 0][..if long { 8 } else { 4 }].to_vec()
+}
+
 /// REPORT LUNS, uncut: a target has one unit, LUN 0.
 pub fn luns(selection: LunSelection) -> Vec<u8> {
     match selection {

@@ -20,6 +20,8 @@ pub enum SenseKey {
     UnitAttention = 0x6,
     /// The write is not permitted.
     DataProtect = 0x7,
+    /// EXTENDED COPY did not copy everything.
+    CopyAborted = 0xa,
     /// The device gave the command up; it may be retried.
     AbortedCommand = 0xb,
     /// The data compared unequal.
@@ -79,6 +81,20 @@ impl Sense {
     pub const PARAMETER_LENGTH: Self = condition(SenseKey::IllegalRequest, 0x1a, 0x00);
     /// 05/0E/03: the transport's expected length does not fit the command.
     pub const INVALID_INFORMATION_UNIT: Self = condition(SenseKey::IllegalRequest, 0x0e, 0x03);
+    /// 05/26/06.
+    pub const TOO_MANY_TARGETS: Self = condition(SenseKey::IllegalRequest, 0x26, 0x06);
+    /// 05/26/07.
+    pub const UNSUPPORTED_TARGET: Self = condition(SenseKey::IllegalRequest, 0x26, 0x07);
+    /// 05/26/08.
+    pub const TOO_MANY_SEGMENTS: Self = condition(SenseKey::IllegalRequest, 0x26, 0x08);
+    /// 05/26/09.
+    pub const UNSUPPORTED_SEGMENT: Self = condition(SenseKey::IllegalRequest, 0x26, 0x09);
+    /// 0A/00/00: a segment cannot be copied.
+    pub const COPY_ABORTED: Self = condition(SenseKey::CopyAborted, 0x00, 0x00);
+    /// 0A/08/04.
+    pub const UNREACHABLE_COPY_TARGET: Self = condition(SenseKey::CopyAborted, 0x08, 0x04);
+    /// 0A/0D/02.
+    pub const COPY_DEVICE_NOT_REACHABLE: Self = condition(SenseKey::CopyAborted, 0x0d, 0x02);
     /// 05/39/00.
     pub const SAVING_NOT_SUPPORTED: Self = condition(SenseKey::IllegalRequest, 0x39, 0x00);
     /// 05/55/04: no room for another registration.

@@ -1,20 +1,23 @@
 //! The logical unit: the state that the nexuses of one target on one node share.
 //!
-//! Unit attentions are kept for attached nexuses and for absent registrants; an SPC-2 reservation
-//! ends with its holder's last attachment, a persistent one outlives it.
+//! Unit attentions are kept for attached nexuses and for absent registrants. What another nexus
+//! did to a reservation is read from the table's notices before each command, so it is reported
+//! wherever the nexus is logged in. An SPC-2 reservation ends with its holder's last attachment,
+//! a persistent one outlives it.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use futures::future::LocalBoxFuture;
 
 use crate::attachment::{Attachment, Link};
+use crate::copy::CopyStatus;
 use crate::device::BlockDevice;
 use crate::mode::ModeState;
 use crate::nexus::{Attention, Nexus};
 use crate::ports::TargetPort;
-use crate::reservation::Reservations;
+use crate::reservation::{Action, Request, Reservations};
 
 /// Aborts commands of other nexuses; the transport implements it for PREEMPT AND ABORT.
 pub trait TaskAborter {
@@ -23,6 +26,9 @@ pub trait TaskAborter {
     fn abort(&self, nexuses: Vec<Nexus>) -> LocalBoxFuture<'static, ()>;
 }
 
+/// Copies of a nexus whose end is remembered.
+const COPIES_REMEMBERED_MAX: usize = 8;
+
 /// Nexuses above which absent ones that are no longer registered are forgotten.
 const NEXUSES_REMEMBERED_MAX: usize = 1024;
 
@@ -30,6 +36,8 @@ const NEXUSES_REMEMBERED_MAX: usize = 1024;
 struct NexusState {
     attachments: u32,
     attentions: Vec<Attention>,
+    /// How its last copies ended, oldest first.
+    copies: VecDeque<CopyStatus>,
 }
 
 impl NexusState {
@@ -43,9 +51,21 @@ impl NexusState {
 #[derive(Default)]
 struct Shared {
     nexuses: BTreeMap<Nexus, NexusState>,
-    simple_reservation: Option<Nexus>,
+    /// Revision of the reservation table up to which its notices have been passed on.
+    heard: u64,
+    /// Resets of the unit that have been carried out here.
+    resets: u64,
     mode: ModeState,
     capacity_bytes: Option<u64>,
+}
+
+impl Shared {
+    fn reset(&mut self) {
+        self.mode = ModeState::default();
+        for state in self.nexuses.values_mut() {
+            state.establish(Attention::Reset);
+        }
+    }
 }
 
 /// One logical unit as this node serves it.
@@ -58,9 +78,15 @@ pub struct LogicalUnit {
 impl LogicalUnit {
     /// A unit with this reservation table.
     pub fn new(reservations: Rc<dyn Reservations>) -> Rc<Self> {
+        let table = reservations.table();
+        let shared = Shared {
+            heard: table.revision(),
+            resets: table.resets(),
+            ..Shared::default()
+        };
         Rc::new(Self {
             reservations,
-            shared: RefCell::default(),
+            shared: RefCell::new(shared),
             aborter: RefCell::new(None),
         })
     }
@@ -78,6 +104,7 @@ impl LogicalUnit {
         device: Rc<dyn BlockDevice>,
         port: TargetPort,
     ) -> Attachment {
+        self.hear();
         let mut shared = self.shared.borrow_mut();
         let registered = self.reservations.table().key_of(&nexus).is_some();
         let known = registered || shared.nexuses.contains_key(&nexus);
@@ -106,13 +133,17 @@ impl LogicalUnit {
 
     /// LOGICAL UNIT RESET and target reset, once every command has been aborted (SAM-5 6.3.3):
     /// SPC-2 reservations and mode pages return to their defaults, and every nexus, that of the
-    /// requester included, gets 29/03. Persistent reservations stay.
-    pub fn reset(&self) {
-        let mut shared = self.shared.borrow_mut();
-        shared.simple_reservation = None;
-        shared.mode = ModeState::default();
-        for state in shared.nexuses.values_mut() {
-            state.establish(Attention::Reset);
+    /// requester included, gets 29/03, on every node. Persistent reservations stay.
+    pub async fn reset(&self, nexus: &Nexus) {
+        let request = Request {
+            nexus: nexus.clone(),
+            key: 0,
+            action: Action::ResetUnit,
+        };
+        match self.reservations.apply(request).await {
+            Ok(_) => self.hear(),
+            // The other nodes do not hear of it, or later. Here it is done.
+            Err(_) => self.shared.borrow_mut().reset(),
         }
     }
 
@@ -125,11 +156,30 @@ impl LogicalUnit {
         }
     }
 
-    pub(crate) fn establish_for(&self, attentions: Vec<(Nexus, Attention)>) {
+    /// Establishes what the reservation table tells nexuses since it was looked at last.
+    fn hear(&self) {
+        let table = self.reservations.table();
         let mut shared = self.shared.borrow_mut();
-        for (nexus, attention) in attentions {
-            if let Some(state) = shared.nexuses.get_mut(&nexus) {
-                state.establish(attention);
+        let since = std::mem::replace(&mut shared.heard, table.revision());
+        if since == table.revision() {
+            return;
+        }
+        if std::mem::replace(&mut shared.resets, table.resets()) != table.resets() {
+            shared.reset();
+        }
+        match table.notices_since(since) {
+            Some(notices) => {
+                for (nexus, notice) in notices {
+                    if let Some(state) = shared.nexuses.get_mut(nexus) {
+                        state.establish(notice.into());
+                    }
+                }
+            }
+            // Who was meant is forgotten: a host that looks again for nothing is not harmed.
+            None => {
+                for state in shared.nexuses.values_mut() {
+                    state.establish(Attention::ReservationsPreempted);
+                }
             }
         }
     }
@@ -140,6 +190,22 @@ impl LogicalUnit {
 
     pub(crate) fn aborter(&self) -> Option<Rc<dyn TaskAborter>> {
         self.aborter.borrow().clone()
+    }
+
+    pub(crate) fn note_copy(&self, nexus: &Nexus, status: CopyStatus) {
+        if let Some(state) = self.shared.borrow_mut().nexuses.get_mut(nexus) {
+            state.copies.retain(|earlier| earlier.list != status.list);
+            if state.copies.len() == COPIES_REMEMBERED_MAX {
+                state.copies.pop_front();
+            }
+            state.copies.push_back(status);
+        }
+    }
+
+    pub(crate) fn copy_status(&self, nexus: &Nexus, list: u8) -> Option<CopyStatus> {
+        let shared = self.shared.borrow();
+        let mut copies = shared.nexuses.get(nexus)?.copies.iter();
+        copies.find(|copy| copy.list == list).copied()
     }
 
     pub(crate) fn mode(&self) -> ModeState {
@@ -166,9 +232,8 @@ impl LogicalUnit {
         if self.reservations.table().key_of(nexus).is_none() {
             shared.nexuses.remove(nexus);
         }
-        if shared.simple_reservation.as_ref() == Some(nexus) {
-            shared.simple_reservation = None;
-        }
+        drop(shared);
+        self.reservations.nexus_lost(nexus);
     }
 
     pub(crate) fn note_capacity(&self, capacity_bytes: u64) {
@@ -182,30 +247,13 @@ impl LogicalUnit {
     }
 
     pub(crate) fn take_attention(&self, nexus: &Nexus) -> Option<Attention> {
+        self.hear();
         let mut shared = self.shared.borrow_mut();
         let state = shared.nexuses.get_mut(nexus)?;
         if state.attentions.is_empty() {
             None
         } else {
             Some(state.attentions.remove(0))
-        }
-    }
-
-    pub(crate) fn simple_conflict(&self, nexus: &Nexus) -> bool {
-        self.shared
-            .borrow()
-            .simple_reservation
-            .as_ref()
-            .is_some_and(|holder| holder != nexus)
-    }
-
-    /// RESERVE (true) or RELEASE (false), where no conflict stands in the way.
-    pub(crate) fn reserve_simple(&self, nexus: &Nexus, reserve: bool) {
-        let holder = &mut self.shared.borrow_mut().simple_reservation;
-        if reserve {
-            *holder = Some(nexus.clone());
-        } else if holder.as_ref() == Some(nexus) {
-            *holder = None;
         }
     }
 }

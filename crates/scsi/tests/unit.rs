@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::executor::block_on;
 use futures::future::LocalBoxFuture;
 use holdfast_scsi::ports::{AccessState, PortGroup, PortGroups, SinglePort};
-use holdfast_scsi::reservation::LocalReservations;
+use holdfast_scsi::reservation::{LocalReservations, Standing};
 use holdfast_scsi::{
     Admission, Attachment, BlockDevice, CompareOutcome, Completion, DataOut, DeviceError,
     DeviceIdentity, LogicalUnit, MemoryDevice, Nexus, Sense, Status, TargetPort, TaskAborter,
@@ -299,9 +299,7 @@ fn a_reservation_holds_off_strangers_also_between_admission_and_execution() {
     assert_eq!(persistent_out(&holder, 1, 5, 0x11, 0).status, Status::Good);
     let late = block_on(stranger.execute(command, vec![1; BLOCK].into()));
     assert_eq!(late.status, Status::ReservationConflict);
-    let Admission::Done(refused) = stranger.admit(0, &padded(&write10(0, 1))) else {
-        panic!("admitted against a reservation");
-    };
+    let refused = run(&stranger, &write10(0, 1), &[1; BLOCK]);
     assert_eq!(refused.status, Status::ReservationConflict);
     assert_eq!(good(&stranger, &read10(0, 1), b""), vec![0; BLOCK]);
     good(&holder, &write10(0, 1), &[2; BLOCK]);
@@ -362,12 +360,125 @@ fn a_simple_reservation_ends_with_release_reset_or_its_session() {
     assert!(conflicts(), "a release by another nexus does nothing");
     good(&first, &[0x17, 0, 0, 0, 0, 0], b"");
     good(&second, &reserve, b"");
-    bench.unit.reset();
+    block_on(bench.unit.reset(second.nexus()));
     assert_eq!(sense_of(&run(&first, &[0], b"")), (6, 0x29, 0x03));
     assert_eq!(sense_of(&run(&second, &[0], b"")), (6, 0x29, 0x03));
     good(&first, &reserve, b"");
     drop(first);
     good(&second, &reserve, b"");
+}
+
+#[test]
+fn reset_tells_every_nexus_and_ends_the_reservation_of_any() {
+    let bench = Bench::new();
+    let (first, second) = (bench.attach("a"), bench.attach("b"));
+    good(&first, &[0x16, 0, 0, 0, 0, 0], b"");
+    block_on(bench.unit.reset(second.nexus()));
+    for host in [&first, &second] {
+        assert_eq!(sense_of(&run(host, &[0], b"")), (6, 0x29, 0x03));
+        good(host, &write10(0, 1), &[1; BLOCK]);
+    }
+}
+
+#[test]
+fn register_and_move_hands_the_reservation_to_another_port() {
+    let bench = Bench::new();
+    let (first, second) = (bench.attach("iqn.a"), bench.attach("iqn.b"));
+    persistent_out(&first, 0, 0, 0, 1);
+    persistent_out(&first, 1, 1, 1, 0);
+    let id = holdfast_scsi::nexus::transport_id(second.nexus());
+    let move_to = |port: u8| {
+        let mut list = [0; 24].to_vec();
+        (list[7], list[15], list[19], list[23]) = (1, 2, port, id.len() as u8);
+        list.extend_from_slice(&id);
+        run(
+            &first,
+            &[0x5f, 7, 0, 0, 0, 0, 0, 0, list.len() as u8, 0],
+            &list,
+        )
+    };
+    assert_eq!(sense_of(&move_to(9)), (5, 0x26, 0), "there is no port 9");
+    assert_eq!(move_to(1).status, Status::Good);
+    good(&second, &write10(0, 1), &[1; BLOCK]);
+    let refused = run(&first, &write10(0, 1), &[1; BLOCK]);
+    assert_eq!(refused.status, Status::ReservationConflict);
+}
+
+#[test]
+fn or_write_sets_bits_and_clears_none() {
+    let bench = Bench::new();
+    let host = bench.attach("a");
+    let blocks = 100;
+    good(&host, &write10(60, blocks), &[0x0f; 100 * BLOCK]);
+    let or16 = [0x8b, 0, 0, 0, 0, 0, 0, 0, 0, 60, 0, 0, 0, blocks, 0, 0];
+    good(&host, &or16, &[0x31; 100 * BLOCK]);
+    assert_eq!(
+        good(&host, &read10(60, blocks), b""),
+        vec![0x3f; 100 * BLOCK]
+    );
+    let past_end = [0x8b, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0, 1, 0, 0];
+    assert_eq!(sense_of(&run(&host, &past_end, &[0; BLOCK])), (5, 0x21, 0));
+}
+
+#[test]
+fn write_atomic_takes_whole_aligned_blocks_that_cross_no_border() {
+    let bench = Bench::new();
+    let host = bench.attach("a");
+    let atomic = |block: u16, blocks: u16| {
+        let ([a, b], [c, d]) = (block.to_be_bytes(), blocks.to_be_bytes());
+        let cdb = [0x9c, 0, 0, 0, 0, 0, 0, 0, a, b, 0, 0, c, d, 0, 0];
+        match host.admit(0, &cdb) {
+            Admission::Done(refused) => Err(sense_of(&refused)),
+            Admission::Run {
+                command, data_out, ..
+            } => {
+                let data = vec![5; data_out.bytes() as usize];
+                Ok(block_on(host.execute(command, data.into())).status)
+            }
+        }
+    };
+    assert_eq!(atomic(8, 256), Ok(Status::Good));
+    assert_eq!(good(&host, &read10(8, 2), b""), vec![5; 2 * BLOCK]);
+    for (block, blocks) in [(4, 8), (8, 4), (0, 264), (2040, 16)] {
+        assert_eq!(atomic(block, blocks), Err((5, 0x24, 0)), "{block} {blocks}");
+    }
+}
+
+#[test]
+fn defect_lists_are_empty_and_cut_to_the_allocation_length() {
+    let bench = Bench::new();
+    let host = bench.attach("a");
+    let short = good(&host, &[0x37, 0, 0x1d, 0, 0, 0, 0, 0, 255, 0], b"");
+    assert_eq!(short[..], [0, 0x1d, 0, 0]);
+    let long = [0xb7, 0x0d, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0];
+    assert_eq!(good(&host, &long, b"")[..], [0, 0x0d, 0, 0, 0, 0]);
+}
+
+#[test]
+fn extended_copy_copies_within_the_unit_and_its_end_is_remembered() {
+    let bench = Bench::new();
+    let host = bench.attach("a");
+    good(&host, &write10(0, 4), &[9; 4 * BLOCK]);
+    let copy = |destination: u16| {
+        let mut list = [0; 76].to_vec();
+        (list[0], list[3], list[11]) = (7, 32, 28);
+        (list[16], list[20], list[21], list[23]) = (0xe4, 1, 3, 16);
+        list[24..40].copy_from_slice(&[0x60; 16]);
+        (list[48], list[51], list[59]) = (0x02, 0x18, 4);
+        list[74..].copy_from_slice(&destination.to_be_bytes());
+        let cdb = [0x83, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 76, 0, 0];
+        run(&host, &cdb, &list)
+    };
+    let status = [0x84, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0];
+    assert_eq!(sense_of(&run(&host, &status, b"")), (5, 0x24, 0));
+    assert_eq!(copy(100).status, Status::Good);
+    assert_eq!(good(&host, &read10(100, 4), b""), vec![9; 4 * BLOCK]);
+    let done = good(&host, &status, b"");
+    assert_eq!(done[..], [0, 0, 0, 8, 1, 0, 1, 1, 0, 0, 0, 2]);
+    assert_eq!(sense_of(&copy(4094)), (0x0a, 0, 0));
+    assert_eq!(good(&host, &status, b"")[4..7], [2, 0, 0]);
+    let nothing = [0x83, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    good(&host, &nothing, b"");
 }
 
 #[test]
@@ -430,13 +541,28 @@ impl BlockDevice for Broken {
     fn identity(&self) -> DeviceIdentity {
         identity()
     }
-    fn read(&self, _: u64, _: u32) -> LocalBoxFuture<'static, Result<Bytes, DeviceError>> {
+    fn read(
+        &self,
+        _: Standing,
+        _: u64,
+        _: u32,
+    ) -> LocalBoxFuture<'static, Result<Bytes, DeviceError>> {
         Box::pin(std::future::ready(Err(self.0)))
     }
-    fn write(&self, _: u64, _: Bytes) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
+    fn write(
+        &self,
+        _: Standing,
+        _: u64,
+        _: Bytes,
+    ) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
         Box::pin(std::future::ready(Err(self.0)))
     }
-    fn zero(&self, _: u64, _: u64) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
+    fn zero(
+        &self,
+        _: Standing,
+        _: u64,
+        _: u64,
+    ) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
         Box::pin(std::future::ready(Err(self.0)))
     }
     fn flush(&self) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
@@ -444,6 +570,7 @@ impl BlockDevice for Broken {
     }
     fn compare_and_write(
         &self,
+        _: Standing,
         _: u64,
         _: Bytes,
         _: Bytes,

@@ -1,6 +1,7 @@
 //! The owner's front door: checks an operation, runs it at most once, and answers.
 
 use bytes::Bytes;
+use holdfast_reservation::Standing;
 use holdfast_runtime::PAGE_BYTES;
 use holdfast_store::OperationId;
 use holdfast_wire::View;
@@ -33,11 +34,21 @@ impl Owner {
         if self.phase.get() != Phase::Open || self.draining.get() || io.view != self.view.0 {
             return ended(IoStatus::NotOwner);
         }
+        if io.kind() == IoKind::Settle {
+            return ended(self.settle(io.reservation_revision).await);
+        }
         if !self.is_well_formed(io, &payload) {
             return ended(IoStatus::Invalid);
         }
+        let standing = Standing {
+            number: io.registration,
+            revision: io.reservation_revision,
+        };
+        if !self.knows_reservations(standing.revision).await {
+            return ended(IoStatus::Interrupted);
+        }
         if io.kind() == IoKind::Read {
-            return match self.read(io.offset, io.length).await {
+            return match self.read_for(standing, io.offset, io.length).await {
                 Ok(data) => (IoStatus::Done, 0, data),
                 Err(status) => ended(status),
             };
@@ -57,12 +68,12 @@ impl Owner {
             owner: self,
             operation,
         };
-        let (status, offset) = self.change(io, payload).await;
+        let (status, offset) = self.change(io, standing, payload).await;
         running.end(status);
         (status, offset, Bytes::new())
     }
 
-    async fn change(&self, io: &Io, payload: Bytes) -> (IoStatus, u64) {
+    async fn change(&self, io: &Io, standing: Standing, payload: Bytes) -> (IoStatus, u64) {
         let kib = (payload.len() as u32).div_ceil(1024).max(WRITE_KIB_MIN);
         let Ok(_permit) = self.in_flight.acquire_many(kib).await else {
             return (IoStatus::Interrupted, 0);
@@ -75,6 +86,7 @@ impl Owner {
             },
             first_view: View(io.first_view),
             first_floor: io.first_floor,
+            standing,
         };
         let asked = &asked;
         let result = match io.kind() {
@@ -87,7 +99,9 @@ impl Owner {
                 .await
                 .map_err(Err),
             IoKind::CompareAndWrite => self.compare_and_write(asked, offset, payload).await,
-            IoKind::Read | IoKind::Unknown => Err(Err(IoStatus::Invalid)),
+            IoKind::Read | IoKind::Settle | IoKind::Learn | IoKind::Unknown => {
+                Err(Err(IoStatus::Invalid))
+            }
         };
         match result {
             Ok(()) => (IoStatus::Done, 0),
@@ -104,7 +118,7 @@ impl Owner {
             IoKind::Zero if is_whole_blocks(io) => (bytes == 0, ZERO_BYTES_MAX),
             IoKind::Zero => (bytes == 0, IO_BYTES_MAX),
             IoKind::CompareAndWrite => (bytes == io.length * 2, IO_BYTES_MAX / 2),
-            IoKind::Unknown => (false, 0),
+            IoKind::Settle | IoKind::Learn | IoKind::Unknown => (false, 0),
         };
         payload_fits
             && io.length > 0

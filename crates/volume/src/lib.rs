@@ -25,6 +25,7 @@ mod open;
 mod owner;
 mod portal;
 mod reads;
+mod reservations;
 mod resync;
 mod slice;
 mod takeover;
@@ -32,4 +33,4 @@ mod writes;
 
 pub use context::{Config, Context};
 pub use owner::{Owner, OwnerStatus, ResyncStatus};
-pub use portal::{IoError, Operation, Portal};
+pub use portal::{AccessError, IoError, Operation, Portal};

@@ -12,8 +12,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::future::join_all;
 use holdfast_config::state::{Owner as OwnerRecord, VolumeRecord};
+use holdfast_reservation::Standing;
 use holdfast_runtime::rpc::Incoming;
-use holdfast_runtime::{Frame, PAGE_BYTES, Service};
+use holdfast_runtime::{Frame, NodeId, PAGE_BYTES, Service};
 use holdfast_wire::volume::{Io, IoKind, IoReply, IoStatus};
 use holdfast_wire::{View, VolumeId};
 use prost::Message;
@@ -22,6 +23,7 @@ use thiserror::Error;
 use crate::context::Context;
 use crate::io::IO_BYTES_MAX;
 use crate::owner::Owner;
+use crate::reservations;
 
 /// One request to an owner; a slow one is asked again and joins itself there.
 const CALL_LIMIT: Duration = Duration::from_millis(4000);
@@ -30,6 +32,8 @@ const CALL_LIMIT: Duration = Duration::from_millis(4000);
 const PATIENCE: Duration = Duration::from_secs(20);
 const BARRIER_LIMIT: Duration = Duration::from_millis(2000);
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// How long another node gets to learn of a change that its initiators are to be told of.
+const LEARN_LIMIT: Duration = Duration::from_millis(500);
 
 /// What to do.
 #[derive(Clone, Debug)]
@@ -70,6 +74,18 @@ pub enum IoError {
     Gone,
 }
 
+/// Why an initiator's operation did not end well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum AccessError {
+    /// A reservation forbids it. Nothing was done; of an operation that spans slices or is
+    /// longer than an owner takes at once, pieces may have been done before the reservation.
+    #[error("a reservation forbids the access")]
+    Reserved,
+    /// It failed.
+    #[error("{0}")]
+    Io(#[from] IoError),
+}
+
 /// See the module's header. One per node.
 pub struct Portal {
     context: Context,
@@ -82,12 +98,12 @@ pub struct Portal {
 impl Portal {
     /// Starts the portal of this node, and answers portals of other nodes for the owners here.
     pub fn start(context: Context, owners: Rc<RefCell<BTreeMap<VolumeId, Rc<Owner>>>>) -> Rc<Self> {
-        let serving = owners.clone();
+        let (serving, own) = (owners.clone(), context.clone());
         context
             .rpc
             .serve(Service::Volume, move |incoming: Incoming| {
-                let owners = serving.clone();
-                Box::pin(async move { answer(&owners, incoming.frame).await })
+                let (owners, context) = (serving.clone(), own.clone());
+                Box::pin(async move { answer(&context, &owners, incoming.frame).await })
             });
         // A node starts far fewer than 2^32 times, and so are there far fewer nodes.
         let origin = (context.node().0 << 32) | (context.incarnation().0 & 0xffff_ffff);
@@ -109,9 +125,10 @@ impl Portal {
         offset: u64,
         length: u64,
         operation: Operation,
-    ) -> Result<Bytes, IoError> {
+        standing: Standing,
+    ) -> Result<Bytes, AccessError> {
         if let Operation::Zero = operation {
-            return self.zero(volume, offset, length).await;
+            return self.zero(volume, offset, length, standing).await;
         }
         let cut = |at: u64, bytes: u64| match &operation {
             Operation::Read => Some(Operation::Read),
@@ -121,11 +138,12 @@ impl Portal {
             Operation::Zero | Operation::CompareAndWrite(_) => None,
         };
         if length <= IO_BYTES_MAX || cut(0, 0).is_none() {
-            return self.run_piece(volume, offset, length, operation).await;
+            let piece = self.run_piece(volume, offset, length, operation, standing);
+            return piece.await;
         }
         let pieces = (0..length).step_by(IO_BYTES_MAX as usize).filter_map(|at| {
             let bytes = IO_BYTES_MAX.min(length - at);
-            Some(self.run_piece(volume, offset + at, bytes, cut(at, bytes)?))
+            Some(self.run_piece(volume, offset + at, bytes, cut(at, bytes)?, standing))
         });
         let mut whole = BytesMut::new();
         for piece in join_all(pieces).await {
@@ -135,7 +153,13 @@ impl Portal {
     }
 
     /// Zeroes in up to three pieces: parts of blocks at the ends, whole blocks between.
-    async fn zero(&self, volume: VolumeId, offset: u64, length: u64) -> Result<Bytes, IoError> {
+    async fn zero(
+        &self,
+        volume: VolumeId,
+        offset: u64,
+        length: u64,
+        standing: Standing,
+    ) -> Result<Bytes, AccessError> {
         let (page, end) = (PAGE_BYTES as u64, offset + length);
         let first = offset.next_multiple_of(page).min(end);
         let last = (end - end % page).max(first);
@@ -143,11 +167,54 @@ impl Portal {
         let zeroing = pieces
             .into_iter()
             .filter(|(from, to)| from < to)
-            .map(|(from, to)| self.run_piece(volume, from, to - from, Operation::Zero));
+            .map(|(from, to)| self.run_piece(volume, from, to - from, Operation::Zero, standing));
         for piece in join_all(zeroing).await {
             piece?;
         }
         Ok(Bytes::new())
+    }
+
+    /// Resolves when the owner enforces this revision of the volume's reservations, and what it
+    /// let through under older ones is over. See [`crate::reservations`].
+    pub async fn settle(&self, volume: VolumeId, revision: u64) -> Result<(), IoError> {
+        let mut io = self.request(IoKind::Settle, volume, 0, 0);
+        io.reservation_revision = revision;
+        match self.see_through(volume, io, Bytes::new()).await {
+            Ok(_) => Ok(()),
+            Err(AccessError::Io(error)) => Err(error),
+            // Not an answer that this request can have.
+            Err(AccessError::Reserved) => Err(IoError::Busy),
+        }
+    }
+
+    /// Waits a moment for these nodes to learn this revision of the volume's reservations, so
+    /// that their initiators are told with their next command. Safety does not rest on it.
+    pub async fn spread(
+        &self,
+        volume: VolumeId,
+        revision: u64,
+        nodes: impl Iterator<Item = NodeId>,
+    ) {
+        let mut io = self.request(IoKind::Learn, volume, 0, 0);
+        io.reservation_revision = revision;
+        let frame = Frame::new(io.encode_to_vec());
+        let rpc = &self.context.rpc;
+        let telling = nodes
+            .filter(|node| *node != self.context.node())
+            .map(|node| rpc.call(node, Service::Volume, frame.clone(), LEARN_LIMIT));
+        // A node that does not answer learns of it when it can.
+        join_all(telling).await;
+    }
+
+    fn request(&self, kind: IoKind, volume: VolumeId, offset: u64, length: u64) -> Io {
+        Io {
+            volume: volume.0,
+            origin: self.origin,
+            kind: kind as i32,
+            offset,
+            length,
+            ..Io::default()
+        }
     }
 
     async fn run_piece(
@@ -156,7 +223,8 @@ impl Portal {
         offset: u64,
         length: u64,
         operation: Operation,
-    ) -> Result<Bytes, IoError> {
+        standing: Standing,
+    ) -> Result<Bytes, AccessError> {
         let number = self.next.get();
         self.next.set(number + 1);
         self.under_way.borrow_mut().insert(number);
@@ -171,16 +239,10 @@ impl Portal {
             Operation::CompareAndWrite(data) => (IoKind::CompareAndWrite, data),
         };
         let io = Io {
-            volume: volume.0,
-            origin: self.origin,
             operation: number,
-            floor: 0,
-            kind: kind as i32,
-            offset,
-            length,
-            view: 0,
-            first_view: 0,
-            first_floor: 0,
+            registration: standing.number,
+            reservation_revision: standing.revision,
+            ..self.request(kind, volume, offset, length)
         };
         let result = self.see_through(volume, io, payload).await;
         drop(ended);
@@ -192,7 +254,7 @@ impl Portal {
         volume: VolumeId,
         mut io: Io,
         payload: Bytes,
-    ) -> Result<Bytes, IoError> {
+    ) -> Result<Bytes, AccessError> {
         let give_up = self.context.runtime.now() + PATIENCE;
         let mut watch = self.context.config.watch();
         loop {
@@ -206,17 +268,18 @@ impl Portal {
             let (reply, data) = self.ask_owner(volume, &mut io, payload.clone()).await?;
             match reply.status() {
                 IoStatus::Done => return Ok(data),
-                IoStatus::Full => return Err(IoError::Full),
-                IoStatus::Damaged => return Err(IoError::Damaged),
-                IoStatus::Invalid => return Err(IoError::Invalid),
-                IoStatus::Miscompare => return Err(IoError::Miscompare(reply.offset)),
-                IoStatus::Gone => return Err(IoError::Gone),
-                IoStatus::Uncertain => return Err(IoError::Busy),
+                IoStatus::Full => return Err(IoError::Full.into()),
+                IoStatus::Damaged => return Err(IoError::Damaged.into()),
+                IoStatus::Invalid => return Err(IoError::Invalid.into()),
+                IoStatus::Miscompare => return Err(IoError::Miscompare(reply.offset).into()),
+                IoStatus::Gone => return Err(IoError::Gone.into()),
+                IoStatus::Uncertain => return Err(IoError::Busy.into()),
+                IoStatus::Reserved => return Err(AccessError::Reserved),
                 IoStatus::Unknown | IoStatus::NotOwner | IoStatus::Interrupted | IoStatus::Over => {
                 }
             }
             if self.context.runtime.now() >= give_up {
-                return Err(IoError::Busy);
+                return Err(IoError::Busy.into());
             }
             let news = watch.changed();
             let _ = self.context.runtime.timeout(RETRY_PAUSE, news).await;
@@ -296,8 +359,20 @@ impl Portal {
 }
 
 /// Answers a portal of another node.
-async fn answer(owners: &RefCell<BTreeMap<VolumeId, Rc<Owner>>>, frame: Frame) -> Option<Frame> {
+async fn answer(
+    context: &Context,
+    owners: &RefCell<BTreeMap<VolumeId, Rc<Owner>>>,
+    frame: Frame,
+) -> Option<Frame> {
     let io = Io::decode(frame.header).ok()?;
+    if io.kind() == IoKind::Learn {
+        reservations::known(context, VolumeId(io.volume), io.reservation_revision).await;
+        let reply = IoReply {
+            status: IoStatus::Done as i32,
+            offset: 0,
+        };
+        return Some(Frame::new(reply.encode_to_vec()));
+    }
     let owner = owners.borrow().get(&VolumeId(io.volume)).cloned();
     let (status, offset, data) = match owner {
         Some(owner) => owner.io(&io, frame.payload).await,

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
+use holdfast_reservation::{Access, Standing};
 use holdfast_runtime::PAGE_BYTES;
 use holdfast_store::{Body, OperationId, Record};
 use holdfast_wire::volume::IoStatus;
@@ -19,6 +20,8 @@ pub(crate) struct Asked {
     pub(crate) first_view: View,
     /// Lower numbers of the same portal had ended when it was first sent.
     pub(crate) first_floor: u64,
+    /// What its initiator was to the reservation table when it arrived.
+    pub(crate) standing: Standing,
 }
 
 /// What a write does to its range.
@@ -92,7 +95,7 @@ impl Owner {
                     blocks: end - first,
                 },
             };
-            let stable = self.submit(operation.operation, index, body)?;
+            let stable = self.submit(operation, index, body)?;
             return stable.await.map_err(|_| IoStatus::Interrupted);
         }
         // Parts of blocks: read, merge, write, with the blocks held meanwhile.
@@ -108,7 +111,7 @@ impl Owner {
             first_block: first,
             data: merged.freeze(),
         };
-        let stable = self.submit(operation.operation, index, body)?;
+        let stable = self.submit(operation, index, body)?;
         stable.await.map_err(|_| IoStatus::Interrupted)
     }
 
@@ -147,6 +150,8 @@ impl Owner {
         if let Some(at) = differs {
             // The answer shows data: like a read, it needs the leases.
             self.confirm_leases(offset, half).await.map_err(Err)?;
+            self.check_reservations(operation.standing, Access::Write)
+                .map_err(Err)?;
             return Err(Ok(at as u64));
         }
         target.copy_from_slice(&data);
@@ -154,7 +159,7 @@ impl Owner {
             first_block: first,
             data: merged.freeze(),
         };
-        let stable = self.submit(operation.operation, index, body).map_err(Err)?;
+        let stable = self.submit(operation, index, body).map_err(Err)?;
         stable.await.map_err(|_| Err(IoStatus::Interrupted))
     }
 
@@ -193,12 +198,10 @@ impl Owner {
     }
 
     /// Gives the record its place in the stream and sends it out.
-    fn submit(
-        &self,
-        operation: OperationId,
-        index: u32,
-        body: Body,
-    ) -> Result<Stability, IoStatus> {
+    fn submit(&self, asked: &Asked, index: u32, body: Body) -> Result<Stability, IoStatus> {
+        // The last moment to refuse: from here on the record is part of the stream.
+        self.check_reservations(asked.standing, Access::Write)?;
+        let operation = asked.operation;
         let now = self.context.runtime.now();
         let view = self.view;
         let submitted = self.with_slice(index, |slice| {

@@ -16,6 +16,12 @@ pub enum IoKind {
     Zero = 3,
     /// Compare it with the first half of the payload; if equal, write the second half.
     CompareAndWrite = 4,
+    /// Touches nothing, and ends well when the owner enforces the reservations of
+    /// `reservation_revision` and whatever it ran under older ones is over.
+    Settle = 5,
+    /// Touches nothing, and ends well when the node, owner or not, knows the reservations of
+    /// `reservation_revision`.
+    Learn = 6,
 }
 
 /// One operation on a volume.
@@ -52,6 +58,13 @@ pub struct Io {
     /// `floor` when the operation was first sent: what is below had ended before.
     #[prost(uint64, tag = "10")]
     pub first_floor: u64,
+    /// What the initiator port is to the volume's reservation table: the number of its
+    /// registration, zero for a stranger.
+    #[prost(uint64, tag = "11")]
+    pub registration: u64,
+    /// Revision of the reservation table that said so: an owner with an older one waits.
+    #[prost(uint64, tag = "12")]
+    pub reservation_revision: u64,
 }
 
 /// What came of an operation.
@@ -81,6 +94,8 @@ pub enum IoStatus {
     Uncertain = 10,
     /// The operation is over already: a late duplicate. Nothing was done.
     Over = 9,
+    /// A reservation forbids it. Nothing was done, but in slices where it had been run before.
+    Reserved = 11,
 }
 
 /// Answer to [`Io`]; read data is in the payload.

@@ -11,6 +11,7 @@
 
 mod bench;
 mod cluster;
+mod conformance;
 mod idle;
 mod linux;
 mod peers;
@@ -67,6 +68,8 @@ enum Command {
         #[arg(long, value_name = "PATH")]
         binary: Option<std::path::PathBuf>,
     },
+    /// Every conformance test of libiscsi against a served demo: up to twenty minutes.
+    Conformance(conformance::Options),
     /// Measures this machine: disk and link latency, then load against a served demo.
     Bench {
         /// A directory on the disk to measure.
@@ -171,6 +174,7 @@ fn run(command: Command) -> anyhow::Result<()> {
                 Initiators::Linux => linux::run(&binary),
             }
         }
+        Command::Conformance(options) => conformance::run(&options),
         Command::Bench { directory, seconds } => bench::run_all(&directory, seconds),
         Command::Idle {
             seconds,

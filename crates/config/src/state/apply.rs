@@ -1,5 +1,8 @@
 //! Applying one change: validation first, then the change, then ownership settles.
 
+use std::rc::Rc;
+
+use holdfast_reservation::Request;
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::{View, VolumeId};
 
@@ -60,6 +63,9 @@ impl ClusterState {
                 node,
                 incarnation,
             } => self.promote_copy(volume, view, slice, node, incarnation),
+            Change::ChangeReservations { volume, request } => {
+                self.change_reservations(volume, &request)
+            }
         };
         result.unwrap_or_else(Outcome::Refused)
     }
@@ -224,6 +230,7 @@ impl ClusterState {
             open: false,
             ever_open: false,
             slices,
+            reservations: Rc::default(),
         };
         self.volumes.insert(volume, record);
         self.appoint(volume);
@@ -356,6 +363,19 @@ impl ClusterState {
         }
         self.view.0 += 1;
         Ok(Outcome::Done)
+    }
+
+    fn change_reservations(
+        &mut self,
+        volume: VolumeId,
+        request: &Request,
+    ) -> Result<Outcome, Refusal> {
+        let record = self
+            .volumes
+            .get_mut(&volume)
+            .ok_or(Refusal::VolumeUnknown(volume))?;
+        let effects = Rc::make_mut(&mut record.reservations).apply(request)?;
+        Ok(Outcome::Reserved(effects))
     }
 }
 

@@ -1,5 +1,6 @@
 //! The changes that the config group agrees on, and their outcomes.
 
+use holdfast_reservation::{Effects, Refusal as ReservationRefusal, Request};
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::{View, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -92,6 +93,14 @@ pub enum Change {
         /// The start of the node that was brought up to date.
         incarnation: Incarnation,
     },
+    /// An initiator changes who may access a volume. The request is judged when it is applied,
+    /// so that whoever comes first in the log wins, wherever each was asked.
+    ChangeReservations {
+        /// The volume.
+        volume: VolumeId,
+        /// What is asked for, and by whom.
+        request: Request,
+    },
 }
 
 /// A node asks to join.
@@ -167,6 +176,8 @@ pub enum Outcome {
     Created(VolumeId),
     /// Not done; the state is unchanged.
     Refused(Refusal),
+    /// The volume's reservations are as asked for.
+    Reserved(Effects),
 }
 
 /// Why a change was refused. The state is unchanged in every case.
@@ -237,4 +248,7 @@ pub enum Refusal {
     /// It would take the last in-sync copy away.
     #[error("this is the last in-sync copy")]
     LastCopy,
+    /// The volume's reservation table refuses the request.
+    #[error("{0}")]
+    Reservation(#[from] ReservationRefusal),
 }

@@ -8,7 +8,9 @@
 //!   always means a larger view than any before;
 //! * a volume opens only in the view in which its owner took it over, with the copies that this
 //!   owner has reconciled; every other copy is stale from then on;
-//! * node and volume numbers are never reused.
+//! * node and volume numbers are never reused;
+//! * a volume's reservations are those of [`holdfast_reservation`], and survive everything but
+//!   the volume: also every restart of the whole cluster.
 //!
 //! Safety rests on the copies' fences and leases, not on who is marked down here: a wrong
 //! suspicion costs a takeover, never a write.

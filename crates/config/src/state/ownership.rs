@@ -10,6 +10,8 @@
 //! cut most of what counts as up is not: a copy marked stale on such grounds could be the only
 //! one to return.
 
+use std::rc::Rc;
+
 use holdfast_runtime::NodeId;
 use holdfast_wire::VolumeId;
 
@@ -44,7 +46,22 @@ impl ClusterState {
         }
     }
 
+    /// The sessions of a process that is gone are, too. Relative port identifiers are node
+    /// numbers; one that does not fit has no session.
+    fn lose_sessions(&mut self, node: NodeId) {
+        let Ok(port) = u16::try_from(node.0) else {
+            return;
+        };
+        for volume in self.volumes.values_mut() {
+            let holder = volume.reservations.unit_holder();
+            if holder.is_some_and(|holder| holder.target_port == port) {
+                Rc::make_mut(&mut volume.reservations).lose_port(port);
+            }
+        }
+    }
+
     fn settle(&mut self, node: NodeId) {
+        self.lose_sessions(node);
         let volumes: Vec<VolumeId> = self.volumes.keys().copied().collect();
         for id in volumes {
             let volume = &self.volumes[&id];

@@ -1,7 +1,9 @@
 //! What the config group remembers.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
+use holdfast_reservation::ReservationTable;
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::{View, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -135,6 +137,8 @@ pub struct VolumeRecord {
     pub ever_open: bool,
     /// Placement, slice by slice.
     pub slices: Vec<SliceRecord>,
+    /// Who may access it. Shared, as every command of an initiator looks at it.
+    pub reservations: Rc<ReservationTable>,
 }
 
 /// Placement of one slice.

@@ -1,5 +1,8 @@
 //! The state machine, change by change.
 
+use holdfast_reservation::{
+    Action, Nexus, Refusal as ReservationRefusal, Request, ReservationType,
+};
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::VolumeId;
 
@@ -292,4 +295,76 @@ fn volumes_out_of_range_are_refused_and_change_nothing() {
     refused(|spec| spec.logical_block_bytes = 520);
     refused(|spec| spec.slice_bytes = 3 << 20);
     assert_eq!(state, before);
+}
+
+fn nexus(name: &str, node: u16) -> Nexus {
+    Nexus {
+        initiator: name.into(),
+        isid: [0; 6],
+        target_port: node,
+    }
+}
+
+fn reserving(nexus: Nexus, key: u64, action: Action) -> Change {
+    let request = Request { nexus, key, action };
+    Change::ChangeReservations {
+        volume: VolumeId(1),
+        request,
+    }
+}
+
+fn registering(nexus: Nexus, new_key: u64) -> Change {
+    let action = Action::Register {
+        new_key,
+        check_key: true,
+        persist: false,
+    };
+    reserving(nexus, 0, action)
+}
+
+#[test]
+fn of_two_nodes_that_reserve_at_once_the_first_in_the_log_wins() {
+    let mut state = cluster();
+    for node in [1, 2] {
+        let done = state.apply(registering(nexus("a", node), 7));
+        assert!(matches!(done, Outcome::Reserved(_)));
+    }
+    let reserve = Action::Reserve(ReservationType::WriteExclusive);
+    let first = state.apply(reserving(nexus("a", 2), 7, reserve.clone()));
+    assert!(matches!(first, Outcome::Reserved(_)));
+    let before = state.clone();
+    let second = state.apply(reserving(nexus("a", 1), 7, reserve));
+    let conflict = Refusal::Reservation(ReservationRefusal::Conflict);
+    assert_eq!(second, Outcome::Refused(conflict));
+    assert_eq!(state, before);
+}
+
+#[test]
+fn registrations_outlive_every_node_and_a_reserve_the_end_of_no_other_node() {
+    let mut state = cluster();
+    state.apply(reserving(nexus("a", 2), 0, Action::ReserveUnit));
+    state.apply(down(NodeId(1)));
+    let table = |state: &ClusterState| state.volumes[&VolumeId(1)].reservations.clone();
+    assert_eq!(table(&state).unit_holder(), Some(&nexus("a", 2)));
+    state.apply(start(2, 2));
+    assert_eq!(table(&state).unit_holder(), None);
+    state.apply(registering(nexus("a", 2), 7));
+    let reserve = Action::Reserve(ReservationType::ExclusiveAccess);
+    state.apply(reserving(nexus("a", 2), 7, reserve));
+    for node in 1..=5 {
+        state.apply(start(node, 9));
+    }
+    assert!(table(&state).is_holder(&nexus("a", 2)));
+}
+
+#[test]
+fn reservations_go_with_their_volume() {
+    let mut state = cluster();
+    state.apply(registering(nexus("a", 2), 7));
+    let volume = VolumeId(1);
+    state.apply(Change::DeleteVolume { volume });
+    let late = state.apply(registering(nexus("a", 2), 8));
+    assert_eq!(late, Outcome::Refused(Refusal::VolumeUnknown(volume)));
+    state.apply(Change::CreateVolume(spec("db")));
+    assert!(state.volumes[&VolumeId(2)].reservations.is_empty());
 }

@@ -3,12 +3,10 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use futures::future::LocalBoxFuture;
 use holdfast_config::state::{Chap, ClusterState, NodeStatus, VolumeRecord};
 use holdfast_iscsi::{Credentials, Secret, Target, TargetAuth, TargetSummary, Targets};
-use holdfast_node::{Node, VolumeDevice};
+use holdfast_node::{Node, VolumeDevice, VolumeReservations};
 use holdfast_runtime::NodeId;
-use holdfast_scsi::reservation::{Effects, Refusal, Request, ReservationTable, Reservations};
 use holdfast_scsi::{AccessState, PortGroup, PortGroups};
 use holdfast_wire::VolumeId;
 
@@ -51,7 +49,7 @@ impl Targets for Front {
                 node: self.node.clone(),
                 volume,
             })),
-            reservations: Some(Rc::new(NoReservations)),
+            reservations: Some(Rc::new(VolumeReservations::new(self.node.clone(), volume))),
         })
     }
 
@@ -112,24 +110,6 @@ fn authentication(chap: Option<&Chap>) -> TargetAuth {
         username,
         secret,
         mutual,
-    }
-}
-
-/// Refuses persistent reservations: a table of this node's own would not bind the initiators of
-/// the other portals, and whoever fences by it would believe in a fence that is not there.
-struct NoReservations;
-
-impl Reservations for NoReservations {
-    fn table(&self) -> Rc<ReservationTable> {
-        Rc::default()
-    }
-
-    fn apply(&self, _request: Request) -> LocalBoxFuture<'static, Result<Effects, Refusal>> {
-        Box::pin(std::future::ready(Err(Refusal::OutOfResources)))
-    }
-
-    fn survives_power_loss(&self) -> bool {
-        false
     }
 }
 

@@ -20,7 +20,7 @@ use futures::FutureExt as _;
 use futures::future::LocalBoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use holdfast_scsi::ports::SinglePort;
-use holdfast_scsi::{Admission, Attachment, Command, Completion, Nexus, Sense, TargetPort};
+use holdfast_scsi::{Admission, Admitted, Attachment, Completion, Nexus, Sense, TargetPort};
 use thiserror::Error;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -373,7 +373,7 @@ impl Front for NodeFront {
 /// A read that waits until the initiator has taken earlier ones.
 struct WaitingRead {
     task: TaskId,
-    command: Command,
+    command: Admitted,
     data_in_bytes: u64,
 }
 
@@ -553,7 +553,7 @@ impl Connection<'_> {
         }
     }
 
-    fn execute(&mut self, task: TaskId, command: Command, data: Bytes) {
+    fn execute(&mut self, task: TaskId, command: Admitted, data: Bytes) {
         let Some(attachment) = &self.front.attachment else {
             return;
         };
@@ -570,7 +570,7 @@ impl Connection<'_> {
         let (unit, own) = (attachment.unit().clone(), attachment.nexus().clone());
         self.resets.push(Box::pin(async move {
             sessions.abort(&target, |nexus| *nexus != own).await;
-            unit.reset();
+            unit.reset(&own).await;
             ticket
         }));
     }

@@ -1,7 +1,7 @@
 //! SCSI commands: admission, write data, execution order, responses.
 
 use bytes::Bytes;
-use holdfast_scsi::{Admission, Command, Completion, DataOut, Sense, Status};
+use holdfast_scsi::{Admission, Admitted, Completion, DataOut, Sense, Status};
 
 use super::transfer::Transfer;
 use super::{
@@ -44,7 +44,7 @@ struct Announced {
 #[derive(Debug)]
 enum Plan {
     Run {
-        command: Command,
+        command: Admitted,
         data_in_bytes: u64,
     },
     /// The command has failed already; the answer waits for the unsolicited data to end.
@@ -58,7 +58,7 @@ enum Stage {
         transfer: Transfer,
     },
     Queued {
-        command: Command,
+        command: Admitted,
         data: Bytes,
         data_in_bytes: u64,
     },

@@ -18,7 +18,7 @@ mod transfer;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use holdfast_scsi::{Admission, Command, Completion, Sense};
+use holdfast_scsi::{Admission, Admitted, Completion, Sense};
 use thiserror::Error;
 
 pub use transfer::TransferError;
@@ -64,7 +64,7 @@ pub enum Action {
         /// The command's identity.
         task: TaskId,
         /// What to run.
-        command: Command,
+        command: Admitted,
         /// Its data.
         data: Bytes,
         /// Most bytes that it will return.

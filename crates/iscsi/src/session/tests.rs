@@ -1,7 +1,7 @@
 //! Sessions as lists of PDUs and actions.
 
 use bytes::BytesMut;
-use holdfast_scsi::command::{Extent, decode};
+use holdfast_scsi::command::{Command, Extent, decode};
 use holdfast_scsi::{DataOut, Status};
 use proptest::prelude::*;
 
@@ -18,12 +18,12 @@ impl Front for TestFront {
         let bytes = |extent: Extent| u64::from(extent.blocks) * 512;
         match decode(cdb) {
             Ok(command @ Command::Read(extent)) => Admission::Run {
-                command,
+                command: command.into(),
                 data_out: DataOut::None,
                 data_in_bytes: bytes(extent),
             },
             Ok(command @ Command::Write(extent)) => Admission::Run {
-                command,
+                command: command.into(),
                 data_out: DataOut::Blocks {
                     bytes: bytes(extent),
                     block_bytes: 512,

@@ -1,6 +1,7 @@
 //! Parameter data of PERSISTENT RESERVE IN and OUT (SPC-4 6.15, 6.16).
 
 use super::{Action, ReservationTable, ReservationType};
+use crate::nexus::{self, Nexus};
 use crate::sense::Sense;
 
 /// Service action of PERSISTENT RESERVE IN.
@@ -46,10 +47,12 @@ pub enum OutAction {
     PreemptAndAbort,
     /// REGISTER AND IGNORE EXISTING KEY.
     RegisterAndIgnore,
+    /// REGISTER AND MOVE.
+    RegisterAndMove,
 }
 
 impl OutAction {
-    /// The service action with this code; REGISTER AND MOVE is not supported.
+    /// The service action with this code.
     pub const fn from_code(code: u8) -> Option<Self> {
         Some(match code {
             0 => Self::Register,
@@ -59,6 +62,7 @@ impl OutAction {
             4 => Self::Preempt,
             5 => Self::PreemptAndAbort,
             6 => Self::RegisterAndIgnore,
+            7 => Self::RegisterAndMove,
             _ => return None,
         })
     }
@@ -72,7 +76,7 @@ impl OutAction {
     }
 }
 
-/// Length of the parameter list of every supported service action, in bytes.
+/// Length of the parameter list in bytes; that of REGISTER AND MOVE is longer.
 pub const PARAMETER_LIST_BYTES: u32 = 24;
 
 /// The key and the action that a parameter list asks for.
@@ -89,6 +93,9 @@ pub fn parse_out(
     else {
         return Err(Sense::PARAMETER_LENGTH);
     };
+    if action == OutAction::RegisterAndMove {
+        return Ok((key, parse_move(service_key, can_persist, list)?));
+    }
     let registers = matches!(action, OutAction::Register | OutAction::RegisterAndIgnore);
     let persist = flags & 0x01 != 0;
     // SPEC_I_PT and ALL_TG_PT are not supported (REPORT CAPABILITIES says so).
@@ -120,8 +127,39 @@ pub fn parse_out(
             kind: with_type()?,
             abort: true,
         },
+        OutAction::RegisterAndMove => unreachable!("parsed above"),
     };
     Ok((key, action))
+}
+
+/// SPC-4 table 184.
+fn parse_move(new_key: u64, can_persist: bool, list: &[u8]) -> Result<Action, Sense> {
+    let Some((&[_, flags, port_high, port_low, a, b, c, d], transport_id)) =
+        list[16..].split_first_chunk()
+    else {
+        return Err(Sense::PARAMETER_LENGTH);
+    };
+    let persist = flags & 0x01 != 0;
+    if persist && !can_persist {
+        return Err(Sense::INVALID_PARAMETER.at_parameter_byte(17));
+    }
+    let stated = u32::from_be_bytes([a, b, c, d]) as usize;
+    if stated != transport_id.len() {
+        return Err(Sense::PARAMETER_LENGTH);
+    }
+    let (initiator, isid) = nexus::parse_transport_id(transport_id)
+        .ok_or(Sense::INVALID_PARAMETER.at_parameter_byte(24))?;
+    let to = Nexus {
+        initiator: initiator.into(),
+        isid,
+        target_port: u16::from_be_bytes([port_high, port_low]),
+    };
+    Ok(Action::Move {
+        to,
+        new_key,
+        unregister: flags & 0x02 != 0,
+        persist,
+    })
 }
 
 /// The parameter data of a service action of PERSISTENT RESERVE IN, uncut.
@@ -162,10 +200,12 @@ fn capabilities(table: &ReservationTable, can_persist: bool) -> Vec<u8> {
     /// WR_EX_AR, EX_AC_RO, WR_EX_RO, EX_AC, WR_EX; the second byte has EX_AC_AR.
     const TYPES: [u8; 2] = [0x80 | 0x40 | 0x20 | 0x08 | 0x02, 0x01];
     let activated = u8::from(table.persist() && can_persist);
+    /// CRH: RESERVE and RELEASE as SPC-4 5.12.3 has it.
+    const COMPATIBLE: u8 = 0x10;
     [
         0,
         8,
-        u8::from(can_persist),
+        COMPATIBLE | u8::from(can_persist),
         TYPE_MASK_VALID | activated,
         TYPES[0],
         TYPES[1],
@@ -178,7 +218,7 @@ fn capabilities(table: &ReservationTable, can_persist: bool) -> Vec<u8> {
 fn full_status(table: &ReservationTable) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (nexus, key) in table.registrations() {
-        let transport_id = nexus.transport_id();
+        let transport_id = nexus::transport_id(nexus);
         let holds = table.is_holder(nexus);
         bytes.extend_from_slice(&key.to_be_bytes());
         bytes.extend_from_slice(&[0, 0, 0, 0, u8::from(holds)]);
@@ -204,10 +244,9 @@ fn read_u64(list: &[u8], offset: usize) -> Option<u64> {
 mod tests {
     use super::super::Request;
     use super::*;
-    use crate::nexus::Nexus;
 
     fn table_with_holder() -> ReservationTable {
-        let nexus = Nexus {
+        let holder = Nexus {
             initiator: "iqn.a".into(),
             isid: [1; 6],
             target_port: 3,
@@ -220,7 +259,7 @@ mod tests {
         };
         table
             .apply(&Request {
-                nexus: nexus.clone(),
+                nexus: holder.clone(),
                 key: 0,
                 action: register,
             })
@@ -228,7 +267,7 @@ mod tests {
         let reserve = Action::Reserve(ReservationType::WriteExclusive);
         table
             .apply(&Request {
-                nexus,
+                nexus: holder,
                 key: 0x11,
                 action: reserve,
             })
@@ -268,5 +307,35 @@ mod tests {
             assert!(parse(flags, 24).is_err());
         }
         assert!(parse(0, 24).is_ok());
+    }
+
+    #[test]
+    fn register_and_move_names_the_nexus_that_takes_over() {
+        let to = Nexus {
+            initiator: "iqn.b".into(),
+            isid: [2; 6],
+            target_port: 7,
+        };
+        let id = nexus::transport_id(&to);
+        let mut list = [0; 24].to_vec();
+        list[..8].copy_from_slice(&1_u64.to_be_bytes());
+        list[8..16].copy_from_slice(&2_u64.to_be_bytes());
+        list[17] = 0x03;
+        list[19] = 7;
+        list[23] = id.len() as u8;
+        list.extend_from_slice(&id);
+        let parse = |list: &[u8]| parse_out(OutAction::RegisterAndMove, None, true, list);
+        let expected = Action::Move {
+            to,
+            new_key: 2,
+            unregister: true,
+            persist: true,
+        };
+        assert_eq!(parse(&list), Ok((1, expected)));
+        assert_eq!(parse(&list[..list.len() - 4]), Err(Sense::PARAMETER_LENGTH));
+        assert_eq!(parse(&list[..24]), Err(Sense::PARAMETER_LENGTH));
+        list[24] = 0x06;
+        let wrong_protocol = Sense::INVALID_PARAMETER.at_parameter_byte(24);
+        assert_eq!(parse(&list), Err(wrong_protocol));
     }
 }
