@@ -175,7 +175,7 @@ impl Portal {
     }
 
     /// Resolves when the owner enforces this revision of the volume's reservations, and what it
-    /// let through under older ones is over. See [`crate::reservations`].
+    /// let through under older ones is over. See the module `reservations`.
     pub async fn settle(&self, volume: VolumeId, revision: u64) -> Result<(), IoError> {
         let mut io = self.request(IoKind::Settle, volume, 0, 0);
         io.reservation_revision = revision;

@@ -31,7 +31,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 #[command(
     name = "cargo xtask",
     after_help = "Examples:\n  \
-        cargo xtask check               format, lints and tidy rules, before every commit\n  \
+        cargo xtask check               format, lints, tidy rules, rustdoc: before every commit\n  \
         cargo xtask test                everything that CI runs\n  \
         cargo xtask test --quick        the same without simulator, demo and foreign initiators\n  \
         cargo xtask sim --seed 42       one seed again, with its trace\n  \
@@ -46,7 +46,7 @@ struct Arguments {
 enum Command {
     /// Everything that CI runs, and a table of what each step took.
     Test(TestArguments),
-    /// Format, lints and tidy rules.
+    /// Format, lints, tidy rules and rustdoc.
     Check,
     /// What no linter checks: file sizes, headers, leftovers, dead links. Takes a second.
     Tidy,

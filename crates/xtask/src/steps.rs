@@ -82,7 +82,7 @@ pub(crate) fn test(quick: bool, sim_seeds: u64) -> anyhow::Result<()> {
         command.args(["test", "--workspace", "--doc"]);
         run(&mut command, TESTS_LIMIT)
     });
-    steps.step("documentation", documents);
+    steps.step("REST description", rest_description);
     if !quick {
         steps.step("demo", || demo(&["--check".to_owned()]));
         steps.step("foreign initiators", || {
@@ -123,6 +123,7 @@ fn check_steps(steps: &mut Steps) {
         ]);
         run(&mut command, LINT_LIMIT)
     });
+    steps.step("rustdoc", rustdoc);
 }
 
 /// The rules of the module `tidy`.
@@ -143,11 +144,19 @@ fn tests() -> anyhow::Result<()> {
 
 /// Rustdoc without warnings, and the REST description against the code.
 pub(crate) fn documents() -> anyhow::Result<()> {
+    rustdoc()?;
+    rest_description()
+}
+
+fn rustdoc() -> anyhow::Result<()> {
     let mut rustdoc = cargo();
     rustdoc
         .args(["doc", "--workspace", "--no-deps"])
         .env("RUSTDOCFLAGS", "-D warnings");
-    run(&mut rustdoc, DOCUMENTS_LIMIT)?;
+    run(&mut rustdoc, DOCUMENTS_LIMIT)
+}
+
+fn rest_description() -> anyhow::Result<()> {
     if !Path::new("docs/openapi.json").exists() {
         bail!("docs/openapi.json is missing");
     }
