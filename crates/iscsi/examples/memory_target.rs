@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 use anyhow::Context as _;
 use clap::Parser;
-use holdfast_iscsi::{Limits, Target, TargetAuth, TargetSummary, Targets, serve};
+use holdfast_iscsi::{Credentials, Limits, Target, TargetAuth, TargetSummary, Targets, serve};
 use holdfast_scsi::{BlockDevice, DeviceIdentity, MemoryDevice};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -86,11 +86,11 @@ fn auth(options: &Options) -> TargetAuth {
         .clone()
         .zip(options.mutual_secret.clone());
     let mutual = mutual.map(|(name, secret)| (name, secret.into()));
-    TargetAuth::Chap {
+    TargetAuth::Chap(Credentials {
         username,
         secret: secret.into(),
         mutual,
-    }
+    })
 }
 
 fn main() -> anyhow::Result<()> {

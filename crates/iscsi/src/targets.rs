@@ -57,16 +57,9 @@ pub struct Target {
 pub enum TargetAuth {
     /// They need not.
     None,
-    /// By CHAP.
-    Chap {
-        /// Name that the initiator must give.
-        username: String,
-        /// Secret that it must know.
-        secret: Secret,
-        /// Name and secret by which the target proves itself, if the initiator asks. Where they
-        /// are set, an initiator that does not ask is refused.
-        mutual: Option<(String, Secret)>,
-    },
+    /// By CHAP with these. Where the target can prove itself, an initiator that does not ask it
+    /// to is refused.
+    Chap(Credentials),
     /// For discovery: by CHAP with any of these, if they offer CHAP; else they need not. An
     /// initiator that is set up with credentials sends them in discovery too, and some of them
     /// do not go on if they are not asked for.
@@ -82,4 +75,14 @@ pub struct Credentials {
     pub secret: Secret,
     /// Name and secret by which the target proves itself, if the initiator asks.
     pub mutual: Option<(String, Secret)>,
+}
+
+impl Credentials {
+    /// Whether one secret serves both directions, which RFC 7143 12.1.3 forbids: an answer to
+    /// one side's challenge would be an answer to the other's.
+    pub(crate) fn share_a_secret(&self) -> bool {
+        self.mutual
+            .as_ref()
+            .is_some_and(|(_, own)| *own == self.secret)
+    }
 }

@@ -39,18 +39,12 @@ impl VolumeReservations {
     }
 }
 
-fn table(node: &Node, volume: VolumeId) -> Rc<ReservationTable> {
-    let state = node.state();
-    let record = state.volumes.get(&volume);
-    record.map_or_else(Rc::default, |record| record.reservations.clone())
-}
-
 async fn apply(
     node: &Node,
     volume: VolumeId,
     request: Request,
 ) -> Result<Effects, ReservationError> {
-    let before = table(node, volume).revision();
+    let before = node.state().reservations(volume).revision();
     let concerns_all = request.action == Action::ResetUnit;
     let moved_to = match &request.action {
         Action::Move { to, .. } => Some(to.target_port),
@@ -78,7 +72,7 @@ async fn apply(
         }
     };
     // The proposer has applied its change: this revision is that of the change or a later one.
-    let table = table(node, volume);
+    let table = node.state().reservations(volume);
     let revision = table.revision();
     if let Err(error) = node.portal.settle(volume, revision).await {
         tracing::warn!(%volume, %error, "no owner confirmed a change of reservations");
@@ -100,7 +94,7 @@ async fn apply(
 
 impl Reservations for VolumeReservations {
     fn table(&self) -> Rc<ReservationTable> {
-        table(&self.node, self.volume)
+        self.node.state().reservations(self.volume)
     }
 
     fn refresh(&self) -> LocalBoxFuture<'static, bool> {
@@ -129,7 +123,7 @@ impl Reservations for VolumeReservations {
         };
         let runtime = node.context.runtime.clone();
         runtime.spawn("release-reserve", async move {
-            while table(&node, volume).unit_holder() == Some(&request.nexus)
+            while node.state().reservations(volume).unit_holder() == Some(&request.nexus)
                 && node.failure.borrow().is_none()
             {
                 // Whatever comes of it is seen in the table.

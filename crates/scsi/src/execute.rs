@@ -230,11 +230,12 @@ impl Medium<'_> {
         if data.is_empty() {
             return Ok(());
         }
-        let written = self
-            .link
-            .device
-            .write(self.standing, self.offset(extent), data)
-            .await;
+        self.write_bytes(self.offset(extent), data).await
+    }
+
+    async fn write_bytes(&self, offset_bytes: u64, data: Bytes) -> Result<(), Failure> {
+        let device = &self.link.device;
+        let written = device.write(self.standing, offset_bytes, data).await;
         written.map_err(|error| self.write_failure(error))
     }
 
@@ -284,11 +285,7 @@ impl Medium<'_> {
             let data = self
                 .read_bytes(self.offset(source) + done, bytes as u32)
                 .await?;
-            let device = &self.link.device;
-            let written = device
-                .write(self.standing, self.offset(target) + done, data)
-                .await;
-            written.map_err(|error| self.write_failure(error))?;
+            self.write_bytes(self.offset(target) + done, data).await?;
             done += bytes;
         }
         Ok(())
@@ -373,12 +370,8 @@ impl Medium<'_> {
         let mut done = 0;
         while done < length {
             let bytes = (length - done).min(piece_bytes);
-            let written = self
-                .link
-                .device
-                .write(self.standing, start + done, piece.slice(..bytes as usize))
-                .await;
-            written.map_err(|error| self.write_failure(error))?;
+            let piece = piece.slice(..bytes as usize);
+            self.write_bytes(start + done, piece).await?;
             done += bytes;
         }
         Ok(())

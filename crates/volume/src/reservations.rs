@@ -32,11 +32,10 @@
 //! it: the standing says which revision of the table it comes from, and an owner with an older
 //! one waits ([`Owner::knows_reservations`]).
 
-use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_reservation::{Access, ReservationTable, Standing};
+use holdfast_reservation::{Access, Standing};
 use holdfast_wire::volume::IoStatus;
 use holdfast_wire::{Seq, VolumeId};
 
@@ -45,13 +44,6 @@ use crate::owner::Owner;
 
 /// How long an applied state may lag before whoever asks is told to come again.
 const LAG_LIMIT: Duration = Duration::from_secs(2);
-
-/// The volume's table as this node has applied it; an empty one if there is no such volume.
-pub(crate) fn table(context: &Context, volume: VolumeId) -> Rc<ReservationTable> {
-    let state = context.config.state();
-    let record = state.volumes.get(&volume);
-    record.map_or_else(Rc::default, |record| record.reservations.clone())
-}
 
 /// Waits until this node has applied this revision of the volume's table; false if that takes
 /// too long. A volume that does not exist has nothing to wait for.
@@ -84,7 +76,8 @@ impl Owner {
         standing: Standing,
         access: Access,
     ) -> Result<(), IoStatus> {
-        if table(&self.context, self.volume).admits(standing, access) {
+        let table = self.context.config.state().reservations(self.volume);
+        if table.admits(standing, access) {
             Ok(())
         } else {
             Err(IoStatus::Reserved)

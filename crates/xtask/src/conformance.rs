@@ -72,14 +72,17 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     }
     ensure!(!tests.is_empty(), "no test to run");
     let demo = ServedDemo::start(&release_binary()?)?;
-    let urls = urls(&demo, options)?;
+    let portals = portals(&demo, options.portal_not_owner)?;
+    let urls = portals
+        .each_ref()
+        .map(|portal| url(&demo, portal, options.digests));
     let begin = Instant::now();
     let mut verdicts = BTreeMap::new();
     for name in tests {
         let verdict = if name == READ_ONLY {
-            write_protected(&demo, &urls, || run_one(&name, &urls, options.digests))?
+            write_protected(&demo, &portals[0], || run_one(&name, &urls))?
         } else {
-            run_one(&name, &urls, options.digests)
+            run_one(&name, &urls)
         };
         if let Verdict::Failed(lines) = &verdict {
             println!("FAILED {name}\n{lines}\n");
@@ -112,45 +115,43 @@ fn names(listed: &str) -> Vec<String> {
     tests.map(ToOwned::to_owned).collect()
 }
 
-/// The volume at two portals.
-fn urls(demo: &ServedDemo, options: &Options) -> anyhow::Result<[String; 2]> {
-    let ready = &demo.ready;
+/// The owner's portal and another one; the tests' main path is the first.
+fn portals(demo: &ServedDemo, other_first: bool) -> anyhow::Result<[String; 2]> {
     let (_, owner) = demo.owner()?;
-    let mut others = ready.portals.iter().filter(|portal| **portal != owner);
-    let other = others.next().context("a portal that is not the owner's")?;
+    let mut others = demo.ready.portals.iter();
+    let other = others
+        .find(|portal| **portal != owner)
+        .context("a portal that is not the owner's")?
+        .clone();
+    Ok(if other_first {
+        [other, owner]
+    } else {
+        [owner, other]
+    })
+}
+
+/// The volume at a portal.
+fn url(demo: &ServedDemo, portal: &str, digests: bool) -> String {
+    let ready = &demo.ready;
     let login = match (&ready.username, &ready.secret) {
         (Some(user), Some(secret)) => format!("{user}%{secret}@"),
         _ => String::new(),
     };
-    let digest = if options.digests {
-        "?header_digest=crc32c"
-    } else {
-        ""
-    };
-    let url = |portal: &str| {
-        format!(
-            "iscsi://{login}{portal}/{}/{}{digest}",
-            ready.iqn, ready.lun
-        )
-    };
-    Ok(if options.portal_not_owner {
-        [url(other), url(&owner)]
-    } else {
-        [url(&owner), url(other)]
-    })
+    let digest = if digests { "?header_digest=crc32c" } else { "" };
+    format!(
+        "iscsi://{login}{portal}/{}/{}{digest}",
+        ready.iqn, ready.lun
+    )
 }
 
-/// Runs a test while the unit is write-protected at the node of the first URL: mode pages are a
+/// Runs a test while the unit is write-protected at the node of this portal: mode pages are a
 /// node's own.
 fn write_protected(
     demo: &ServedDemo,
-    urls: &[String; 2],
+    portal: &str,
     test: impl FnOnce() -> Verdict,
 ) -> anyhow::Result<Verdict> {
     let set = |state: &str| {
-        let portal = urls[0].trim_start_matches("iscsi://");
-        let portal = portal.rsplit('@').next().unwrap_or(portal);
-        let portal = portal.split('/').next().unwrap_or(portal);
         let mut command = crate::process::cargo();
         command.args(["run", "--quiet", "--release", "--package"]);
         command.args(["holdfast-initiator", "--example", "write_protect", "--"]);
@@ -168,14 +169,11 @@ fn write_protected(
     Ok(verdict)
 }
 
-fn run_one(name: &str, urls: &[String; 2], digests: bool) -> Verdict {
+fn run_one(name: &str, urls: &[String; 2]) -> Verdict {
     let mut program = Command::new("iscsi-test-cu");
     // Some tests say only so that they skip themselves.
     program.args(["--dataloss", "--Verbose-scsi", "--test", name]);
     program.args(urls);
-    if digests {
-        program.env("LIBISCSI_HEADER_DIGEST", "crc32c");
-    }
     let verdict = match capture(&mut program, TEST_LIMIT) {
         Ok(ended) => judge(&ended.text),
         Err(error) => Verdict::Failed(format!("{error:#}")),

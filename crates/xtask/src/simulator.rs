@@ -3,13 +3,16 @@
 use std::process::Command;
 use std::time::Duration;
 
-use crate::process::{self, cargo, release_binary};
+use anyhow::Context as _;
+
+use crate::process::{self, cargo, output_of, release_binary};
 
 /// What a seed that was begun, and a build, may take beyond the time that was asked for.
 const GRACE: Duration = Duration::from_secs(120);
 /// A thousand seeds are meant to take ten minutes on two cores.
 const SEED_LIMIT: Duration = Duration::from_millis(1200);
-/// Building with planted bugs rebuilds the workspace's crates.
+/// Building with planted bugs rebuilds the workspace's crates; a hunt takes minutes if a bug is
+/// not found.
 const PLANTED_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// Apart from the product's own build: nothing with planted bugs shall be taken for it.
 const PLANTED_TARGET: &str = "target/planted";
@@ -86,8 +89,7 @@ pub(crate) fn planted() -> anyhow::Result<()> {
     build.args(["--example", "run", "--target-dir", PLANTED_TARGET]);
     process::run(&mut build, PLANTED_LIMIT)?;
     let binary = format!("{PLANTED_TARGET}/release/examples/run");
-    let listed = Command::new(&binary).arg("--list-bugs").output()?;
-    let bugs = String::from_utf8(listed.stdout)?;
+    let bugs = output_of(Command::new(&binary).arg("--list-bugs"), GRACE)?;
     let mut missed = Vec::new();
     println!(
         "{:<28} {:>6} {:>10}  found by",
@@ -102,8 +104,11 @@ pub(crate) fn planted() -> anyhow::Result<()> {
             "0",
             "--stop-at-failure",
         ]);
-        let said = hunt.args(["--bug", bug, "-o", "json"]).output()?;
-        let report: serde_json::Value = serde_json::from_slice(&said.stdout)?;
+        hunt.args(["--bug", bug, "-o", "json"]);
+        let said = output_of(&mut hunt, PLANTED_LIMIT)?;
+        // What the run said on standard error comes after its report.
+        let mut said = serde_json::Deserializer::from_str(&said).into_iter();
+        let report: serde_json::Value = said.next().context("a hunt without a report")??;
         let seeds = report["seeds"].as_u64().unwrap_or(0);
         let cpu_seconds = report["cpu_hours"].as_f64().unwrap_or(0.0) * 3600.0;
         let failure = &report["failed"][0]["failure"];

@@ -160,8 +160,9 @@ fn rest_description() -> anyhow::Result<()> {
     if !Path::new("docs/openapi.json").exists() {
         bail!("docs/openapi.json is missing");
     }
+    // The whole workspace, so that what the tests were built with serves again.
     let mut openapi = cargo();
-    openapi.args(["test", "--package", "holdfast-api", "openapi"]);
+    openapi.args(["test", "--workspace", "--test", "openapi"]);
     let said = process::output_of(&mut openapi, TESTS_LIMIT)?;
     // A filter that matches nothing is content, too.
     let ran = said

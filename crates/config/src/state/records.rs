@@ -182,6 +182,12 @@ impl ClusterState {
         })
     }
 
+    /// The reservation table of a volume; an empty one if there is no such volume.
+    pub fn reservations(&self, volume: VolumeId) -> Rc<ReservationTable> {
+        let record = self.volumes.get(&volume);
+        record.map_or_else(Rc::default, |record| record.reservations.clone())
+    }
+
     /// The current start of `node` if it takes part.
     pub fn running_incarnation(&self, node: NodeId) -> Option<Incarnation> {
         self.nodes

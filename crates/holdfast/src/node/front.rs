@@ -98,19 +98,7 @@ fn credentials(chap: &Chap) -> Credentials {
 }
 
 fn authentication(chap: Option<&Chap>) -> TargetAuth {
-    let Some(chap) = chap else {
-        return TargetAuth::None;
-    };
-    let Credentials {
-        username,
-        secret,
-        mutual,
-    } = credentials(chap);
-    TargetAuth::Chap {
-        username,
-        secret,
-        mutual,
-    }
+    chap.map_or(TargetAuth::None, |chap| TargetAuth::Chap(credentials(chap)))
 }
 
 /// The ways to one volume: through its owner, or through a node that forwards.

@@ -389,12 +389,8 @@ impl Exchange {
             return Err(LoginStatus::NoSuchSession);
         }
         let admittance = policy.admit(&self.kind, &initiator)?;
-        if let TargetAuth::Chap {
-            secret,
-            mutual: Some((_, own)),
-            ..
-        } = &admittance.auth
-            && secret == own
+        if let TargetAuth::Chap(credentials) = &admittance.auth
+            && credentials.share_a_secret()
         {
             return Err(LoginStatus::TargetError);
         }
@@ -515,7 +511,7 @@ impl Initial {
             (Stage::Operational, TargetAuth::None | TargetAuth::Optional(_)) => {
                 OperationalStage::new(exchange).negotiate(pairs, request)
             }
-            (Stage::Operational, TargetAuth::Chap { .. }) | (Stage::FullFeature, _) => {
+            (Stage::Operational, TargetAuth::Chap(_)) | (Stage::FullFeature, _) => {
                 exchange.refuse(request.current, LoginStatus::AuthenticationFailed)
             }
         }

@@ -5,7 +5,6 @@ use bytes::Bytes;
 use super::{
     Challenge, Exchange, Login, LoginStatus, OperationalStage, Policy, Request, Stage, Step, take,
 };
-use crate::chap::Secret;
 use crate::chap::{self, Algorithm};
 use crate::negotiation::{self, Negotiation, Reply};
 use crate::targets::TargetAuth;
@@ -30,14 +29,11 @@ enum Progress {
     Done,
 }
 
-/// A user name, its secret, and what the target proves itself with.
-type Known<'a> = (&'a String, &'a Secret, Option<&'a (String, Secret)>);
-
 impl SecurityStage {
     pub(super) fn new(exchange: Exchange, auth: TargetAuth) -> Self {
         let progress = match auth {
             TargetAuth::None | TargetAuth::Optional(_) => Progress::Done,
-            TargetAuth::Chap { .. } => Progress::Open,
+            TargetAuth::Chap(_) => Progress::Open,
         };
         Self {
             exchange,
@@ -144,7 +140,7 @@ impl SecurityStage {
                 writer.put("AuthMethod", "None");
                 Ok(())
             }
-            (TargetAuth::Chap { .. }, Progress::Open) if offers("CHAP") => {
+            (TargetAuth::Chap(_), Progress::Open) if offers("CHAP") => {
                 writer.put("AuthMethod", "CHAP");
                 self.progress = Progress::Chosen;
                 Ok(())
@@ -165,20 +161,10 @@ impl SecurityStage {
         policy: &dyn Policy,
         writer: &mut Writer,
     ) -> Result<(), LoginStatus> {
-        let (known, required): (Vec<Known<'_>>, bool) = match &self.auth {
+        let (known, required) = match &self.auth {
             TargetAuth::None => return Err(LoginStatus::InitiatorError),
-            TargetAuth::Chap {
-                username,
-                secret,
-                mutual,
-            } => (vec![(username, secret, mutual.as_ref())], true),
-            TargetAuth::Optional(known) => (
-                known
-                    .iter()
-                    .map(|c| (&c.username, &c.secret, c.mutual.as_ref()))
-                    .collect(),
-                false,
-            ),
+            TargetAuth::Chap(credentials) => (std::slice::from_ref(credentials), true),
+            TargetAuth::Optional(known) => (known.as_slice(), false),
         };
         let failed = LoginStatus::AuthenticationFailed;
         let name = take(pairs, "CHAP_N")?.ok_or(failed.clone())?;
@@ -186,11 +172,12 @@ impl SecurityStage {
         let response = chap::decode_binary(&response).ok_or(failed.clone())?;
         // All are evaluated, name and secret, before any is looked at.
         let mut proven = None;
-        for (username, secret, mutual) in known {
-            let named = chap::equal_text(&name, username);
-            let holds = algorithm.verify(challenge.identifier, secret, &challenge.bytes, &response);
+        for credentials in known {
+            let named = chap::equal_text(&name, &credentials.username);
+            let (identifier, secret) = (challenge.identifier, &credentials.secret);
+            let holds = algorithm.verify(identifier, secret, &challenge.bytes, &response);
             if named & holds {
-                proven = Some(mutual);
+                proven = Some(credentials.mutual.as_ref());
             }
         }
         let mutual = proven.ok_or(failed.clone())?;

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::chap::{self, Secret};
+use crate::targets::Credentials;
 
 struct TestPolicy {
     auth: TargetAuth,
@@ -52,11 +53,11 @@ fn policy(auth: TargetAuth) -> TestPolicy {
 }
 
 fn chap(mutual: bool) -> TestPolicy {
-    policy(TargetAuth::Chap {
+    policy(TargetAuth::Chap(Credentials {
         username: "user".to_owned(),
         secret: Secret::from("secretsecret1234"),
         mutual: mutual.then(|| ("target".to_owned(), Secret::from("othersecret12345"))),
-    })
+    }))
 }
 
 const SECURITY: u8 = 0;
@@ -294,11 +295,11 @@ fn chap_cannot_be_skipped() {
 #[test]
 fn equal_secrets_in_both_directions_are_a_target_error() {
     let secret = Secret::from("secretsecret1234");
-    let auth = TargetAuth::Chap {
+    let auth = TargetAuth::Chap(Credentials {
         username: "user".to_owned(),
         secret: secret.clone(),
         mutual: Some(("target".to_owned(), secret)),
-    };
+    });
     assert_eq!(refused(&policy(auth), &[request(SECURITY, &NAMES)]), [3, 0]);
 }
 
@@ -414,7 +415,7 @@ proptest! {
 
 #[test]
 fn discovery_asks_for_chap_only_those_who_offer_it_and_then_insists() {
-    let credentials = crate::targets::Credentials {
+    let credentials = Credentials {
         username: "user".to_owned(),
         secret: Secret::from("secretsecret1234"),
         mutual: None,

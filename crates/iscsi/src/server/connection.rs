@@ -286,12 +286,8 @@ impl Policy for NodePolicy<'_> {
             return Err(LoginStatus::MovedTemporarily(address));
         }
         let target = targets.open(iqn, initiator).ok_or(LoginStatus::NotFound)?;
-        if let TargetAuth::Chap {
-            secret,
-            mutual: Some((_, own)),
-            ..
-        } = &target.auth
-            && secret == own
+        if let TargetAuth::Chap(credentials) = &target.auth
+            && credentials.share_a_secret()
         {
             warn!(
                 target = iqn,

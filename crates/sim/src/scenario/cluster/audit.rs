@@ -156,25 +156,19 @@ impl Audit {
 
     /// Volumes are asked side by side: one that is lost shall not use up the others' time.
     async fn expect_service(&self) -> Result<(), Failure> {
-        let progress = RefCell::new(Progress::new(SERVICE_BOUND));
-        progress
-            .borrow_mut()
-            .healed(self.workload.nodes.simulation.now_ns());
         let volumes = 0..self.workload.volumes.len();
-        let expecting = volumes.map(|volume| self.expect_volume(volume, &progress));
+        let expecting = volumes.map(|volume| self.expect_volume(volume));
         try_join_all(expecting).await.map(drop)
     }
 
-    async fn expect_volume(
-        &self,
-        volume: usize,
-        progress: &RefCell<Progress>,
-    ) -> Result<(), Failure> {
+    async fn expect_volume(&self, volume: usize) -> Result<(), Failure> {
         let workload = &self.workload;
         let simulation = &workload.nodes.simulation;
         if self.lost.borrow().contains(&volume) {
             return Ok(());
         }
+        let mut progress = Progress::new(SERVICE_BOUND);
+        progress.healed(simulation.now_ns());
         let first = workload.nodes.shape.volumes[volume].regions[0];
         let range = Range::whole(volume, first).part(0, 1);
         let number = workload.volumes[volume].0;
@@ -187,13 +181,12 @@ impl Audit {
             let read = workload.read(AUDITOR, node, range, limit).await;
             let honest = [Ended::Served, Ended::Damaged];
             if honest.contains(&written) && honest.contains(&read) {
-                progress.borrow_mut().succeeded(simulation.now_ns(), number);
+                progress.succeeded(simulation.now_ns(), number);
                 break;
             }
             simulation.runtime().sleep(Duration::from_millis(50)).await;
         }
-        let judged = progress.borrow().judge(number);
-        match judged {
+        match progress.judge(number) {
             Ok(_) => Ok(()),
             Err(_) if self.is_lost(volume) => {
                 self.lost.borrow_mut().insert(volume);
