@@ -15,9 +15,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::error::StoreError;
-use crate::extent::EntryState;
-use crate::home::{Arrival, Arrivals};
-use crate::index::{Content, Effective};
+use crate::home::Arrival;
+use crate::home::fact::{EXTENT_BLOCKS, State};
+use crate::index::{Content, Version};
 use crate::journal::Submission;
 use crate::record::{CopyState, Seq, SliceKey};
 use crate::store::Inner;
@@ -48,10 +48,15 @@ pub(crate) async fn run(inner: Rc<Inner>) {
         inner.destageable.set(false);
         inner.rounds_begun.set(inner.rounds_begun.get() + 1);
         // A failure has poisoned the store; whoever waits asks the poison.
-        if round(&inner).await.is_ok() {
+        let ended = round(&inner).await;
+        if ended.is_ok() {
             inner.rounds_ended.set(inner.rounds_begun.get());
         }
         inner.round_ended.notify_waiters();
+        if ended.is_ok() {
+            // A failure has poisoned the store here too.
+            let _ = tidy(&inner).await;
+        }
     }
 }
 
@@ -85,7 +90,7 @@ async fn round(inner: &Rc<Inner>) -> Result<(), StoreError> {
     let released = std::mem::take(&mut *inner.released.borrow_mut());
     let through_lsn = inner.journal.written_lsn();
     let dirty = std::mem::take(&mut *inner.dirty.borrow_mut());
-    let (plans, arrivals) = plan(inner, &dirty);
+    let (plans, arrivals) = plan(inner, &dirty).await;
     persist_stable(inner, &plans).await?;
     if !arrivals.is_empty() {
         inner
@@ -93,14 +98,18 @@ async fn round(inner: &Rc<Inner>) -> Result<(), StoreError> {
             .install(&arrivals)
             .await
             .map_err(|error| inner.poison.set(error))?;
+        inner.forget_bad(&arrivals);
     }
     let mut unpinned = released;
+    let mut touched = BTreeSet::new();
     {
         let mut slices = inner.slices.borrow_mut();
         for plan in &plans {
             let Some(index) = slices.get_mut(&plan.slice) else {
                 continue;
             };
+            let extents = plan.destaged.keys().map(|block| block / EXTENT_BLOCKS);
+            touched.extend(extents.map(|extent| (plan.slice, extent)));
             index.settle(plan.through, through_lsn, &plan.destaged, &mut unpinned);
             if inner.copy_state(plan.slice) == CopyState::InSync {
                 index.home_through = index.home_through.max(plan.through);
@@ -113,7 +122,7 @@ async fn round(inner: &Rc<Inner>) -> Result<(), StoreError> {
     inner.journal.unpin(&unpinned);
     let gone = inner
         .journal
-        .advance()
+        .advance(inner.home.edits())
         .await
         .map_err(|error| inner.poison.set(error))?;
     let mut slices = inner.slices.borrow_mut();
@@ -123,55 +132,93 @@ async fn round(inner: &Rc<Inner>) -> Result<(), StoreError> {
         }
     }
     drop(slices);
+    inner.renew_promises(&touched);
     relocate(inner);
     let (ring, used) = inner.journal.usage();
     inner.press_above.set((ring / 4).max(used + ring / 16));
     Ok(())
 }
 
-fn plan(inner: &Inner, dirty: &BTreeSet<SliceKey>) -> (Vec<Plan>, Arrivals) {
+/// Keeps the home in order until nothing is left to do, or a round is wanted.
+async fn tidy(inner: &Rc<Inner>) -> Result<(), StoreError> {
+    while !inner.urgent.get() {
+        let _writers = inner.home_writers.lock().await;
+        let tidied = match inner.home.tidy_map().await {
+            Ok(false) => inner.home.collect_some().await,
+            outcome => outcome,
+        };
+        if !tidied.map_err(|error| inner.poison.set(error))? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// A version that may go home.
+struct Candidate {
+    slice: SliceKey,
+    block: u32,
+    version: Version,
+    /// What the home has may be newer.
+    is_doubtful: bool,
+}
+
+/// Chooses what goes home. The caller holds the lock of the home's writers, so what is looked up
+/// there stays.
+async fn plan(inner: &Inner, dirty: &BTreeSet<SliceKey>) -> (Vec<Plan>, Vec<Arrival>) {
+    let (plans, candidates) = candidates(inner, dirty);
+    let mut arrivals = Vec::with_capacity(candidates.len());
+    for candidate in candidates {
+        let Candidate {
+            slice,
+            block,
+            version,
+            is_doubtful,
+        } = candidate;
+        if is_doubtful && let Some(fact) = inner.home.find(slice, block).await {
+            let certain = !fact.is_lost() || !version.replayed;
+            if !certain || fact.seq > version.seq {
+                continue;
+            }
+        }
+        arrivals.push(arrival(slice, block, version));
+    }
+    (plans, arrivals)
+}
+
+fn candidates(inner: &Inner, dirty: &BTreeSet<SliceKey>) -> (Vec<Plan>, Vec<Candidate>) {
     let slices = inner.slices.borrow();
     let mut plans = Vec::new();
-    let mut arrivals = BTreeMap::new();
+    let mut candidates = Vec::new();
     for slice in dirty {
         let Some(index) = slices.get(slice) else {
             continue;
         };
         let mut destaged = BTreeMap::new();
-        let remembers_zeroes = inner.remembers_zeroes(*slice);
+        let joining = inner.remembers_zeroes(*slice);
+        let damaged = inner.home.is_damaged();
         for extent in index.extents_from(0) {
-            let place = (*slice, extent);
-            let versions = index.effective_in(extent);
-            destaged.extend(
-                versions
-                    .iter()
-                    .map(|(block, version)| (*block, version.seq)),
-            );
-            let only_zero = versions
-                .iter()
-                .all(|(_, version)| version.content == Content::Zero);
-            if !inner.home.has_extent(*slice, extent) {
+            for (block, version) in index.effective_in(extent) {
+                destaged.insert(block, version.seq);
                 // Zeroing what was never written changes nothing, unless it has to be told from
                 // an older version that is still on its way here.
-                let wanted = BTreeSet::from([place]);
-                let remember = remembers_zeroes && !versions.is_empty();
-                if only_zero && !(remember && inner.home.reserve(&wanted).is_ok()) {
+                let is_zero = version.content == Content::Zero && !version.copied;
+                let skips = is_zero && !joining && !damaged;
+                if skips && !inner.home.is_claimed(*slice, block) {
                     continue;
                 }
-            }
-            let blocks: Vec<Arrival> = versions
-                .into_iter()
-                .filter(|(block, version)| {
-                    let found = inner.home.entry(*slice, *block);
-                    found.is_none_or(|(_, entry)| {
-                        let certain = !entry.is_lost() || !version.replayed;
-                        certain && entry.seq() <= version.seq
-                    })
-                })
-                .map(arrival)
-                .collect();
-            if !blocks.is_empty() {
-                arrivals.insert(place, blocks);
+                // In a copy in sync the stream is newer than whatever it had brought home.
+                let is_doubtful = joining
+                    || damaged
+                    || version.copied
+                    || version.replayed
+                    || version.seq <= index.joined_through;
+                candidates.push(Candidate {
+                    slice: *slice,
+                    block,
+                    version,
+                    is_doubtful,
+                });
             }
         }
         let (through, home_through) = (index.stable, index.home_through);
@@ -182,21 +229,20 @@ fn plan(inner: &Inner, dirty: &BTreeSet<SliceKey>) -> (Vec<Plan>, Arrivals) {
             destaged,
         });
     }
-    (plans, arrivals)
+    (plans, candidates)
 }
 
-fn arrival((block, version): Effective) -> Arrival {
+fn arrival(slice: SliceKey, block: u32, version: Version) -> Arrival {
     let (state, checksum, data) = match version.content {
-        Content::Data(data, checksum) => (EntryState::Present, checksum, data),
-        Content::Zero => (EntryState::Zero, 0, bytes::Bytes::new()),
-        Content::Unknown => (EntryState::Unknown, 0, bytes::Bytes::new()),
+        Content::Data(data, checksum) => (State::Present, checksum, data),
+        Content::Zero => (State::Zero, 0, bytes::Bytes::new()),
+        Content::Unknown => (State::Unknown, 0, bytes::Bytes::new()),
     };
-    let (seq, view) = (version.seq, version.view);
-    let block = block % crate::extent::EXTENT_BLOCKS;
     Arrival {
+        slice,
         block,
-        seq,
-        view,
+        seq: version.seq,
+        view: version.view,
         state,
         checksum,
         data,

@@ -19,12 +19,12 @@ pub enum StoreError {
     #[error("reading failed: {0}")]
     Disk(#[from] DiskError),
     /// The home has no room for blocks never written before.
-    #[error("the home is full: {wanted_extents} more extents wanted, {free_extents} free")]
+    #[error("the home is full: {wanted_blocks} more blocks of 4 KiB wanted, {free_blocks} free")]
     Full {
-        /// Extents the call would have taken.
-        wanted_extents: u64,
-        /// Extents left.
-        free_extents: u64,
+        /// Blocks the call would have taken.
+        wanted_blocks: u64,
+        /// Blocks left.
+        free_blocks: u64,
     },
     /// The durable facts have no room for more slices or volumes.
     #[error("the facts area is full: {wanted_bytes} bytes wanted of {limit_bytes}")]
@@ -102,8 +102,8 @@ pub enum StoreError {
         /// What differs.
         what: &'static str,
     },
-    /// An area was written by a newer version.
-    #[error("area {area} has format {found}, this version reads up to {supported}")]
+    /// An area was written by another version.
+    #[error("area {area} has format {found}, this version reads format {supported}")]
     Version {
         /// The area.
         area: &'static str,
@@ -112,8 +112,8 @@ pub enum StoreError {
         /// The newest known here.
         supported: u32,
     },
-    /// Every copy of an area's root is unreadable: the node has to rejoin empty.
-    #[error("both copies of the {what} in area {area} are unreadable. Rejoin this node empty")]
+    /// An area's root is unreadable: the node has to rejoin empty.
+    #[error("the {what} in area {area} cannot be read. Rejoin this node empty")]
     Lost {
         /// The area.
         area: &'static str,

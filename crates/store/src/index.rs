@@ -15,7 +15,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
-use crate::extent::EXTENT_BLOCKS;
+use crate::home::fact::{Blocks, EXTENT_BLOCKS};
 use crate::record::{BLOCK_BYTES, Body, OperationId, Record, Seq, SliceKey, TailEntry, View};
 
 /// How many operations of a slice are remembered for retries.
@@ -114,7 +114,8 @@ pub(crate) struct Version {
     /// Found in the journal by recovery. Such a version need not be newer than a home entry
     /// that is lost: a relocated record or a late copy outlives what replaced it in the ring.
     pub(crate) replayed: bool,
-    copied: bool,
+    /// Came from another copy's stable state, not from the stream.
+    pub(crate) copied: bool,
     lsn: u64,
 }
 
@@ -147,6 +148,8 @@ pub(crate) struct SliceIndex {
     pub(crate) durable: Seq,
     /// Every stream record up to here is in the home, if the copy has been in sync since.
     pub(crate) home_through: Seq,
+    /// Records up to here arrived while blocks were being copied, which may be newer.
+    pub(crate) joined_through: Seq,
     /// Truncations that have begun and not ended.
     pub(crate) truncations: u32,
     /// What is inserted comes from recovery.
@@ -403,10 +406,14 @@ impl SliceIndex {
         }
     }
 
-    /// Whether the journal holds any version of a block of this extent.
-    pub(crate) fn touches_extent(&self, extent: u32) -> bool {
+    /// Blocks of an extent that the journal holds data for.
+    pub(crate) fn data_in(&self, extent: u32) -> Blocks {
         let blocks = extent * EXTENT_BLOCKS..(extent + 1) * EXTENT_BLOCKS;
-        self.zeroes.contains_key(&extent) || self.blocks.range(blocks).next().is_some()
+        let mut found = Blocks::default();
+        for (block, _) in self.blocks.range(blocks) {
+            found.set((block % EXTENT_BLOCKS) as u8, true);
+        }
+        found
     }
 
     /// Extents from `from` on of which the journal holds a version, ascending.

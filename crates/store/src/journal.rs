@@ -35,8 +35,9 @@ pub(crate) const JOURNAL_BYTES_MIN: u64 = 512 * 1024;
 const RESERVE_BYTES: u64 = 16 * PAGE_BYTES as u64;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"HFJOURNL");
-const VERSION: u32 = 1;
-const HEADER_BYTES: usize = 8 + 4 + 4 + 16 + 6 * 8;
+/// Format 1 did not know of the home's edits.
+const VERSION: u32 = 2;
+const HEADER_BYTES: usize = 8 + 4 + 4 + 16 + 7 * 8;
 
 /// What a header page says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +50,8 @@ pub(crate) struct Header {
     pub(crate) tail_lsn: u64,
     /// Checksum of the header of the batch before it.
     pub(crate) previous: u64,
+    /// The home's edit that has what was before the tail: a home that ends earlier is damaged.
+    pub(crate) home_edits: u64,
 }
 
 /// Items that were submitted together; they are answered when the last one is durable.
@@ -93,6 +96,8 @@ pub(crate) struct Journal {
     next_lsn: Cell<u64>,
     written_lsn: Cell<u64>,
     previous: Cell<u64>,
+    /// Blocks of data in the batch that is being written.
+    pub(crate) in_flight: RefCell<Vec<(SliceKey, u32, u32)>>,
     /// Signalled to all whenever a batch became durable.
     pub(crate) progress: Rc<Notify>,
 }
@@ -120,6 +125,7 @@ impl Journal {
             next_lsn: Cell::new(next_lsn),
             written_lsn: Cell::new(next_lsn - 1),
             previous: Cell::new(previous),
+            in_flight: RefCell::default(),
             progress: Rc::new(Notify::new()),
         }
     }
@@ -241,8 +247,12 @@ impl Journal {
             .map(|batch| batch.lsn)
     }
 
-    /// Frees unpinned batches at the tail, durably. Returns the records that left the ring.
-    pub(crate) async fn advance(&self) -> Result<Vec<(SliceKey, Seq, u64)>, DiskError> {
+    /// Frees unpinned batches at the tail, durably; `home_edits` is the home's edit that made
+    /// them needless. Returns the records that left the ring.
+    pub(crate) async fn advance(
+        &self,
+        home_edits: u64,
+    ) -> Result<Vec<(SliceKey, Seq, u64)>, DiskError> {
         let (count, tail, tail_lsn, previous) = {
             let held = self.held.borrow();
             let count = held.iter().take_while(|batch| batch.pins == 0).count();
@@ -268,6 +278,7 @@ impl Journal {
             tail,
             tail_lsn,
             previous,
+            home_edits,
         };
         write_header(&self.disk, self.identity, header).await?;
         self.header.set(header);
@@ -322,6 +333,7 @@ pub(crate) async fn write_header(
     writer.u64(header.tail);
     writer.u64(header.tail_lsn);
     writer.u64(header.previous);
+    writer.u64(header.home_edits);
     let checksum = plain_checksum(&writer.bytes);
     writer.u64(checksum);
     debug_assert_eq!(writer.bytes.len(), HEADER_BYTES);
@@ -389,16 +401,19 @@ fn decode_header(bytes: &[u8], identity: [u8; 16]) -> Result<Option<Header>, Sto
             tail: reader.u64()?,
             tail_lsn: reader.u64()?,
             previous: reader.u64()?,
+            home_edits: reader.u64()?,
         };
         Some((magic, version, owner, header, reader.u64()?))
     })();
     let Some((magic, version, owner, header, checksum)) = fields else {
         return Ok(None);
     };
-    if magic != MAGIC || checksum != plain_checksum(&bytes[..HEADER_BYTES - 8]) {
+    let is_first_format = magic == MAGIC && version == 1;
+    if magic != MAGIC || checksum != plain_checksum(&bytes[..HEADER_BYTES - 8]) && !is_first_format
+    {
         return Ok(None);
     }
-    if version > VERSION {
+    if version != VERSION {
         return Err(StoreError::Version {
             area: AREA,
             found: version,

@@ -12,19 +12,20 @@
 //! * a lower sequence number never overwrites a higher one in the home;
 //! * after one failed write or sync every later call that changes something fails.
 //!
-//! Areas: `journal` (ring, durable writes), `home` (1 MiB extents in place, synced), `facts`
-//! (two copies of promises, copy states, stable points and voids). A destage round makes the
-//! stable points durable, writes the home, syncs it, and only then frees the journal: so a home
-//! block torn by a crash always has its whole record in the journal, known to be stable.
+//! Areas: `journal` (ring, durable writes), `home` (segments and their map, synced), `facts` (two
+//! copies of promises, copy states, stable points and voids). A destage round makes the stable
+//! points durable, writes the home, syncs it, makes that count by an edit of the home's manifest,
+//! and only then frees the journal: so whatever of the home a crash cuts off has its whole record
+//! in the journal, known to be stable.
 //!
-//! Memory: 24 bytes for each 4 KiB block of extents in use, and the journal-resident data.
+//! Memory: about 120 MiB for each TiB of blocks in use (see the home's map), recent facts and a
+//! cache of at most 80 MiB together, and the journal-resident data.
 #![forbid(unsafe_code)]
 
 mod batch;
 mod destage;
 mod encoding;
 mod error;
-mod extent;
 mod facts;
 mod home;
 mod index;

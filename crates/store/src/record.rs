@@ -126,8 +126,14 @@ pub enum CopyState {
 pub struct Usage {
     /// Capacity for block data.
     pub home_bytes: u64,
-    /// Part of it held by extents of live slices, reservations included.
+    /// Part of it that holds blocks, or was promised to blocks in the journal.
     pub home_used_bytes: u64,
+    /// Space of blocks that were overwritten or unmapped, which collecting will free.
+    pub home_reclaimable_bytes: u64,
+    /// Space of the block map.
+    pub home_map_bytes: u64,
+    /// Space of free segments.
+    pub home_free_bytes: u64,
     /// Size of the journal's ring.
     pub journal_bytes: u64,
     /// Part of it that cannot be reused yet.
@@ -168,18 +174,13 @@ pub struct RecoveryReport {
     /// Slices that may have lost records in a hole: nothing of them is read until they were
     /// copied again.
     pub suspect_slices: Vec<SliceKey>,
-    /// Blocks of the home whose description is unreadable.
-    pub unknown_blocks: u64,
-    /// Extents of the home whose owner is unreadable; they are never reused.
-    pub unattributed_extents: u64,
+    /// Parts of the block map that are unreadable: their slices are suspect.
+    pub lost_runs: u64,
 }
 
 impl RecoveryReport {
     /// Whether something that was durable cannot be read any more.
     pub fn found_damage(&self) -> bool {
-        self.holes > 0
-            || self.damaged_records > 0
-            || self.unknown_blocks > 0
-            || self.unattributed_extents > 0
+        self.holes > 0 || self.damaged_records > 0 || self.lost_runs > 0
     }
 }

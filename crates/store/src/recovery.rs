@@ -7,7 +7,7 @@
 //! | none readable | readable | any | refuse: the journal is lost |
 //! | readable | none readable | any | refuse: the promises are lost |
 //!
-//! Recovery reads the descriptions of the home, then replays the journal over them (see
+//! Recovery reads the map of the home, then replays the journal over them (see
 //! [`crate::scan`] for its cases), leaving out what the facts say is void. Where a hole swallowed
 //! whole batches, a slice whose stream continues behind it without a gap has lost nothing; every
 //! other slice is *suspect*: nothing of it is read until its copy has been made anew, from the
@@ -22,9 +22,8 @@ use holdfast_runtime::{Directory, Disk, DiskOptions, PAGE_BYTES, Runtime};
 use tokio::sync::{Mutex, Notify};
 
 use crate::error::StoreError;
-use crate::extent::{EXTENT_BLOCKS, extents_in};
 use crate::facts::{self, COPY_BYTES, Facts, FactsState};
-use crate::home::{self, Home};
+use crate::home::{self, HOME_BYTES_MIN, Home};
 use crate::index::{Item, Kind, SliceIndex};
 use crate::journal::{
     self, Header, HeaderFound, JOURNAL_BYTES_MIN, Journal, RING_AT, read_header, write_header,
@@ -90,15 +89,20 @@ pub(crate) async fn open(
         });
     }
 
-    let (home, home_scan) = Home::load(home_disk, identity).await?;
-    if report.created && (home.extents().1 > 0 || home.has_unattributed()) {
+    let (home, home_scan) = Home::open(home_disk, identity, report.created).await?;
+    if report.created && !home.is_blank() {
         return Err(StoreError::Lost {
             area: facts::AREA,
             what: "durable facts",
         });
     }
-    report.unknown_blocks = home_scan.unknown_blocks;
-    report.unattributed_extents = home_scan.unattributed_extents;
+    if home.edits() < header.home_edits {
+        return Err(StoreError::Lost {
+            area: home::AREA,
+            what: "manifest",
+        });
+    }
+    report.lost_runs = home_scan.lost_runs;
     let scanned = scan(&journal_disk, identity, header).await?;
     report.end = scanned.end;
     report.holes = scanned.holes;
@@ -141,6 +145,7 @@ pub(crate) async fn open(
         rounds_ended: Cell::new(0),
         round_ended: Rc::new(Notify::new()),
         damaged: Cell::new(false),
+        bad: RefCell::default(),
     });
     for listener in [
         &inner.journal.wake,
@@ -153,11 +158,20 @@ pub(crate) async fn open(
 
     let mut state = state;
     finish_removals(&inner, &mut state).await?;
-    let hole = replay(&inner, &mut state, scanned, &mut report)?;
+    let hole = replay(&inner, &mut state, scanned, &mut report);
+    for slice in &home_scan.suspect {
+        // Nothing tells since when: all of it has to be compared with another copy.
+        state.slices.entry(*slice).or_default().suspect = Some(Seq(0));
+    }
     if hole || state != before || report.facts_copy_lost || report.created {
         state.hole |= hole;
         inner.facts.restore(state).await?;
     }
+    inner
+        .home
+        .discard_lost(&home_scan)
+        .await
+        .map_err(|error| poison.set(error))?;
     if report.header_page_lost {
         inner
             .journal
@@ -165,9 +179,7 @@ pub(crate) async fn open(
             .await
             .map_err(|error| poison.set(error))?;
     }
-    let damaged =
-        report.damaged_records > 0 || report.unknown_blocks > 0 || report.unattributed_extents > 0;
-    inner.damaged.set(damaged);
+    inner.damaged.set(report.damaged_records > 0);
     report.suspect_slices = inner.facts.with(|facts| {
         let suspect = facts
             .slices
@@ -187,9 +199,9 @@ fn check(options: StoreOptions) -> Result<u64, StoreError> {
             reason: "journal_bytes is below 512 KiB",
         });
     }
-    if extents_in(options.home_bytes) == 0 {
+    if options.home_bytes < HOME_BYTES_MIN {
         return Err(StoreError::Options {
-            reason: "home_bytes holds no extent: 2 MiB at least",
+            reason: "home_bytes is below 4 MiB",
         });
     }
     if options.slice_blocks == 0 || options.slice_blocks > 1 << 31 {
@@ -240,6 +252,7 @@ async fn make(
         tail: 0,
         tail_lsn: 1,
         previous: 0,
+        home_edits: 0,
     };
     if !scan(disk, identity, header).await?.batches.is_empty() {
         return Err(lost);
@@ -264,7 +277,7 @@ fn replay(
     state: &mut FactsState,
     scanned: Scanned,
     report: &mut RecoveryReport,
-) -> Result<bool, StoreError> {
+) -> bool {
     let mut slices: BTreeMap<SliceKey, SliceIndex> = BTreeMap::new();
     for (key, found) in &state.slices {
         let index = slices.entry(*key).or_default();
@@ -305,8 +318,8 @@ fn replay(
             }
             report.damaged_records += u64::from(!item.lost.is_empty());
             report.records += u64::from(item.kind != Kind::Stable);
-            if item.kind.has_data() || item.kind == Kind::CopyZero {
-                inner.home.reserve(&extents_of(item))?;
+            if item.kind.has_data() {
+                inner.home.claim(item.slice, item.first_block, item.blocks);
             }
             let index = slices.entry(item.slice).or_default();
             index.replaying = true;
@@ -358,7 +371,7 @@ fn replay(
     }
     *inner.slices.borrow_mut() = slices;
     *inner.released.borrow_mut() = unpinned;
-    Ok(scanned.holes > 0)
+    scanned.holes > 0
 }
 
 fn is_void(state: &FactsState, item: &Item, lsn: u64) -> bool {
@@ -371,12 +384,6 @@ fn is_void(state: &FactsState, item: &Item, lsn: u64) -> bool {
             && state.voids.iter().any(|void| {
                 void.slice == item.slice && item.seq > void.keep_through && lsn < void.before_lsn
             })
-}
-
-fn extents_of(item: &Item) -> BTreeSet<(SliceKey, u32)> {
-    let last = item.first_block + item.blocks - 1;
-    let touched = item.first_block / EXTENT_BLOCKS..=last / EXTENT_BLOCKS;
-    touched.map(|extent| (item.slice, extent)).collect()
 }
 
 const _: () = assert!(COPY_BYTES.is_multiple_of(PAGE_BYTES));

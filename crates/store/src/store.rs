@@ -11,15 +11,14 @@ use tokio::sync::{Mutex, Notify};
 
 use crate::destage;
 use crate::error::StoreError;
-use crate::extent::EXTENT_BLOCKS;
 use crate::facts::Facts;
-use crate::home::{Home, data_bytes};
+use crate::home::Home;
 use crate::index::SliceIndex;
 use crate::journal::Journal;
 use crate::poison::Poison;
 use crate::record::{
-    CopiedBlock, CopyState, OperationId, Record, RecoveryReport, Seq, SliceKey, TailEntry, Usage,
-    View,
+    BLOCK_BYTES, CopiedBlock, CopyState, OperationId, Record, RecoveryReport, Seq, SliceKey,
+    TailEntry, Usage, View,
 };
 use crate::recovery;
 use crate::submission::flattened;
@@ -32,7 +31,8 @@ pub struct StoreOptions {
     pub identity: [u8; 16],
     /// Size of the journal area in bytes, at least 512 KiB; fixed when the store is made.
     pub journal_bytes: u64,
-    /// Size of the home area in bytes; may grow later. 1/128 of it describes the rest.
+    /// Size of the home area in bytes, at least 4 MiB; may grow to four times of what it was made
+    /// with. About an eighth of it is for maps and for collecting space.
     pub home_bytes: u64,
     /// Blocks of 4 KiB in a slice. Must never change.
     pub slice_blocks: u32,
@@ -76,6 +76,8 @@ pub(crate) struct Inner {
     /// Signalled to all at the end of a round and when the store is poisoned.
     pub(crate) round_ended: Rc<Notify>,
     pub(crate) damaged: Cell<bool>,
+    /// Blocks of the home whose bytes were found damaged and not written again yet.
+    pub(crate) bad: RefCell<BTreeSet<(SliceKey, u32)>>,
 }
 
 impl Store {
@@ -180,11 +182,10 @@ impl Store {
         self.inner.read(slice, first_block, blocks).await
     }
 
-    /// Whether writing these blocks takes no space: each lies in an extent that is allocated.
+    /// Whether writing these blocks takes no space: each of them has some.
     pub fn has_space_for(&self, slice: SliceKey, first_block: u32, blocks: u32) -> bool {
-        let last_block = first_block.saturating_add(blocks.saturating_sub(1));
-        (first_block / EXTENT_BLOCKS..=last_block / EXTENT_BLOCKS)
-            .all(|extent| self.inner.home.has_extent(slice, extent))
+        (first_block..first_block.saturating_add(blocks))
+            .all(|block| self.inner.home.is_claimed(slice, block))
     }
 
     /// Durable records above the stable point, in order.
@@ -257,19 +258,22 @@ impl Store {
         slice: SliceKey,
         blocks: Vec<CopiedBlock>,
     ) -> Result<(), StoreError> {
-        self.inner.submit_copies(slice, blocks)?.outcome().await
+        let submitted = self.inner.submit_copies(slice, blocks).await?;
+        submitted.outcome().await
     }
 
     /// The newest stable version of every block changed after `after`, from `from_block` on,
     /// ascending, at most `limit`; zeroed blocks included.
-    pub fn changed_since(
+    pub async fn changed_since(
         &self,
         slice: SliceKey,
         after: Seq,
         from_block: u32,
         limit: usize,
     ) -> Vec<(u32, View, Seq)> {
-        self.inner.changed_since(slice, after, from_block, limit)
+        self.inner
+            .changed_since(slice, after, from_block, limit)
+            .await
     }
 
     /// The newest stable version of each of `blocks`; sequence number zero where none exists.
@@ -333,7 +337,7 @@ impl Store {
         let mut slices = self.inner.slices.borrow_mut();
         let index = slices.entry(slice).or_default();
         match state {
-            CopyState::InSync => {}
+            CopyState::InSync => index.joined_through = index.reserved.max(index.durable),
             CopyState::Joining { base } => index.home_through = index.home_through.min(base),
             CopyState::Absent => index.home_through = Seq(0),
         }
@@ -376,12 +380,15 @@ impl Store {
 
     /// How full the store is.
     pub fn usage(&self) -> Usage {
-        let (capacity, used) = self.inner.home.extents();
+        let home = self.inner.home.usage();
         let (journal_bytes, journal_used_bytes) = self.inner.journal.usage();
-        let (home_bytes, home_used_bytes) = (data_bytes(capacity), data_bytes(used));
+        let bytes = |blocks: u64| blocks * BLOCK_BYTES as u64;
         Usage {
-            home_bytes,
-            home_used_bytes,
+            home_bytes: bytes(home.capacity_blocks),
+            home_used_bytes: bytes(home.claimed_blocks),
+            home_reclaimable_bytes: bytes(home.reclaimable_blocks),
+            home_map_bytes: bytes(home.map_blocks),
+            home_free_bytes: bytes(home.free_blocks),
             journal_bytes,
             journal_used_bytes,
         }
@@ -391,6 +398,7 @@ impl Store {
     /// healed yet as far as this store knows.
     pub fn damaged(&self) -> bool {
         self.inner.damaged.get()
+            || self.inner.home.is_damaged()
             || self.inner.facts.with(|facts| {
                 facts.hole || facts.slices.values().any(|found| found.suspect.is_some())
             })
@@ -405,6 +413,19 @@ impl Store {
                 .filter(|(_, found)| found.suspect.is_some());
             suspect.map(|(key, _)| *key).collect()
         })
+    }
+
+    /// Where in the area `home` the bytes of a block lie, for tests that damage them.
+    #[cfg(any(test, feature = "testing"))]
+    pub async fn place_of(&self, slice: SliceKey, block: u32) -> Option<u64> {
+        self.inner.home.byte_of(slice, block).await
+    }
+
+    /// Where in the area `home` pages of the block map lie, those in use, for tests that damage
+    /// them: deltas, leaves of tables, directories of tables.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn map_places(&self) -> [Vec<u64>; 3] {
+        self.inner.home.map_bytes()
     }
 
     /// Moves everything stable into the home.

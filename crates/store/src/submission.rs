@@ -9,8 +9,9 @@ use tokio::sync::oneshot;
 
 use crate::encoding::block_checksum;
 use crate::error::StoreError;
-use crate::extent::EXTENT_BLOCKS;
 use crate::facts::{Removal, Void};
+use crate::home::Arrival;
+use crate::home::fact::{Blocks, EXTENT_BLOCKS};
 use crate::index::{Item, Kind};
 use crate::journal::Submission;
 use crate::record::{
@@ -70,8 +71,8 @@ impl Inner {
         })
     }
 
-    /// Whether zeroing a block that has no extent must be remembered: a joining copy may still
-    /// be sent an older version of it.
+    /// Whether zeroing a block that was never written must be remembered: a joining copy may
+    /// still be sent an older version of it.
     pub(crate) fn remembers_zeroes(&self, slice: SliceKey) -> bool {
         match self.copy_state(slice) {
             CopyState::Joining { .. } => true,
@@ -103,7 +104,7 @@ impl Inner {
     pub(crate) fn submit_records(&self, records: Vec<Record>) -> Result<Submitted, StoreError> {
         self.poison.check()?;
         let mut last: BTreeMap<SliceKey, Seq> = BTreeMap::new();
-        let mut extents = BTreeSet::new();
+        let mut wanted = Vec::new();
         let blocks_max = self.journal.record_blocks_max();
         for record in &records {
             let (slice, seq) = (record.slice, record.seq);
@@ -144,16 +145,15 @@ impl Inner {
                     }
                     true
                 }
-                Body::Zero { .. } => self.remembers_zeroes(slice),
+                Body::Zero { .. } => false,
                 Body::Nothing => continue,
             };
             self.check_range(slice, first, blocks)?;
             if allocates {
-                let touched = first / EXTENT_BLOCKS..=(first + blocks - 1) / EXTENT_BLOCKS;
-                extents.extend(touched.map(|extent| (slice, extent)));
+                wanted.push((slice, first, blocks));
             }
         }
-        self.home.reserve(&extents)?;
+        self.home.reserve(&wanted)?;
         let mut slices = self.slices.borrow_mut();
         for (slice, seq) in last {
             slices.entry(slice).or_default().reserved = seq;
@@ -161,13 +161,13 @@ impl Inner {
         Ok(self.submit(records.into_iter().map(item_of).collect()))
     }
 
-    pub(crate) fn submit_copies(
+    pub(crate) async fn submit_copies(
         &self,
         slice: SliceKey,
         blocks: Vec<CopiedBlock>,
     ) -> Result<Submitted, StoreError> {
         self.poison.check()?;
-        let mut extents = BTreeSet::new();
+        let mut wanted = Vec::new();
         let mut items = Vec::new();
         for copied in blocks {
             self.check_range(slice, copied.block, 1)?;
@@ -184,21 +184,25 @@ impl Inner {
                     limit,
                 });
             }
-            if !self.wants_copy(slice, &copied) {
+            if !self.wants_copy(slice, &copied).await {
                 continue;
             }
-            extents.insert((slice, copied.block / EXTENT_BLOCKS));
+            if copied.data.is_some() {
+                wanted.push((slice, copied.block, 1));
+            }
             items.push(copied_item(slice, copied));
         }
-        self.home.reserve(&extents)?;
+        self.poison.check()?;
+        self.home.reserve(&wanted)?;
         Ok(self.submit(items))
     }
 
     /// Whether a copied block is newer than what is here. A copy in sync has the whole stable
     /// history, so nothing up to its stable point can be news, unless it is lost here.
-    fn wants_copy(&self, slice: SliceKey, copied: &CopiedBlock) -> bool {
-        match self.newest_stable(slice, copied.block) {
-            Some(found) if found.is_unknown() => copied.seq >= found.seq,
+    async fn wants_copy(&self, slice: SliceKey, copied: &CopiedBlock) -> bool {
+        let is_bad = self.bad.borrow().contains(&(slice, copied.block));
+        match self.newest_stable(slice, copied.block).await {
+            Some(found) if found.is_unknown() || is_bad => copied.seq >= found.seq,
             Some(found) => copied.seq > found.seq,
             None if copied.seq == Seq(0) => false,
             None => match self.copy_state(slice) {
@@ -209,7 +213,6 @@ impl Inner {
                             .borrow()
                             .get(&slice)
                             .map_or(Seq(0), |i| i.stable)
-                        || self.home.has_unattributed()
                 }
                 CopyState::Joining { .. } | CopyState::Absent => true,
             },
@@ -291,7 +294,6 @@ impl Inner {
     ) -> Result<(), StoreError> {
         self.wait_written(before_lsn - 1).await?;
         let mut unpinned = Vec::new();
-        let mut extents = Vec::new();
         {
             let mut slices = self.slices.borrow_mut();
             let Some(index) = slices.get_mut(&slice) else {
@@ -305,7 +307,7 @@ impl Inner {
                     keep_through,
                 });
             }
-            extents.extend(index.drop_from(keep_through.next(), before_lsn, &mut unpinned));
+            index.drop_from(keep_through.next(), before_lsn, &mut unpinned);
         }
         let tail_lsn = self.journal.tail_lsn();
         let voided = self.facts.update(move |facts| {
@@ -318,25 +320,51 @@ impl Inner {
         });
         voided.await?;
         self.released.borrow_mut().extend(unpinned);
-        self.release_unused(slice, &extents);
+        let promised = self.home.promised_extents(slice);
+        self.renew_promises(&promised.into_iter().map(|extent| (slice, extent)).collect());
         Ok(())
     }
 
-    /// Gives back reservations of extents that voided records were the only users of.
-    fn release_unused(&self, slice: SliceKey, extents: &[u32]) {
-        let queue = self.journal.queue.borrow();
-        let queued = queue.iter().flat_map(|submission| &submission.items);
-        let in_flight = self.journal.next_lsn() > self.journal.written_lsn() + 1;
-        if in_flight || queued.into_iter().any(|item| item.slice == slice) {
-            return;
+    /// Promises room for what the journal will bring to these extents, and for nothing else.
+    pub(crate) fn renew_promises(&self, extents: &BTreeSet<(SliceKey, u32)>) {
+        let mut coming: BTreeMap<(SliceKey, u32), Blocks> = BTreeMap::new();
+        let mut comes = |slice: SliceKey, first: u32, blocks: u32| {
+            for block in first..first + blocks {
+                let extent = coming.entry((slice, block / EXTENT_BLOCKS)).or_default();
+                extent.set((block % EXTENT_BLOCKS) as u8, true);
+            }
+        };
+        for (slice, first, blocks) in &*self.journal.in_flight.borrow() {
+            comes(*slice, *first, *blocks);
+        }
+        for item in self
+            .journal
+            .queue
+            .borrow()
+            .iter()
+            .flat_map(|queued| &queued.items)
+        {
+            if item.kind.has_data() {
+                comes(item.slice, item.first_block, item.blocks);
+            }
         }
         let slices = self.slices.borrow();
-        for extent in extents {
-            if slices
-                .get(&slice)
-                .is_none_or(|index| !index.touches_extent(*extent))
-            {
-                self.home.release(slice, *extent);
+        for (slice, extent) in extents {
+            let queued = coming.get(&(*slice, *extent)).copied().unwrap_or_default();
+            let index = slices.get(slice);
+            let held = index
+                .map(|index| index.data_in(*extent))
+                .unwrap_or_default();
+            self.home.set_promised(*slice, *extent, held.union(&queued));
+        }
+    }
+
+    /// Blocks that were bad and have been written again.
+    pub(crate) fn forget_bad(&self, arrivals: &[Arrival]) {
+        let mut bad = self.bad.borrow_mut();
+        if !bad.is_empty() {
+            for arrival in arrivals {
+                bad.remove(&(arrival.slice, arrival.block));
             }
         }
     }

@@ -5,9 +5,9 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use crate::error::StoreError;
-use crate::extent::{EXTENT_BLOCKS, Entry, EntryState};
+use crate::home::fact::{EXTENT_BLOCKS, Fact, State};
 use crate::home::matches;
-use crate::index::Content;
+use crate::index::{Content, Version};
 use crate::record::{BLOCK_BYTES, CopiedBlock, CopyState, Seq, SliceKey, View};
 use crate::store::Inner;
 
@@ -24,29 +24,20 @@ enum Source {
     Memory(Bytes),
     Zero,
     Unknown,
-    Home { physical: u32, entry: Entry },
+    Home(Fact),
 }
 
 impl Found {
     pub(crate) fn is_unknown(&self) -> bool {
         self.source == Source::Unknown
     }
-}
 
-impl Inner {
-    /// The newest stable version of a block; `None` if it was never written.
-    pub(crate) fn newest_stable(&self, slice: SliceKey, block: u32) -> Option<Found> {
-        let journaled = self
-            .slices
-            .borrow()
-            .get(&slice)
-            .and_then(|index| index.newest_effective(block));
-        let home = self.home.entry(slice, block);
-        let home = home.filter(|(_, entry)| entry.state() != EntryState::Never);
-        let certain = home.is_none_or(|(_, entry)| !entry.is_lost());
+    /// The newer one of what the journal and the home have of a block.
+    fn newest(journaled: Option<Version>, home: Option<Fact>) -> Option<Self> {
+        let certain = home.is_none_or(|fact| !fact.is_lost());
         match (journaled, home) {
             (Some(version), home)
-                if home.is_none_or(|(_, entry)| entry.seq() <= version.seq)
+                if home.is_none_or(|fact| fact.seq <= version.seq)
                     && (certain || !version.replayed) =>
             {
                 let source = match version.content {
@@ -54,31 +45,58 @@ impl Inner {
                     Content::Zero => Source::Zero,
                     Content::Unknown => Source::Unknown,
                 };
-                Some(Found {
+                Some(Self {
                     seq: version.seq,
                     view: version.view,
                     source,
                 })
             }
-            (_, Some((physical, entry))) => {
-                let source = match entry.state() {
-                    EntryState::Never | EntryState::Zero => Source::Zero,
-                    EntryState::Present => Source::Home { physical, entry },
-                    EntryState::Unknown => Source::Unknown,
+            (_, Some(fact)) => {
+                let source = match fact.state {
+                    State::Zero => Source::Zero,
+                    State::Present => Source::Home(fact),
+                    State::Unknown => Source::Unknown,
                 };
-                Some(Found {
-                    seq: entry.seq(),
-                    view: entry.view(),
+                Some(Self {
+                    seq: fact.seq,
+                    view: fact.view,
                     source,
                 })
             }
             (_, None) => None,
         }
     }
+}
 
-    /// Whether the absence of a version says that the block reads zero.
-    fn absence_is_zero(&self, slice: SliceKey, block: u32) -> bool {
-        !self.home.has_unattributed() || self.home.has_extent(slice, block / EXTENT_BLOCKS)
+impl Inner {
+    fn journaled(&self, slice: SliceKey, block: u32) -> Option<Version> {
+        let slices = self.slices.borrow();
+        slices
+            .get(&slice)
+            .and_then(|index| index.newest_effective(block))
+    }
+
+    /// The newest stable version of a block; `None` if it was never written.
+    pub(crate) async fn newest_stable(&self, slice: SliceKey, block: u32) -> Option<Found> {
+        // The journal first: what leaves it meanwhile is found in the home.
+        let journaled = self.journaled(slice, block);
+        Found::newest(journaled, self.home.find(slice, block).await)
+    }
+
+    /// The newest stable versions of neighbouring blocks.
+    async fn newest_stable_of(
+        &self,
+        slice: SliceKey,
+        first_block: u32,
+        blocks: u32,
+    ) -> Vec<Option<Found>> {
+        let range = first_block..first_block + blocks;
+        let journaled: Vec<Option<Version>> =
+            range.map(|block| self.journaled(slice, block)).collect();
+        let home = self.home.find_all(slice, first_block, blocks).await;
+        let both = journaled.into_iter().zip(home);
+        both.map(|(version, fact)| Found::newest(version, fact))
+            .collect()
     }
 
     /// Whether records of the slice may have been lost without a trace.
@@ -102,9 +120,7 @@ impl Inner {
                 block: first_block,
             });
         }
-        let found: Vec<Option<Found>> = (first_block..first_block + blocks)
-            .map(|block| self.newest_stable(slice, block))
-            .collect();
+        let found = self.newest_stable_of(slice, first_block, blocks).await;
         if let [
             Some(Found {
                 source: Source::Memory(data),
@@ -120,7 +136,7 @@ impl Inner {
         let mut bytes = vec![0; blocks as usize * BLOCK_BYTES];
         let mut done = 0;
         while done < found.len() {
-            let run = run_length(first_block + done as u32, &found[done..]);
+            let run = run_length(&found[done..]);
             let block = first_block + done as u32;
             let place = &mut bytes[done * BLOCK_BYTES..(done + run) * BLOCK_BYTES];
             match self
@@ -152,18 +168,13 @@ impl Inner {
         first_block: u32,
         found: &[Option<Found>],
     ) -> Result<Option<Bytes>, StoreError> {
-        let Some(Some(Found {
-            source: Source::Home { physical, .. },
-            ..
-        })) = found.first()
-        else {
+        let Some(first) = found.first().and_then(home_fact) else {
             return Ok(None);
         };
-        if found.len() < 2 || run_length(first_block, found) < found.len() {
+        if found.len() < 2 || run_length(found) < found.len() {
             return Ok(None);
         }
-        let within = first_block % EXTENT_BLOCKS;
-        let Ok(read) = self.home.read(*physical, within, found.len() as u32).await else {
+        let Ok(read) = self.home.read(first.place.page, found.len() as u32).await else {
             // One bad sector must not hide its neighbours: read one by one.
             return Ok(None);
         };
@@ -171,12 +182,8 @@ impl Inner {
             .iter()
             .zip(first_block..)
             .zip(read.chunks(BLOCK_BYTES))
-            .all(|((found, block), bytes)| match found {
-                Some(Found {
-                    source: Source::Home { entry, .. },
-                    ..
-                }) => matches(slice, block, *entry, bytes),
-                Some(_) | None => false,
+            .all(|((found, block), bytes)| {
+                home_fact(found).is_some_and(|fact| matches(slice, block, fact, bytes))
             });
         Ok(good.then(|| Bytes::from(read)))
     }
@@ -191,27 +198,24 @@ impl Inner {
     ) -> Result<Option<Bytes>, StoreError> {
         loop {
             let Some(version) = &found else {
-                let zero = self.absence_is_zero(slice, block);
-                return if zero {
-                    Ok(None)
-                } else {
-                    Err(StoreError::Damaged { slice, block })
-                };
+                return Ok(None);
             };
             match &version.source {
                 Source::Memory(data) => return Ok(Some(data.clone())),
                 Source::Zero => return Ok(None),
                 Source::Unknown => return Err(StoreError::Damaged { slice, block }),
-                Source::Home { physical, entry } => {
-                    let read = self.home.read(*physical, block % EXTENT_BLOCKS, 1).await;
-                    if let Ok(bytes) = &read
-                        && matches(slice, block, *entry, bytes)
-                    {
-                        return Ok(Some(Bytes::from(bytes.clone())));
-                    }
-                    let now = self.newest_stable(slice, block);
+                Source::Home(fact) => {
+                    let read = self.home.read(fact.place.page, 1).await;
+                    let read = match read {
+                        Ok(bytes) if matches(slice, block, fact, &bytes) => {
+                            return Ok(Some(Bytes::from(bytes)));
+                        }
+                        read => read,
+                    };
+                    let now = self.newest_stable(slice, block).await;
                     if now == found {
                         self.damaged.set(true);
+                        self.bad.borrow_mut().insert((slice, block));
                         let cause = read.err();
                         tracing::warn!(?slice, block, ?cause, "a block of the home is damaged");
                         return Err(StoreError::Damaged { slice, block });
@@ -222,7 +226,7 @@ impl Inner {
         }
     }
 
-    pub(crate) fn changed_since(
+    pub(crate) async fn changed_since(
         &self,
         slice: SliceKey,
         after: Seq,
@@ -230,28 +234,35 @@ impl Inner {
         limit: usize,
     ) -> Vec<(u32, View, Seq)> {
         let from_extent = from_block / EXTENT_BLOCKS;
-        let mut extents = self.home.extents_of(slice, from_extent);
+        let mut extents = self.home.changed_extents(slice, from_extent, after);
         if let Some(index) = self.slices.borrow().get(&slice) {
             extents.extend(index.extents_from(from_extent));
         }
-        extents.sort_unstable();
-        extents.dedup();
         let in_sync = match self.copy_state(slice) {
             CopyState::InSync => true,
             CopyState::Absent | CopyState::Joining { .. } => false,
         };
         let mut changed = Vec::new();
         for extent in extents {
-            // A zeroed range without an extent covers only blocks that were never written.
-            let listed = !in_sync || self.home.has_extent(slice, extent);
             let first = from_block.max(extent * EXTENT_BLOCKS);
-            for block in first..(extent + 1) * EXTENT_BLOCKS {
+            let end = self.options.slice_blocks.min((extent + 1) * EXTENT_BLOCKS);
+            if first >= end {
+                continue;
+            }
+            let known = self.newest_stable_of(slice, first, end - first).await;
+            for (found, block) in known.into_iter().zip(first..) {
                 if changed.len() == limit {
                     return changed;
                 }
-                if let Some(found) = self.newest_stable(slice, block).filter(|_| listed)
-                    && (found.seq > after || found.is_unknown())
-                {
+                let Some(found) = found.filter(|f| f.seq > after || f.is_unknown()) else {
+                    continue;
+                };
+                // A zero in the journal alone, over what was never written, is no change.
+                let nothing = in_sync
+                    && found.source == Source::Zero
+                    && !self.home.is_claimed(slice, block)
+                    && self.home.find(slice, block).await.is_none();
+                if !nothing {
                     changed.push((block, found.view, found.seq));
                 }
             }
@@ -278,10 +289,10 @@ impl Inner {
     /// Sequence number and bytes of one version: both of the same one.
     async fn version(&self, slice: SliceKey, block: u32) -> Result<CopiedBlock, StoreError> {
         loop {
-            let found = self.newest_stable(slice, block);
+            let found = self.newest_stable(slice, block).await;
             let (view, seq) = version_of(found.as_ref());
             let data = self.block(slice, block, found.clone()).await?;
-            let now = self.newest_stable(slice, block);
+            let now = self.newest_stable(slice, block).await;
             if version_of(now.as_ref()) == (view, seq) {
                 return Ok(CopiedBlock {
                     block,
@@ -298,21 +309,26 @@ fn version_of(found: Option<&Found>) -> (View, Seq) {
     found.map_or((View(0), Seq(0)), |found| (found.view, found.seq))
 }
 
-/// How many of the leading blocks lie side by side in one extent of the home; at least 1.
-fn run_length(first_block: u32, found: &[Option<Found>]) -> usize {
-    let to_extent_end = (EXTENT_BLOCKS - first_block % EXTENT_BLOCKS) as usize;
-    let in_home = found
+/// The fact about a block whose newest version is in the home.
+fn home_fact(found: &Option<Found>) -> Option<&Fact> {
+    match found {
+        Some(Found {
+            source: Source::Home(fact),
+            ..
+        }) => Some(fact),
+        Some(_) | None => None,
+    }
+}
+
+/// How many of the leading blocks lie side by side in the home; at least 1.
+fn run_length(found: &[Option<Found>]) -> usize {
+    let Some(first) = found.first().and_then(home_fact) else {
+        return 1;
+    };
+    let pages = first.place.page..;
+    let in_line = found
         .iter()
-        .take(to_extent_end)
-        .take_while(|found| {
-            matches!(
-                found,
-                Some(Found {
-                    source: Source::Home { .. },
-                    ..
-                })
-            )
-        })
-        .count();
-    in_home.max(1)
+        .zip(pages)
+        .take_while(|(found, page)| home_fact(found).is_some_and(|fact| fact.place.page == *page));
+    in_line.count()
 }

@@ -58,9 +58,14 @@ async fn write_next(inner: &Rc<Inner>) -> bool {
     if items.is_empty() {
         return false;
     }
+    let data = items.iter().filter(|item| item.kind.has_data());
+    *inner.journal.in_flight.borrow_mut() = data
+        .map(|item| (item.slice, item.first_block, item.blocks))
+        .collect();
     let outcome = match inner.journal.write(&items).await {
         Ok(lsn) => {
             inner.absorb(&items, lsn);
+            inner.journal.in_flight.borrow_mut().clear();
             Ok(())
         }
         Err(error) => Err(inner.poison.set(error)),

@@ -132,41 +132,53 @@ fn truncation_withdraws_what_waits_and_spares_what_is_submitted_after_it() {
 }
 
 #[test]
-fn a_full_home_refuses_new_extents_and_takes_overwrites() {
+fn a_full_home_refuses_new_blocks_and_takes_overwrites() {
     run(1, |runtime| async move {
         let directory = MemoryDirectory::new(runtime.clone());
         let (store, _) = open(&runtime, &directory).await;
-        let capacity = store.usage().home_bytes / MIB;
-        assert_eq!(capacity, 8);
+        let capacity = store.usage().home_bytes / BLOCK_BYTES as u64;
+        assert!(
+            (1200..2048).contains(&capacity),
+            "{capacity} blocks of 9 MiB"
+        );
+        let wide = |number: u64| SliceKey {
+            volume: 1,
+            slice: (number / 1024) as u32,
+        };
+        let body = |number: u64, fill| Body::Write {
+            first_block: (number % 1024) as u32,
+            data: block(fill),
+        };
         for number in 0..capacity {
-            let slice = SliceKey {
-                volume: 1,
-                slice: number as u32,
-            };
-            let body = Body::Write {
-                first_block: 0,
-                data: block(1),
-            };
-            store.append(vec![record(slice, 1, body)]).await.unwrap();
+            let slice = wide(number);
+            let written = record(slice, number + 1, body(number, 1));
+            store.append(vec![written]).await.unwrap();
+            store.set_stable(slice, Seq(number + 1));
         }
         let refused = store.append(vec![write(1, 0, 1)]).await;
         assert_eq!(
             refused,
             Err(StoreError::Full {
-                wanted_extents: 1,
-                free_extents: 0
+                wanted_blocks: 1,
+                free_blocks: 0
             })
         );
         assert_eq!(store.last_seq(SLICE), Seq(0));
-        let known = SliceKey {
-            volume: 1,
-            slice: 3,
-        };
-        let body = Body::Write {
-            first_block: 255,
-            data: block(2),
-        };
-        store.append(vec![record(known, 2, body)]).await.unwrap();
+        // All of it, three times over, in another order each time.
+        for round in 1..=3 {
+            for step in 0..capacity {
+                let number = step * 601 % capacity;
+                let slice = wide(number);
+                let seq = round * 10_000 + step;
+                let written = record(slice, seq, body(number, round as u8 + 1));
+                store.append(vec![written]).await.unwrap();
+                store.set_stable(slice, Seq(seq));
+            }
+        }
+        for number in (0..capacity).step_by(7) {
+            let read = store.read(wide(number), (number % 1024) as u32, 1).await;
+            assert_eq!(read.unwrap(), block(4));
+        }
         store.remove_volume(1).await.unwrap();
         assert_eq!(store.usage().home_used_bytes, 0);
         store.append(vec![write(1, 0, 1)]).await.unwrap();
@@ -194,8 +206,8 @@ fn zeroing_is_thin_and_reads_zero() {
         assert_eq!(store.read(SLICE, 300, 1).await.unwrap(), block(0));
         assert_eq!(
             store.usage().home_used_bytes,
-            MIB,
-            "only the written extent is held"
+            0,
+            "what was written and zeroed again takes no space"
         );
         assert_eq!(store.usage().journal_used_bytes, 0);
     });

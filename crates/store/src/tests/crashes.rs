@@ -346,8 +346,8 @@ fn survive(seed: u64, lives: u64) {
             check_reads(&store, *slice, own).await;
         }
         assert!(
-            store.usage().home_used_bytes <= 6 * MIB,
-            "no extent is leaked"
+            store.usage().home_used_bytes <= u64::from(SLICES * BLOCKS) * BLOCK_BYTES as u64,
+            "no block is leaked"
         );
     });
 }

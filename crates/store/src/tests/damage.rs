@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use super::*;
-use crate::extent::{data_offset, description_offset};
 use crate::testing::run;
 use crate::{CopiedBlock, CopyState, JournalEnd, StoreError};
 
@@ -334,8 +333,9 @@ fn areas_of_another_store_are_refused() {
 fn a_damaged_home_block_is_an_error_and_never_wrong_bytes() {
     run(1, |runtime| async move {
         let directory = one_block_at_home(&runtime).await;
-        directory.flip("home", data_offset(0, 5) + 9);
         let (store, report) = open(&runtime, &directory).await;
+        let at = store.place_of(SLICE, 5).await.unwrap();
+        directory.flip("home", at + 9);
         assert_eq!(report.records, 0, "the journal no longer has it");
         let lost = Err(StoreError::Damaged {
             slice: SLICE,
@@ -360,7 +360,8 @@ fn an_unreadable_home_block_does_not_hide_its_neighbours() {
             .unwrap();
         store.set_stable(SLICE, Seq(3));
         store.flush().await.unwrap();
-        directory.fail_reads("home", data_offset(0, 2)..data_offset(0, 3));
+        let at = store.place_of(SLICE, 2).await.unwrap();
+        directory.fail_reads("home", at..at + PAGE);
         let lost = Err(StoreError::Damaged {
             slice: SLICE,
             block: 2,
@@ -368,72 +369,6 @@ fn an_unreadable_home_block_does_not_hide_its_neighbours() {
         assert_eq!(store.read(SLICE, 1, 3).await, lost);
         assert_eq!(store.read(SLICE, 1, 1).await.unwrap(), block(1));
         assert_eq!(store.read(SLICE, 3, 1).await.unwrap(), block(1));
-    });
-}
-
-#[test]
-fn a_damaged_description_sector_makes_its_blocks_unknown_and_no_others() {
-    run(1, |runtime| async move {
-        let directory = one_block_at_home(&runtime).await;
-        directory.flip("home", description_offset(0) + 100);
-        let (store, report) = open(&runtime, &directory).await;
-        assert_eq!(report.unknown_blocks, 16);
-        for number in 0..16 {
-            let lost = Err(StoreError::Damaged {
-                slice: SLICE,
-                block: number,
-            });
-            assert_eq!(store.read(SLICE, number, 1).await, lost);
-        }
-        assert_eq!(store.read(SLICE, 16, 1).await.unwrap(), block(0));
-    });
-}
-
-#[test]
-fn a_wiped_description_sector_is_damage_and_not_absence() {
-    run(1, |runtime| async move {
-        let directory = one_block_at_home(&runtime).await;
-        let (store, _) = open(&runtime, &directory).await;
-        store.append(vec![write(2, 200, 2)]).await.unwrap();
-        store.set_stable(SLICE, Seq(2));
-        store.flush().await.unwrap();
-        drop(store);
-        directory.kill();
-        directory.poke("home", description_offset(0), &[0; 512]);
-        let (store, report) = open(&runtime, &directory).await;
-        assert_eq!(report.unknown_blocks, 16);
-        assert!(store.read(SLICE, 5, 1).await.is_err());
-        assert_eq!(store.read(SLICE, 200, 1).await.unwrap(), block(2));
-    });
-}
-
-#[test]
-fn an_extent_without_a_readable_owner_makes_absence_unknown_everywhere() {
-    run(1, |runtime| async move {
-        let directory = one_block_at_home(&runtime).await;
-        for sector in 0..16 {
-            directory.flip("home", description_offset(0) + sector * 512 + 100);
-        }
-        let (store, report) = open(&runtime, &directory).await;
-        assert_eq!(report.unattributed_extents, 1);
-        assert!(store.read(SLICE, 5, 1).await.is_err());
-        assert!(
-            store.read(SLICE, 999, 1).await.is_err(),
-            "it may have been in that extent"
-        );
-        store.append(vec![write(2, 5, 2)]).await.unwrap();
-        store.set_stable(SLICE, Seq(2));
-        assert_eq!(store.read(SLICE, 5, 1).await.unwrap(), block(2));
-        assert!(
-            store.read(SLICE, 6, 1).await.is_err(),
-            "the new extent is no proof of absence"
-        );
-        store.flush().await.unwrap();
-        drop(store);
-        directory.kill();
-        let (store, _) = open(&runtime, &directory).await;
-        assert_eq!(store.read(SLICE, 5, 1).await.unwrap(), block(2));
-        assert!(store.read(SLICE, 6, 1).await.is_err());
     });
 }
 

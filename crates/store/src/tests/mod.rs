@@ -3,6 +3,7 @@
 mod basics;
 mod crashes;
 mod damage;
+mod home;
 mod resync;
 
 use std::rc::Rc;

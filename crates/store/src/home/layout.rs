@@ -1,0 +1,225 @@
+//! Which parts of the area are what: a pure state machine.
+//!
+//! The area is cut into segments. A segment is free, or it is filled from its beginning to its
+//! end, with groups of blocks or with pages of the map, and freed as a whole. Invariants:
+//!
+//! * `live` of a data segment counts the facts, in memory and in tables, whose place lies in
+//!   this life of it; that of a map segment the pages of runs that are still in use;
+//! * a segment is freed only when nothing that is durable refers to it;
+//! * every life of a segment has an epoch of its own.
+//!
+//! Changes are applied when they are durable in the [manifest](super::manifest), there as here.
+
+use std::collections::BTreeMap;
+
+use holdfast_wire::SliceKey;
+use serde::{Deserialize, Serialize};
+
+use super::fact::ExtentKey;
+
+/// What a segment is filled with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Kind {
+    /// Blocks as they come out of the journal.
+    Data,
+    /// Blocks that outlived the segment they were in: likely to stay.
+    Cold,
+    /// Pages of runs.
+    Map,
+}
+
+/// One segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(super) struct Segment {
+    /// `None` is free.
+    pub(super) kind: Option<Kind>,
+    /// Of this life, or of the last one.
+    pub(super) epoch: u32,
+    /// Pages filled.
+    pub(super) used: u32,
+    /// Pages that something refers to.
+    pub(super) live: u32,
+    /// Nothing is added any more.
+    pub(super) sealed: bool,
+    /// Number of the manifest's edit that filled it last: its age.
+    pub(super) written: u64,
+}
+
+/// Pages of one segment that belong to a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Piece {
+    pub(super) segment: u32,
+    /// Within the segment.
+    pub(super) first: u32,
+    pub(super) pages: u32,
+}
+
+/// Facts of one round, sorted: what memory knows and tables do not yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Delta {
+    pub(super) run: u64,
+    pub(super) pieces: Vec<Piece>,
+    pub(super) leaves: u32,
+    /// What it speaks of: what is in doubt if it cannot be read.
+    pub(super) slices: Vec<SliceKey>,
+}
+
+/// A part of the sorted map, for the keys from its own up to that of the next table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Table {
+    pub(super) run: u64,
+    pub(super) pieces: Vec<Piece>,
+    /// Pages of leaves; those of the directory follow.
+    pub(super) leaf_pages: u32,
+    pub(super) leaves: u32,
+    pub(super) slices: Vec<SliceKey>,
+    /// Deltas up to here have nothing to add to it.
+    pub(super) merged_through: u64,
+}
+
+/// Facts of `volume` in deltas up to `through` are void.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Cleared {
+    pub(super) volume: u64,
+    pub(super) through: u64,
+}
+
+/// One change; an edit is a list of them that take effect together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Change {
+    /// A free segment begins a life.
+    Opened {
+        segment: u32,
+        kind: Kind,
+        epoch: u32,
+    },
+    /// It is filled up to here.
+    Filled { segment: u32, used: u32 },
+    /// Nothing is added to it any more.
+    Sealed { segment: u32 },
+    /// So many facts or pages refer to it now.
+    Live { segment: u32, live: u32 },
+    /// It is free.
+    Freed { segment: u32 },
+    /// A delta counts from now on.
+    DeltaAdded(Delta),
+    /// Deltas up to this run are no longer needed.
+    DeltasDropped { through: u64 },
+    /// This one cannot be read.
+    DeltaLost { run: u64 },
+    /// The table that begins at this key is gone.
+    TableRemoved(ExtentKey),
+    /// A table begins at this key.
+    TableAdded(ExtentKey, Table),
+    /// A volume's facts in deltas are void.
+    VolumeCleared(Cleared),
+}
+
+/// The whole state.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(super) struct Layout {
+    pub(super) segments: Vec<Segment>,
+    pub(super) deltas: Vec<Delta>,
+    pub(super) tables: BTreeMap<ExtentKey, Table>,
+    pub(super) cleared: Vec<Cleared>,
+    /// Runs have numbers below this one.
+    pub(super) next_run: u64,
+    /// How many segments hold blocks.
+    pub(super) data_segments: u64,
+    /// How many hold the map.
+    pub(super) map_segments: u64,
+}
+
+impl Layout {
+    /// Applies an edit; `edit` is its number. `None` if it does not fit: then this is not the
+    /// state that it was made for.
+    pub(super) fn apply(&mut self, edit: u64, changes: &[Change]) -> Option<()> {
+        for change in changes {
+            match change {
+                Change::Opened {
+                    segment,
+                    kind,
+                    epoch,
+                } => {
+                    let index = *segment as usize;
+                    if index >= self.segments.len() {
+                        self.segments.resize(index + 1, Segment::default());
+                    }
+                    let found = &mut self.segments[index];
+                    if found.kind.is_some() {
+                        return None;
+                    }
+                    match kind {
+                        Kind::Data | Kind::Cold => self.data_segments += 1,
+                        Kind::Map => self.map_segments += 1,
+                    }
+                    *found = Segment {
+                        kind: Some(*kind),
+                        epoch: *epoch,
+                        written: edit,
+                        ..Segment::default()
+                    };
+                }
+                Change::Filled { segment, used } => {
+                    let found = self.segment_mut(*segment)?;
+                    found.used = *used;
+                    found.written = edit;
+                }
+                Change::Sealed { segment } => self.segment_mut(*segment)?.sealed = true,
+                Change::Live { segment, live } => self.segment_mut(*segment)?.live = *live,
+                Change::Freed { segment } => {
+                    let found = self.segment_mut(*segment)?;
+                    let kind = found.kind;
+                    *found = Segment {
+                        epoch: found.epoch,
+                        ..Segment::default()
+                    };
+                    match kind? {
+                        Kind::Data | Kind::Cold => self.data_segments -= 1,
+                        Kind::Map => self.map_segments -= 1,
+                    }
+                }
+                Change::DeltaAdded(delta) => {
+                    self.next_run = self.next_run.max(delta.run + 1);
+                    self.deltas.push(delta.clone());
+                }
+                Change::DeltasDropped { through } => {
+                    self.deltas.retain(|delta| delta.run > *through);
+                    let oldest = self.deltas.first().map_or(u64::MAX, |delta| delta.run);
+                    self.cleared.retain(|cleared| cleared.through >= oldest);
+                }
+                Change::DeltaLost { run } => self.deltas.retain(|delta| delta.run != *run),
+                Change::TableRemoved(key) => {
+                    self.tables.remove(key)?;
+                }
+                Change::TableAdded(key, table) => {
+                    self.next_run = self.next_run.max(table.run + 1);
+                    if self.tables.insert(*key, table.clone()).is_some() {
+                        return None;
+                    }
+                }
+                Change::VolumeCleared(cleared) => self.cleared.push(*cleared),
+            }
+        }
+        Some(())
+    }
+
+    fn segment_mut(&mut self, segment: u32) -> Option<&mut Segment> {
+        let found = self.segments.get_mut(segment as usize)?;
+        found.kind.is_some().then_some(found)
+    }
+
+    pub(super) fn segment(&self, segment: u32) -> Segment {
+        self.segments
+            .get(segment as usize)
+            .copied()
+            .unwrap_or_default()
+    }
+
+    /// Whether facts of `volume` in run `delta` are void.
+    pub(super) fn is_cleared(&self, volume: u64, delta: u64) -> bool {
+        self.cleared
+            .iter()
+            .any(|cleared| cleared.volume == volume && delta <= cleared.through)
+    }
+}

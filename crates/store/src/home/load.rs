@@ -1,0 +1,170 @@
+//! Opening a home.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use holdfast_runtime::{Disk, DiskError};
+
+use super::Home;
+use super::draft::Draft;
+use super::fact::ExtentKey;
+use super::layout::{Change, Delta, Table};
+use super::manifest::Manifest;
+use super::map::{LeafCache, Map, OpenTable, pages_of};
+use super::run::{self, PAYLOAD_BYTES};
+use crate::encoding::FieldReader;
+use crate::error::StoreError;
+use crate::record::SliceKey;
+
+const DIRECTORY_ENTRY_BYTES: usize = 64;
+
+/// What opening the home found.
+#[derive(Default)]
+pub(crate) struct HomeScan {
+    /// Runs of the map that cannot be read.
+    pub(crate) lost_runs: u64,
+    /// What they spoke of: nothing of these slices can be trusted to be the newest.
+    pub(crate) suspect: BTreeSet<SliceKey>,
+    tables: Vec<ExtentKey>,
+    deltas: Vec<u64>,
+}
+
+impl HomeScan {
+    fn lose(&mut self, slices: &[SliceKey]) {
+        self.lost_runs += 1;
+        self.suspect.extend(slices.iter().copied());
+    }
+
+    fn lose_delta(&mut self, delta: &Delta) {
+        tracing::warn!(run = delta.run, "a delta of the block map is damaged");
+        self.lose(&delta.slices);
+        self.deltas.push(delta.run);
+    }
+}
+
+impl Home {
+    /// Opens the home of this store; a blank area becomes one if `may_create`.
+    pub(crate) async fn open(
+        disk: Rc<dyn Disk>,
+        identity: [u8; 16],
+        may_create: bool,
+    ) -> Result<(Self, HomeScan), StoreError> {
+        let manifest = Manifest::open(disk.clone(), identity, may_create).await?;
+        let home = Self {
+            disk,
+            identity,
+            manifest,
+            map: RefCell::new(Map::default()),
+            cache: RefCell::new(LeafCache::default()),
+            merging: Cell::new(None),
+            damaged: Cell::new(false),
+            broken: RefCell::default(),
+            collected: Cell::new(0),
+        };
+        let mut scan = HomeScan::default();
+        let (tables, deltas) = home
+            .manifest
+            .with(|layout| (layout.tables.clone(), layout.deltas.clone()));
+        for (start, table) in tables {
+            home.load_table(start, table, &mut scan).await;
+        }
+        for delta in &deltas {
+            home.load_delta(delta, &mut scan).await;
+        }
+        home.damaged.set(scan.lost_runs > 0);
+        Ok((home, scan))
+    }
+
+    /// Whether nothing was ever put into it.
+    pub(crate) fn is_blank(&self) -> bool {
+        self.manifest.number() == 0
+    }
+
+    /// Number of the last durable change.
+    pub(crate) fn edits(&self) -> u64 {
+        self.manifest.number()
+    }
+
+    /// Gives up the runs that cannot be read. The caller has made it durable that their slices
+    /// are in doubt.
+    pub(crate) async fn discard_lost(&self, scan: &HomeScan) -> Result<(), DiskError> {
+        let mut draft = Draft::new(self);
+        for start in &scan.tables {
+            let table = self
+                .manifest
+                .with(|layout| layout.tables.get(start).cloned());
+            if let Some(table) = table {
+                draft.forget_run(&table.pieces);
+                draft.change(Change::TableRemoved(*start));
+            }
+        }
+        for run in &scan.deltas {
+            let delta = self.manifest.with(|layout| {
+                layout
+                    .deltas
+                    .iter()
+                    .find(|delta| delta.run == *run)
+                    .cloned()
+            });
+            if let Some(delta) = delta {
+                draft.forget_run(&delta.pieces);
+                draft.change(Change::DeltaLost { run: *run });
+            }
+        }
+        draft.commit().await
+    }
+
+    async fn load_table(&self, start: ExtentKey, table: Table, scan: &mut HomeScan) {
+        let pages = (table.leaves as usize * DIRECTORY_ENTRY_BYTES).div_ceil(PAYLOAD_BYTES);
+        let extents = pages_of(&table.pieces, table.leaf_pages, pages as u32);
+        let bytes = self.read_run(&extents).await;
+        let stream =
+            bytes.and_then(|bytes| run::joined(self.identity, table.run, table.leaf_pages, &bytes));
+        let places = stream.and_then(|stream| run::read_directory(&stream, table.leaves));
+        let Some(places) = places else {
+            tracing::warn!(run = table.run, "a table of the block map is damaged");
+            scan.lose(&table.slices);
+            scan.tables.push(start);
+            return;
+        };
+        let mut map = self.map.borrow_mut();
+        for place in &places {
+            map.occupy(place.key, place.occupied);
+        }
+        map.tables
+            .insert(start, Rc::new(OpenTable::new(table, &places)));
+    }
+
+    /// Lays a delta's facts over what is known, but those that a table has already, and those
+    /// of volumes that were removed since.
+    async fn load_delta(&self, delta: &Delta, scan: &mut HomeScan) {
+        let pages = delta.pieces.iter().map(|piece| piece.pages).sum();
+        let bytes = self.read_run(&pages_of(&delta.pieces, 0, pages)).await;
+        let stream = bytes.and_then(|bytes| run::joined(self.identity, delta.run, 0, &bytes));
+        let Some(stream) = stream else {
+            scan.lose_delta(delta);
+            return;
+        };
+        let mut reader = FieldReader::new(&stream);
+        let mut map = self.map.borrow_mut();
+        for _ in 0..delta.leaves {
+            let Some((key, leaf)) = run::next_leaf(&mut reader) else {
+                scan.lose_delta(delta);
+                return;
+            };
+            let merged = map
+                .table_of(key)
+                .is_some_and(|(_, table)| delta.run <= table.table.merged_through);
+            let cleared = self
+                .manifest
+                .with(|layout| layout.is_cleared(key.slice.volume, delta.run));
+            if merged || cleared {
+                continue;
+            }
+            for fact in leaf.facts() {
+                map.lay(key, *fact, |_| {});
+            }
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! The block map: where every block of the home is.
+//!
+//! ```text
+//! recent facts, in memory        newest; durable as deltas, one for each destage round
+//! tables, on disk                sorted, each responsible for a range of keys; at most one
+//!                                  read finds the facts of an extent
+//! ```
+//!
+//! Invariants:
+//! * a fact among the recent ones is newer than what a table says of the same block;
+//! * the tables' ranges follow each other without gap or overlap;
+//! * `occupied` is exact: it has the blocks whose newest fact takes space.
+//!
+//! Memory: 32 bytes for each extent in a table and about 90 for the occupied blocks of each
+//! extent, so some 120 MiB for each TiB that is wholly written; recent facts and the cache of
+//! leaves are bounded by constants.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::rc::Rc;
+
+use holdfast_wire::{Seq, SliceKey};
+
+use super::fact::{Blocks, EXTENT_BLOCKS, ExtentKey, Fact, Leaf};
+use super::layout::Table;
+use super::run::{LeafPlace, PAYLOAD_BYTES};
+
+/// A leaf in a table, as memory keeps it.
+#[derive(Clone, Copy, Debug)]
+struct Resident {
+    key: ExtentKey,
+    at: u32,
+    bytes: u32,
+    seq_max: Seq,
+}
+
+/// A table and where its leaves are.
+pub(super) struct OpenTable {
+    pub(super) table: Table,
+    leaves: Vec<Resident>,
+}
+
+impl OpenTable {
+    pub(super) fn new(table: Table, places: &[LeafPlace]) -> Self {
+        let leaves = places.iter().map(|place| Resident {
+            key: place.key,
+            at: place.at,
+            bytes: place.bytes,
+            seq_max: place.seq_max,
+        });
+        Self {
+            table,
+            leaves: leaves.collect(),
+        }
+    }
+
+    /// The place of an extent's leaf, and its number within the table.
+    pub(super) fn place(&self, key: ExtentKey) -> Option<LeafPlace> {
+        let number = self
+            .leaves
+            .binary_search_by_key(&key, |leaf| leaf.key)
+            .ok()?;
+        let leaf = self.leaves[number];
+        Some(LeafPlace {
+            key,
+            at: leaf.at,
+            bytes: leaf.bytes,
+            seq_max: leaf.seq_max,
+            occupied: Blocks::default(),
+        })
+    }
+
+    pub(super) fn keys(&self) -> impl Iterator<Item = ExtentKey> + '_ {
+        self.leaves.iter().map(|leaf| leaf.key)
+    }
+
+    /// Area pages of `count` pages of its stream from `first` on, as runs that lie together.
+    pub(super) fn extents_of(&self, first: u32, count: u32) -> Vec<(u32, u32, u32)> {
+        pages_of(&self.table.pieces, first, count)
+    }
+}
+
+/// Where pages `first..first + count` of a run lie: segment, page in it, how many.
+pub(super) fn pages_of(
+    pieces: &[super::layout::Piece],
+    first: u32,
+    count: u32,
+) -> Vec<(u32, u32, u32)> {
+    let mut found = Vec::new();
+    let (mut skip, mut left) = (first, count);
+    for piece in pieces {
+        if skip >= piece.pages {
+            skip -= piece.pages;
+            continue;
+        }
+        let here = (piece.pages - skip).min(left);
+        found.push((piece.segment, piece.first + skip, here));
+        skip = 0;
+        left -= here;
+        if left == 0 {
+            break;
+        }
+    }
+    found
+}
+
+/// What memory knows of the map.
+#[derive(Default)]
+pub(super) struct Map {
+    recent: BTreeMap<ExtentKey, Leaf>,
+    recent_facts: usize,
+    pub(super) tables: BTreeMap<ExtentKey, Rc<OpenTable>>,
+    /// Blocks that take space in the home.
+    occupied: BTreeMap<ExtentKey, Blocks>,
+    /// Blocks that will take space when the journal is emptied.
+    promised: BTreeMap<ExtentKey, Blocks>,
+    /// How many blocks are one or the other.
+    claimed: u64,
+    /// How many are occupied.
+    occupied_blocks: u64,
+}
+
+impl Map {
+    /// The recent fact about a block.
+    pub(super) fn recent(&self, key: ExtentKey, block: u8) -> Option<Fact> {
+        self.recent.get(&key)?.get(block)
+    }
+
+    pub(super) fn recent_leaf(&self, key: ExtentKey) -> Option<&Leaf> {
+        self.recent.get(&key)
+    }
+
+    pub(super) fn recent_facts(&self) -> usize {
+        self.recent_facts
+    }
+
+    /// The recent leaves of a range of keys.
+    pub(super) fn recent_in(
+        &self,
+        from: ExtentKey,
+        to: Option<ExtentKey>,
+    ) -> impl Iterator<Item = (&ExtentKey, &Leaf)> {
+        self.recent.range((
+            Bound::Included(from),
+            to.map_or(Bound::Unbounded, Bound::Excluded),
+        ))
+    }
+
+    /// Puts a fact over what is known; what it displaces among the recent facts goes to `gone`.
+    pub(super) fn lay(&mut self, key: ExtentKey, fact: Fact, gone: impl FnMut(&Fact)) {
+        let leaf = self.recent.entry(key).or_default();
+        let before = leaf.facts().len();
+        leaf.lay(fact, gone);
+        self.recent_facts = self.recent_facts + leaf.facts().len() - before;
+        let takes_space = fact.state != super::fact::State::Zero;
+        self.change(key, |occupied, _| {
+            for block in fact.block..=fact.block + fact.more {
+                occupied.set(block, takes_space);
+            }
+        });
+    }
+
+    /// Forgets recent facts of a range: tables have them now, or they are void.
+    pub(super) fn forget_recent(&mut self, from: ExtentKey, to: Option<ExtentKey>) {
+        let keys: Vec<ExtentKey> = self.recent_in(from, to).map(|(key, _)| *key).collect();
+        for key in keys {
+            if let Some(leaf) = self.recent.remove(&key) {
+                self.recent_facts -= leaf.facts().len();
+            }
+        }
+    }
+
+    /// Puts tables in place of the one that begins at `start`.
+    pub(super) fn replace(
+        &mut self,
+        start: ExtentKey,
+        tables: Vec<(ExtentKey, Table, Vec<LeafPlace>)>,
+    ) {
+        self.tables.remove(&start);
+        for (first, table, places) in tables {
+            self.tables
+                .insert(first, Rc::new(OpenTable::new(table, &places)));
+        }
+    }
+
+    /// Nothing of a range takes space any more.
+    pub(super) fn release(&mut self, from: ExtentKey, to: Option<ExtentKey>) {
+        let range = (
+            Bound::Included(from),
+            to.map_or(Bound::Unbounded, Bound::Excluded),
+        );
+        let mut keys: BTreeSet<ExtentKey> = self.occupied.range(range).map(|(k, _)| *k).collect();
+        keys.extend(self.promised.range(range).map(|(key, _)| *key));
+        for key in keys {
+            self.change(key, |occupied, promised| {
+                *occupied = Blocks::default();
+                *promised = Blocks::default();
+            });
+        }
+    }
+
+    /// Sets what a table's directory says is occupied.
+    pub(super) fn occupy(&mut self, key: ExtentKey, blocks: Blocks) {
+        self.change(key, |occupied, _| *occupied = blocks);
+    }
+
+    /// Sets which blocks the journal will bring.
+    pub(super) fn promise(&mut self, key: ExtentKey, blocks: Blocks) {
+        self.change(key, |_, promised| *promised = blocks);
+    }
+
+    fn change(&mut self, key: ExtentKey, change: impl FnOnce(&mut Blocks, &mut Blocks)) {
+        let mut occupied = self.occupied.get(&key).copied().unwrap_or_default();
+        let mut promised = self.promised.get(&key).copied().unwrap_or_default();
+        self.claimed -= occupied.union(&promised).count();
+        self.occupied_blocks -= occupied.count();
+        change(&mut occupied, &mut promised);
+        self.claimed += occupied.union(&promised).count();
+        self.occupied_blocks += occupied.count();
+        put(&mut self.occupied, key, occupied);
+        put(&mut self.promised, key, promised);
+    }
+
+    /// Blocks that take space, or will.
+    pub(super) fn claimed(&self) -> u64 {
+        self.claimed
+    }
+
+    pub(super) fn occupied_blocks(&self) -> u64 {
+        self.occupied_blocks
+    }
+
+    /// Whether a block takes space, or will.
+    pub(super) fn is_claimed(&self, key: ExtentKey, block: u8) -> bool {
+        let has = |blocks: &BTreeMap<ExtentKey, Blocks>| {
+            blocks.get(&key).is_some_and(|found| found.contains(block))
+        };
+        has(&self.occupied) || has(&self.promised)
+    }
+
+    pub(super) fn promised(&self, key: ExtentKey) -> Blocks {
+        self.promised.get(&key).copied().unwrap_or_default()
+    }
+
+    /// Extents of a slice with promised blocks.
+    pub(super) fn promised_extents(&self, slice: SliceKey) -> Vec<u32> {
+        let first = ExtentKey { slice, extent: 0 };
+        let last = ExtentKey {
+            slice,
+            extent: u32::MAX,
+        };
+        self.promised
+            .range(first..=last)
+            .map(|(key, _)| key.extent)
+            .collect()
+    }
+
+    /// The table responsible for a key, with the key at which its range begins.
+    pub(super) fn table_of(&self, key: ExtentKey) -> Option<(ExtentKey, Rc<OpenTable>)> {
+        let (start, table) = self.tables.range(..=key).next_back()?;
+        Some((*start, table.clone()))
+    }
+
+    /// Where the range of the table that begins at `start` ends.
+    pub(super) fn range_end(&self, start: ExtentKey) -> Option<ExtentKey> {
+        let after = (Bound::Excluded(start), Bound::Unbounded);
+        self.tables.range(after).next().map(|(key, _)| *key)
+    }
+
+    /// Where ranges of tables begin; the first at the lowest key.
+    pub(super) fn range_starts(&self) -> BTreeSet<ExtentKey> {
+        let mut starts: BTreeSet<ExtentKey> = self.tables.keys().copied().collect();
+        starts.insert(ExtentKey::LOWEST);
+        starts
+    }
+
+    /// Extents of a slice from `from` on of which something is known; of those in tables only
+    /// the ones with a change after `after`.
+    pub(super) fn changed_extents(&self, slice: SliceKey, from: u32, after: Seq) -> BTreeSet<u32> {
+        let first = ExtentKey {
+            slice,
+            extent: from,
+        };
+        let last = ExtentKey {
+            slice,
+            extent: u32::MAX,
+        };
+        let recent = self.recent.range(first..=last).map(|(key, _)| key.extent);
+        let mut extents: BTreeSet<u32> = recent.collect();
+        let start = self.table_of(first).map_or(first, |(start, _)| start);
+        for table in self.tables.range(start..=last).map(|(_, table)| table) {
+            let begin = table.leaves.partition_point(|leaf| leaf.key < first);
+            let changed = table.leaves[begin..]
+                .iter()
+                .take_while(|leaf| leaf.key <= last)
+                .filter(|leaf| leaf.seq_max > after);
+            extents.extend(changed.map(|leaf| leaf.key.extent));
+        }
+        extents
+    }
+
+    /// Slices of which anything is known.
+    pub(super) fn slices(&self) -> BTreeSet<SliceKey> {
+        let mut slices: BTreeSet<SliceKey> = self.recent.keys().map(|key| key.slice).collect();
+        for table in self.tables.values() {
+            slices.extend(table.table.slices.iter().copied());
+        }
+        slices
+    }
+}
+
+fn put(map: &mut BTreeMap<ExtentKey, Blocks>, key: ExtentKey, blocks: Blocks) {
+    if blocks.is_empty() {
+        map.remove(&key);
+    } else {
+        map.insert(key, blocks);
+    }
+}
+
+/// Leaves read from tables, the ones used last. Two generations: what was not used while one
+/// filled is gone.
+#[derive(Default)]
+pub(super) struct LeafCache {
+    young: BTreeMap<(u64, ExtentKey), Rc<Leaf>>,
+    old: BTreeMap<(u64, ExtentKey), Rc<Leaf>>,
+    young_facts: usize,
+}
+
+/// Facts in one generation of the cache: about 10 MiB each.
+const CACHED_FACTS: usize = 256 * 1024;
+
+impl LeafCache {
+    pub(super) fn get(&mut self, run: u64, key: ExtentKey) -> Option<Rc<Leaf>> {
+        if let Some(leaf) = self.young.get(&(run, key)) {
+            return Some(leaf.clone());
+        }
+        let leaf = self.old.remove(&(run, key))?;
+        self.insert(run, key, leaf.clone());
+        Some(leaf)
+    }
+
+    pub(super) fn insert(&mut self, run: u64, key: ExtentKey, leaf: Rc<Leaf>) {
+        self.young_facts += leaf.facts().len();
+        self.young.insert((run, key), leaf);
+        if self.young_facts > CACHED_FACTS {
+            self.old = std::mem::take(&mut self.young);
+            self.young_facts = 0;
+        }
+    }
+}
+
+const _: () = assert!(PAYLOAD_BYTES > 0 && EXTENT_BLOCKS == 256);

@@ -1,0 +1,362 @@
+//! How recent facts become tables, and how deltas and map segments are given up.
+//!
+//! A *pass* visits every table once: its leaves and the recent facts of its range are merged
+//! into new tables, which replace it in one edit. When the last range is done, no delta that was
+//! there when the pass began is needed any more. A crash in between costs nothing: each table
+//! says up to which delta it is complete.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use holdfast_runtime::{DiskError, PAGE_BYTES};
+
+use super::draft::Draft;
+use super::fact::{ExtentKey, Leaf};
+use super::layout::{Change, Cleared, Kind, Piece, Table};
+use super::map::{OpenTable, pages_of};
+use super::run::{self, LeafPlace, PAYLOAD_BYTES, Stream};
+use super::{Home, forget};
+use crate::encoding::FieldReader;
+
+/// Bytes of leaves in one table: what a merge reads and writes at least.
+const TABLE_BYTES: usize = 512 << 10;
+/// More deltas than this are made one.
+const DELTAS_MAX: usize = 64;
+/// Recent facts that memory holds at most: some 60 MiB.
+const RECENT_FACTS_MAX: u64 = 1 << 20;
+const RECENT_FACTS_MIN: u64 = 512;
+
+/// A pass under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pass {
+    next: ExtentKey,
+    /// The newest delta when it began.
+    through: u64,
+}
+
+/// What replaces a table.
+struct Merged {
+    start: ExtentKey,
+    tables: Vec<(ExtentKey, Table, Vec<LeafPlace>)>,
+}
+
+impl Home {
+    /// Does one step of what keeps the map small, if one is due. The caller holds the lock of
+    /// the home's writers. Returns whether there is more to do.
+    pub(crate) async fn tidy_map(&self) -> Result<bool, DiskError> {
+        if let Some(pass) = self.merging.get() {
+            self.continue_pass(pass).await?;
+            return Ok(true);
+        }
+        let capacity = self.usage().capacity_blocks;
+        let limit = (capacity / 8).clamp(RECENT_FACTS_MIN, RECENT_FACTS_MAX);
+        if self.map.borrow().recent_facts() as u64 > limit {
+            self.begin_pass().await?;
+            return Ok(true);
+        }
+        if self.manifest.with(|layout| layout.deltas.len()) > DELTAS_MAX {
+            self.join_deltas().await?;
+            return Ok(true);
+        }
+        if let Some(segment) = self.sparse_map_segment() {
+            self.empty_map_segment(segment).await?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// Runs a whole pass: afterwards every segment's count says what is really needed.
+    pub(super) async fn merge_all(&self) -> Result<(), DiskError> {
+        while let Some(pass) = self.merging.get() {
+            self.continue_pass(pass).await?;
+        }
+        self.begin_pass().await?;
+        while let Some(pass) = self.merging.get() {
+            self.continue_pass(pass).await?;
+        }
+        Ok(())
+    }
+
+    async fn begin_pass(&self) -> Result<(), DiskError> {
+        let newest = self.newest_delta();
+        self.continue_pass(Pass {
+            next: ExtentKey::LOWEST,
+            through: newest,
+        })
+        .await
+    }
+
+    fn newest_delta(&self) -> u64 {
+        self.manifest
+            .with(|layout| layout.deltas.last().map_or(0, |delta| delta.run))
+    }
+
+    async fn continue_pass(&self, pass: Pass) -> Result<(), DiskError> {
+        let (start, end, any) = {
+            let map = self.map.borrow();
+            let start = map.range_starts().range(..=pass.next).next_back().copied();
+            let start = start.unwrap_or(ExtentKey::LOWEST);
+            let end = map.range_end(start);
+            (start, end, map.recent_in(start, end).next().is_some())
+        };
+        if any {
+            self.merge_range(start, end).await?;
+        }
+        match end {
+            Some(next) => self.merging.set(Some(Pass { next, ..pass })),
+            None => {
+                let mut draft = Draft::new(self);
+                self.drop_deltas(&mut draft, pass.through);
+                draft.commit().await?;
+                self.merging.set(None);
+            }
+        }
+        Ok(())
+    }
+
+    fn drop_deltas(&self, draft: &mut Draft<'_>, through: u64) {
+        let dropped = self.manifest.with(|layout| {
+            let gone = layout.deltas.iter().filter(|delta| delta.run <= through);
+            gone.map(|delta| delta.pieces.clone()).collect::<Vec<_>>()
+        });
+        if dropped.is_empty() {
+            return;
+        }
+        for pieces in dropped {
+            draft.forget_run(&pieces);
+        }
+        draft.change(Change::DeltasDropped { through });
+    }
+
+    /// Replaces the table of a range by tables with what is known now.
+    async fn merge_range(&self, start: ExtentKey, end: Option<ExtentKey>) -> Result<(), DiskError> {
+        let mut draft = Draft::new(self);
+        let mut leaves = self.table_leaves(start).await;
+        let recent: Vec<(ExtentKey, Leaf)> = {
+            let map = self.map.borrow();
+            map.recent_in(start, end)
+                .map(|(key, leaf)| (*key, leaf.clone()))
+                .collect()
+        };
+        for (key, new) in recent {
+            let leaf = leaves.entry(key).or_default();
+            for fact in new.facts() {
+                leaf.lay(*fact, |gone| {
+                    // The same fact may stand in both after a restart in the middle of a pass.
+                    if gone.place != fact.place {
+                        forget(&mut draft, gone);
+                    }
+                });
+            }
+        }
+        let merged = self.write_tables(&mut draft, start, &leaves, self.newest_delta())?;
+        draft.commit().await?;
+        let mut map = self.map.borrow_mut();
+        map.replace(merged.start, merged.tables);
+        map.forget_recent(start, end);
+        Ok(())
+    }
+
+    /// The leaves of the table that begins at `start`; those that cannot be read are lost.
+    async fn table_leaves(&self, start: ExtentKey) -> BTreeMap<ExtentKey, Leaf> {
+        let table = self.map.borrow().tables.get(&start).cloned();
+        let Some(table) = table else {
+            return BTreeMap::new();
+        };
+        let run = table.table.run;
+        let pages = pages_of(&table.table.pieces, 0, table.table.leaf_pages);
+        if let Some(bytes) = self.read_run(&pages).await
+            && let Some(stream) = run::joined(self.identity, run, 0, &bytes)
+        {
+            let mut reader = FieldReader::new(&stream);
+            let leaves: BTreeMap<_, _> =
+                std::iter::from_fn(|| run::next_leaf(&mut reader)).collect();
+            if leaves.keys().copied().eq(table.keys()) {
+                return leaves;
+            }
+        }
+        let mut leaves = BTreeMap::new();
+        for key in table.keys() {
+            let found = self.table_leaf(start, &table, key).await.flatten();
+            let leaf = found.map_or_else(Leaf::lost, |leaf| (*leaf).clone());
+            leaves.insert(key, leaf);
+        }
+        leaves
+    }
+
+    /// Adds tables of these leaves to a draft, the first of them at `start`.
+    fn write_tables(
+        &self,
+        draft: &mut Draft<'_>,
+        start: ExtentKey,
+        leaves: &BTreeMap<ExtentKey, Leaf>,
+        merged_through: u64,
+    ) -> Result<Merged, DiskError> {
+        let mut tables = Vec::new();
+        let mut stream = Stream::default();
+        for (key, leaf) in leaves {
+            if stream.bytes() >= TABLE_BYTES {
+                let first = if tables.is_empty() {
+                    start
+                } else {
+                    stream.places[0].key
+                };
+                tables.push((first, std::mem::take(&mut stream)));
+            }
+            if !leaf.is_empty() {
+                stream.push(*key, leaf);
+            }
+        }
+        if !stream.is_empty() {
+            let first = if tables.is_empty() {
+                start
+            } else {
+                stream.places[0].key
+            };
+            tables.push((first, stream));
+        }
+        let old = self.map.borrow().tables.get(&start).cloned();
+        if let Some(old) = old {
+            draft.forget_run(&old.table.pieces);
+            draft.change(Change::TableRemoved(start));
+        }
+        let next_run = self.manifest.with(|layout| layout.next_run);
+        let mut written = Vec::new();
+        for ((first, stream), run) in tables.into_iter().zip(next_run..) {
+            let mut pages = stream.pages(self.identity, run).to_vec();
+            let leaf_pages = (pages.len() / PAGE_BYTES) as u32;
+            pages.extend_from_slice(&stream.directory(self.identity, run));
+            let table = Table {
+                run,
+                pieces: draft.run_pages(&pages)?,
+                leaf_pages,
+                leaves: stream.places.len() as u32,
+                slices: stream.slices(),
+                merged_through,
+            };
+            draft.change(Change::TableAdded(first, table.clone()));
+            written.push((first, table, stream.places));
+        }
+        Ok(Merged {
+            start,
+            tables: written,
+        })
+    }
+
+    /// Writes all recent facts as one delta in place of all deltas.
+    async fn join_deltas(&self) -> Result<(), DiskError> {
+        let through = self.newest_delta();
+        let leaves: BTreeMap<ExtentKey, Leaf> = {
+            let map = self.map.borrow();
+            let recent = map.recent_in(ExtentKey::LOWEST, None);
+            recent.map(|(key, leaf)| (*key, leaf.clone())).collect()
+        };
+        let mut draft = Draft::new(self);
+        self.drop_deltas(&mut draft, through);
+        self.add_delta(&mut draft, &leaves)?;
+        draft.commit().await
+    }
+
+    /// A map segment that is mostly unused, if map segments take much more than they should.
+    fn sparse_map_segment(&self) -> Option<u32> {
+        let whole = u64::from(self.manifest.geometry.segment_pages);
+        self.manifest.with(|layout| {
+            let maps = layout
+                .segments
+                .iter()
+                .zip(0..)
+                .filter(|(segment, _)| segment.kind == Some(Kind::Map) && segment.sealed);
+            let (count, live) = maps
+                .clone()
+                .fold((0u64, 0u64), |(count, live), (segment, _)| {
+                    (count + 1, live + u64::from(segment.live))
+                });
+            if count <= 2 * live.div_ceil(whole) + 4 {
+                return None;
+            }
+            maps.min_by_key(|(segment, _)| segment.live)
+                .map(|(_, number)| number)
+        })
+    }
+
+    /// Moves what is needed of a map segment elsewhere.
+    async fn empty_map_segment(&self, segment: u32) -> Result<(), DiskError> {
+        let inside = |pieces: &[Piece]| pieces.iter().any(|piece| piece.segment == segment);
+        let (tables, delta) = self.manifest.with(|layout| {
+            let tables = layout
+                .tables
+                .iter()
+                .filter(|(_, table)| inside(&table.pieces));
+            let keys: Vec<ExtentKey> = tables.map(|(key, _)| *key).collect();
+            (
+                keys,
+                layout.deltas.iter().any(|delta| inside(&delta.pieces)),
+            )
+        });
+        if delta {
+            self.join_deltas().await?;
+        }
+        for start in tables {
+            let end = self.map.borrow().range_end(start);
+            self.merge_range(start, end).await?;
+        }
+        Ok(())
+    }
+
+    /// Forgets all facts of a volume, durably, and frees their space. The caller holds the lock
+    /// of the home's writers.
+    pub(crate) async fn clear_volume(&self, volume: u64) -> Result<(), DiskError> {
+        let first = ExtentKey::first_of(volume);
+        let end = volume.checked_add(1).map(ExtentKey::first_of);
+        // A pass would go on at keys that may be gone.
+        while let Some(pass) = self.merging.get() {
+            self.continue_pass(pass).await?;
+        }
+        let ranges: Vec<(ExtentKey, Rc<OpenTable>)> = {
+            let map = self.map.borrow();
+            let tables = map.tables.iter();
+            tables
+                .filter(|(_, table)| table.table.slices.iter().any(|s| s.volume == volume))
+                .map(|(key, table)| (*key, table.clone()))
+                .collect()
+        };
+        for (start, _) in ranges {
+            let mut draft = Draft::new(self);
+            let mut leaves = self.table_leaves(start).await;
+            leaves.retain(|key, leaf| {
+                let stays = key.slice.volume != volume;
+                if !stays {
+                    leaf.facts()
+                        .iter()
+                        .for_each(|fact| forget(&mut draft, fact));
+                }
+                stays
+            });
+            // Other volumes' recent facts of this range are not merged: they stay recent.
+            let merged_through = self.map.borrow().tables[&start].table.merged_through;
+            let merged = self.write_tables(&mut draft, start, &leaves, merged_through)?;
+            draft.commit().await?;
+            self.map.borrow_mut().replace(merged.start, merged.tables);
+        }
+        let mut draft = Draft::new(self);
+        {
+            let map = self.map.borrow();
+            for (_, leaf) in map.recent_in(first, end) {
+                leaf.facts()
+                    .iter()
+                    .for_each(|fact| forget(&mut draft, fact));
+            }
+        }
+        draft.change(Change::VolumeCleared(Cleared {
+            volume,
+            through: self.newest_delta(),
+        }));
+        draft.commit().await?;
+        let mut map = self.map.borrow_mut();
+        map.forget_recent(first, end);
+        map.release(first, end);
+        Ok(())
+    }
+}
+
+const _: () = assert!(TABLE_BYTES + 64 * 1024 < u32::MAX as usize && PAYLOAD_BYTES < PAGE_BYTES);
