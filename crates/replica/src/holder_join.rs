@@ -64,7 +64,8 @@ impl Holder {
         let limit = changed.limit.clamp(1, 1024) as usize;
         let found = self
             .store
-            .changed_since(slice, Seq(changed.after), changed.from_block, limit);
+            .changed_since(slice, Seq(changed.after), changed.from_block, limit)
+            .await;
         let complete = found.len() < limit;
         let numbers: Vec<u32> = found.iter().map(|(block, _, _)| *block).collect();
         let copied = self

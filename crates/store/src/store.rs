@@ -428,6 +428,22 @@ impl Store {
         self.inner.home.map_bytes()
     }
 
+    /// Merges all that is known of the home into tables, for tests.
+    #[cfg(any(test, feature = "testing"))]
+    pub async fn compact(&self) -> Result<(), StoreError> {
+        let _writers = self.inner.home_writers.lock().await;
+        let merged = self.inner.home.compact().await;
+        merged.map_err(|error| self.inner.poison.set(error))
+    }
+
+    /// Collects the segments that are being filled, if they hold anything, for tests.
+    #[cfg(any(test, feature = "testing"))]
+    pub async fn collect(&self) -> Result<(), StoreError> {
+        let _writers = self.inner.home_writers.lock().await;
+        let collected = self.inner.home.collect_open().await;
+        collected.map_err(|error| self.inner.poison.set(error))
+    }
+
     /// Moves everything stable into the home.
     pub async fn flush(&self) -> Result<(), StoreError> {
         destage::flush(&self.inner).await

@@ -70,6 +70,25 @@ impl Home {
         Ok(self.free_segments() > before)
     }
 
+    /// Collects the segments with blocks that are being filled.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) async fn collect_open(&self) -> Result<(), DiskError> {
+        for kind in [Kind::Data, Kind::Cold] {
+            if let Some(number) = self.open_segment(kind) {
+                let mut draft = Draft::new(self);
+                draft.seal(number);
+                draft.commit().await?;
+                if self
+                    .manifest
+                    .with(|layout| layout.segment(number).kind.is_some())
+                {
+                    self.empty(number).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn victim(&self) -> Option<u32> {
         let whole = self.manifest.geometry.segment_pages;
         let now = self.manifest.number();
@@ -85,7 +104,7 @@ impl Home {
                         Some(Kind::Map) | None => false,
                     };
                     let gain = u64::from(whole - segment.live.min(whole));
-                let least = GAIN_PAGES_MIN.max(u64::from(whole) * GAIN_PERCENT_MIN / 100);
+                    let least = GAIN_PAGES_MIN.max(u64::from(whole) * GAIN_PERCENT_MIN / 100);
                     blocks && !broken.contains(number) && gain > least
                 });
             candidates

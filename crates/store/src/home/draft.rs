@@ -204,6 +204,12 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// Nothing is added to a segment any more.
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn seal(&mut self, segment: u32) {
+        self.update(segment, |segment| segment.sealed = true);
+    }
+
     /// Frees a segment of which nothing is needed any more, whatever its count says.
     pub(super) fn free(&mut self, segment: u32) {
         self.freed.push(segment);

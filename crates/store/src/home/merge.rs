@@ -77,6 +77,12 @@ impl Home {
         Ok(())
     }
 
+    /// Runs a whole pass.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) async fn compact(&self) -> Result<(), DiskError> {
+        self.merge_all().await
+    }
+
     async fn begin_pass(&self) -> Result<(), DiskError> {
         let newest = self.newest_delta();
         self.continue_pass(Pass {

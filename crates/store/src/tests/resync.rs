@@ -121,12 +121,7 @@ fn changes_are_listed_in_pages_wherever_they_are() {
             .unwrap();
         store.set_stable(SLICE, Seq(6));
         let entry = |block, seq| (block, View(1), Seq(seq));
-        let all = vec![
-            entry(1, 6),
-            entry(300, 5),
-            entry(600, 3),
-            entry(900, 4),
-        ];
+        let all = vec![entry(1, 6), entry(300, 5), entry(600, 3), entry(900, 4)];
         for _ in 0..2 {
             assert_eq!(store.changed_since(SLICE, Seq(2), 0, 100).await, all);
             assert_eq!(store.changed_since(SLICE, Seq(2), 0, 2).await, all[..2]);

@@ -6,6 +6,8 @@
 // The one place of this crate that stands in for the machine.
 #![allow(clippy::disallowed_methods)]
 
+pub mod states;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -92,7 +94,21 @@ pub fn run<T, F: Future<Output = T>>(seed: u64, test: impl FnOnce(Runtime) -> F)
     })
 }
 
-type Pages = BTreeMap<u64, Box<[u8]>>;
+type Pages = BTreeMap<u64, Rc<[u8]>>;
+
+/// What happened to the disks, in order.
+#[derive(Clone)]
+pub(crate) enum Event {
+    /// A write began; from here on it may survive, in whole or in part.
+    Begun {
+        ticket: u64,
+        area: String,
+        offset: u64,
+        data: Buffer,
+    },
+    /// These writes are durable.
+    Settled(Vec<u64>),
+}
 
 struct PendingWrite {
     ticket: u64,
@@ -129,6 +145,15 @@ struct Machine {
     areas: BTreeMap<String, Area>,
     life: u64,
     next_ticket: u64,
+    events: Option<Vec<Event>>,
+}
+
+impl Machine {
+    fn note(&mut self, event: impl FnOnce() -> Event) {
+        if let Some(events) = &mut self.events {
+            events.push(event());
+        }
+    }
 }
 
 /// Disk areas in memory. Clones are handles on the same areas.
@@ -171,6 +196,46 @@ impl MemoryDirectory {
             area.fail_next_sync = false;
             area.fail_writes_after = None;
         }
+    }
+
+    /// The areas and their sizes and pages as reads see them; from here on all that happens is
+    /// recorded.
+    pub(crate) fn record(&self) -> BTreeMap<String, (u64, Pages)> {
+        let mut machine = self.machine.borrow_mut();
+        machine.events = Some(Vec::new());
+        let areas = machine.areas.iter();
+        areas
+            .map(|(name, area)| (name.clone(), (area.size_bytes, area.current.clone())))
+            .collect()
+    }
+
+    /// How much was recorded so far.
+    pub(crate) fn recorded(&self) -> usize {
+        self.machine.borrow().events.as_ref().map_or(0, Vec::len)
+    }
+
+    /// What was recorded.
+    pub(crate) fn take_events(&self) -> Vec<Event> {
+        self.machine.borrow_mut().events.take().unwrap_or_default()
+    }
+
+    /// Areas that hold just this.
+    pub(crate) fn with_areas(runtime: Runtime, areas: &BTreeMap<String, (u64, Pages)>) -> Self {
+        let directory = Self::new(runtime);
+        for (name, (size_bytes, pages)) in areas {
+            let area = Area {
+                size_bytes: *size_bytes,
+                current: pages.clone(),
+                durable: pages.clone(),
+                ..Area::default()
+            };
+            directory
+                .machine
+                .borrow_mut()
+                .areas
+                .insert(name.clone(), area);
+        }
+        directory
     }
 
     /// Ends the process: what was written stays, what was in flight is lost.
@@ -341,6 +406,12 @@ impl Disk for MemoryDisk {
             let Some(ticket) = disk.ticket() else {
                 return std::future::pending().await;
             };
+            disk.directory.machine.borrow_mut().note(|| Event::Begun {
+                ticket,
+                area: disk.name.clone(),
+                offset,
+                data: data.clone(),
+            });
             let failing = disk.directory.with(&disk.name, |area| {
                 area.writes += 1;
                 let failing = area.fail_writes_after == Some(0);
@@ -356,6 +427,10 @@ impl Disk for MemoryDisk {
             disk.work().await;
             if failing {
                 return Err(disk.failure("write", offset));
+            }
+            if disk.durable_writes {
+                let settled = || Event::Settled(vec![ticket]);
+                disk.directory.machine.borrow_mut().note(settled);
             }
             disk.directory.with(&disk.name, |area| {
                 let Area {
@@ -389,7 +464,10 @@ impl Disk for MemoryDisk {
                 }
                 area.settle(|write| complete.contains(&write.ticket));
                 Ok(())
-            })
+            })?;
+            let settled = || Event::Settled(complete);
+            disk.directory.machine.borrow_mut().note(settled);
+            Ok(())
         }
         .boxed_local()
     }
@@ -404,8 +482,8 @@ fn put(pages: &mut Pages, offset: u64, bytes: &[u8]) {
         let (part, after) = rest.split_at(rest.len().min(PAGE_BYTES - within));
         let target = pages
             .entry(page)
-            .or_insert_with(|| vec![0; PAGE_BYTES].into_boxed_slice());
-        target[within..within + part.len()].copy_from_slice(part);
+            .or_insert_with(|| Rc::from(vec![0; PAGE_BYTES]));
+        Rc::make_mut(target)[within..within + part.len()].copy_from_slice(part);
         offset += part.len() as u64;
         rest = after;
     }
