@@ -139,6 +139,14 @@ pub struct StoreUsage {
     pub home_bytes: u64,
     /// Part of it in use.
     pub home_used_bytes: u64,
+    /// Space of blocks that were overwritten or unmapped, until it is collected.
+    pub home_reclaimable_bytes: u64,
+    /// Space of the map of blocks.
+    pub home_map_bytes: u64,
+    /// Space that holds nothing.
+    pub home_free_bytes: u64,
+    /// Bytes that collecting has moved since the node's start.
+    pub home_collected_bytes: u64,
     /// Size of the journal.
     pub journal_bytes: u64,
     /// Part of it that cannot be reused yet.

@@ -50,6 +50,10 @@ pub(crate) fn own_report(node: &Node, links: &HostLinks) -> SelfReport {
         usage: StoreUsage {
             home_bytes: report.usage.home_bytes,
             home_used_bytes: report.usage.home_used_bytes,
+            home_reclaimable_bytes: report.usage.home_reclaimable_bytes,
+            home_map_bytes: report.usage.home_map_bytes,
+            home_free_bytes: report.usage.home_free_bytes,
+            home_collected_bytes: report.usage.home_collected_bytes,
             journal_bytes: report.usage.journal_bytes,
             journal_used_bytes: report.usage.journal_used_bytes,
         },
@@ -539,6 +543,10 @@ mod tests {
         let usage = StoreUsage {
             home_bytes: 1,
             home_used_bytes: 0,
+            home_reclaimable_bytes: 0,
+            home_map_bytes: 0,
+            home_free_bytes: 1,
+            home_collected_bytes: 0,
             journal_bytes: 1,
             journal_used_bytes: 0,
         };

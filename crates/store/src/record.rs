@@ -134,6 +134,8 @@ pub struct Usage {
     pub home_map_bytes: u64,
     /// Space of free segments.
     pub home_free_bytes: u64,
+    /// What collecting has moved since the store was opened.
+    pub home_collected_bytes: u64,
     /// Size of the journal's ring.
     pub journal_bytes: u64,
     /// Part of it that cannot be reused yet.

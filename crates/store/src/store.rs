@@ -389,6 +389,7 @@ impl Store {
             home_reclaimable_bytes: bytes(home.reclaimable_blocks),
             home_map_bytes: bytes(home.map_blocks),
             home_free_bytes: bytes(home.free_blocks),
+            home_collected_bytes: self.inner.home.collected_bytes(),
             journal_bytes,
             journal_used_bytes,
         }

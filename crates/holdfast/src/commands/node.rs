@@ -72,6 +72,7 @@ pub(crate) fn show(args: &ShowNodeArgs) -> Result<(), Failure> {
             "used",
             usage(&node, |usage| (usage.home_used_bytes, usage.home_bytes)),
         ),
+        ("reclaimable", reclaimable(&node)),
         (
             "journal",
             usage(&node, |usage| {
@@ -95,6 +96,14 @@ fn links(node: &NodeStatus) -> String {
             format!("{up} of {}", node.links.len())
         }
     }
+}
+
+/// What was overwritten or unmapped and comes back when segments are collected.
+fn reclaimable(node: &NodeStatus) -> String {
+    let usage = node.usage.as_ref();
+    usage.map_or("unknown".into(), |usage| {
+        show_size(usage.home_reclaimable_bytes)
+    })
 }
 
 fn usage(node: &NodeStatus, part: impl Fn(&StoreUsage) -> (u64, u64)) -> String {

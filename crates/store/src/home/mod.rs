@@ -148,10 +148,6 @@ impl Home {
     }
 
     /// The leaf of an extent in a table; `None` if the table is no longer in use.
-    #[expect(
-        clippy::option_option,
-        reason = "stale, absent and found are three answers"
-    )]
     async fn table_leaf(
         &self,
         start: ExtentKey,

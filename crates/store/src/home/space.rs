@@ -59,7 +59,7 @@ impl Home {
         usage.free_blocks / u64::from(self.manifest.geometry.segment_pages)
     }
 
-    /// Bytes written for each block that moved out of the way of a collection.
+    /// Bytes that collecting has moved since the home was opened.
     pub(crate) fn collected_bytes(&self) -> u64 {
         self.collected.get() * PAGE_BYTES as u64
     }

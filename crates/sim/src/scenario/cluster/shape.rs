@@ -132,6 +132,7 @@ fn draw_nemesis(random: &Random, mood: Mood, nodes: usize, damage: bool) -> Neme
     if damage {
         nemesis.weights.insert(FaultClass::Corruption, 2);
         nemesis.weights.insert(FaultClass::UnreadablePage, 1);
+        nemesis.weights.insert(FaultClass::MisplacedWrite, 1);
     }
     match mood {
         Mood::Hostile => {
