@@ -105,14 +105,9 @@ impl Inner {
         let found: Vec<Option<Found>> = (first_block..first_block + blocks)
             .map(|block| self.newest_stable(slice, block))
             .collect();
-        if let [
-            Some(Found {
-                source: Source::Memory(data),
-                ..
-            }),
-        ] = found.as_slice()
-        {
-            return Ok(data.clone());
+        if let [single] = found.as_slice() {
+            let data = self.block(slice, first_block, single.clone()).await?;
+            return Ok(data.unwrap_or_else(|| Bytes::from_static(&[0; BLOCK_BYTES])));
         }
         if let Some(whole) = self.read_run(slice, first_block, &found).await? {
             return Ok(whole);
@@ -204,15 +199,16 @@ impl Inner {
                 Source::Unknown => return Err(StoreError::Damaged { slice, block }),
                 Source::Home { physical, entry } => {
                     let read = self.home.read(*physical, block % EXTENT_BLOCKS, 1).await;
-                    if let Ok(bytes) = &read
-                        && matches(slice, block, *entry, bytes)
-                    {
-                        return Ok(Some(Bytes::from(bytes.clone())));
-                    }
+                    let cause = match read {
+                        Ok(bytes) if matches(slice, block, *entry, &bytes) => {
+                            return Ok(Some(Bytes::from(bytes)));
+                        }
+                        Ok(_) => None,
+                        Err(error) => Some(error),
+                    };
                     let now = self.newest_stable(slice, block);
                     if now == found {
                         self.damaged.set(true);
-                        let cause = read.err();
                         tracing::warn!(?slice, block, ?cause, "a block of the home is damaged");
                         return Err(StoreError::Damaged { slice, block });
                     }
