@@ -152,11 +152,12 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let micros = |quantile| latency.quantile(quantile).as_secs_f64() * 1e6;
     println!(
         "{{\"ios\":{ios},\"seconds\":{:.3},\"iops\":{:.0},\"p50_us\":{:.1},\"p99_us\":{:.1},\
-         \"cpu_ticks\":{}}}",
+         \"max_us\":{:.1},\"cpu_ticks\":{}}}",
         elapsed.as_secs_f64(),
         ios as f64 / elapsed.as_secs_f64(),
         micros(0.5),
         micros(0.99),
+        latency.max().as_secs_f64() * 1e6,
         after - before,
     );
     Ok(())
