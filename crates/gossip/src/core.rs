@@ -21,7 +21,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::anti_entropy::{self, Directory, PublishError, Published};
 use crate::codec::{Codec, Identity, screen};
 use crate::health::{Health, HealthChange, Proof, Status};
-use crate::options::Options;
+use crate::options::{Options, RUMOUR_PERIOD};
 
 /// First byte of a datagram.
 const VERSION: u8 = 1;
@@ -101,6 +101,8 @@ pub struct Core {
     /// By deadline, then in the order of arrival.
     timers: BTreeMap<(Instant, u64), Timer>,
     timers_set: u64,
+    /// foca's timer for spreading rumours, while there are none to spread.
+    rumour_timer: Option<foca::Timer<Identity>>,
     wake_at: Option<Instant>,
 }
 
@@ -132,6 +134,7 @@ impl Core {
             exchange_turn: Vec::new(),
             timers: BTreeMap::new(),
             timers_set: 0,
+            rumour_timer: None,
             wake_at: None,
             options,
         };
@@ -164,6 +167,11 @@ impl Core {
             Event::Tick => self.on_tick(now, &mut outbox, &mut commands),
         }
         self.take(now, outbox, &mut commands);
+        if self.foca.updates_backlog() > 0
+            && let Some(timer) = self.rumour_timer.take()
+        {
+            self.set_timer(now + RUMOUR_PERIOD, Timer::Foca(timer));
+        }
         self.refresh_health(now, &mut commands);
         self.ask_to_wake(&mut commands);
         commands
@@ -380,7 +388,11 @@ impl Core {
 
     fn take(&mut self, now: Instant, outbox: Outbox, commands: &mut Vec<Command>) {
         for (after, timer) in outbox.timers {
-            self.set_timer(now + after, Timer::Foca(timer));
+            match timer {
+                // A node without news does not wake up to find that out.
+                foca::Timer::PeriodicGossip(_) => self.rumour_timer = Some(timer),
+                timer => self.set_timer(now + after, Timer::Foca(timer)),
+            }
         }
         for (to, bytes) in outbox.datagrams {
             if self.peers.contains(&to) {

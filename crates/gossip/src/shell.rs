@@ -161,7 +161,7 @@ async fn keep_time(gossip: Weak<Gossip>, runtime: Runtime, woken: Rc<Notify>) {
             gossip.wake_at.get()
         };
         let earlier = pin!(woken.notified());
-        let due = select(runtime.sleep_until(deadline), earlier).await;
+        let due = select(runtime.sleep_roughly_until(deadline), earlier).await;
         let Some(gossip) = gossip.upgrade() else {
             return;
         };

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 /// Size and alignment of every disk transfer, in bytes.
 pub const PAGE_BYTES: usize = 4096;
@@ -28,7 +28,7 @@ impl Buffer {
             "a disk buffer holds whole pages, not {len} bytes"
         );
         Self {
-            pages: vec![Page([0; PAGE_BYTES]); len / PAGE_BYTES],
+            pages: Page::new_vec_zeroed(len / PAGE_BYTES).expect("memory for a disk transfer"),
         }
     }
 

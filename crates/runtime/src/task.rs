@@ -9,6 +9,10 @@ use futures::future::LocalBoxFuture;
 
 use crate::time::Instant;
 
+/// Rough sleeps of a node end at common moments this far apart, so that what is done regularly
+/// shares wake-ups: they, and not the work, are what an idle node costs.
+pub const SHARED_WAKE: Duration = Duration::from_millis(64);
+
 /// What a runtime has to provide. The host and the simulator implement it.
 pub trait Backend {
     /// The node's monotonic clock.
@@ -17,6 +21,10 @@ pub trait Backend {
     fn unix_time_ms(&self) -> u64;
     /// Resolves at `deadline` or soon after.
     fn sleep_until(&self, deadline: Instant) -> LocalBoxFuture<'static, ()>;
+    /// Resolves at `deadline` or up to [`SHARED_WAKE`] later, together with others if it can.
+    fn sleep_roughly_until(&self, deadline: Instant) -> LocalBoxFuture<'static, ()> {
+        self.sleep_until(deadline)
+    }
     /// Runs `future` on this thread until it ends or its task is aborted.
     fn spawn(&self, name: &'static str, future: LocalBoxFuture<'static, ()>) -> Task;
     /// 64 random bits; seeded in the simulator, from the operating system on a host.
@@ -73,6 +81,17 @@ impl Runtime {
     /// Resolves at `deadline`.
     pub fn sleep_until(&self, deadline: Instant) -> LocalBoxFuture<'static, ()> {
         self.backend.sleep_until(deadline)
+    }
+
+    /// Resolves after `duration`, at most [`SHARED_WAKE`] late: for what is done regularly and
+    /// need not be punctual.
+    pub fn sleep_roughly(&self, duration: Duration) -> LocalBoxFuture<'static, ()> {
+        self.backend.sleep_roughly_until(self.now() + duration)
+    }
+
+    /// Resolves at `deadline`, at most [`SHARED_WAKE`] late.
+    pub fn sleep_roughly_until(&self, deadline: Instant) -> LocalBoxFuture<'static, ()> {
+        self.backend.sleep_roughly_until(deadline)
     }
 
     /// Runs `future` for at most `duration`; `None` says that the time ran out first.

@@ -121,14 +121,9 @@ impl Inner {
             });
         }
         let found = self.newest_stable_of(slice, first_block, blocks).await;
-        if let [
-            Some(Found {
-                source: Source::Memory(data),
-                ..
-            }),
-        ] = found.as_slice()
-        {
-            return Ok(data.clone());
+        if let [single] = found.as_slice() {
+            let data = self.block(slice, first_block, single.clone()).await?;
+            return Ok(data.unwrap_or_else(|| Bytes::from_static(&[0; BLOCK_BYTES])));
         }
         if let Some(whole) = self.read_run(slice, first_block, &found).await? {
             return Ok(whole);
@@ -206,17 +201,17 @@ impl Inner {
                 Source::Unknown => return Err(StoreError::Damaged { slice, block }),
                 Source::Home(fact) => {
                     let read = self.home.read(fact.place.page, 1).await;
-                    let read = match read {
+                    let cause = match read {
                         Ok(bytes) if matches(slice, block, fact, &bytes) => {
                             return Ok(Some(Bytes::from(bytes)));
                         }
-                        read => read,
+                        Ok(_) => None,
+                        Err(error) => Some(error),
                     };
                     let now = self.newest_stable(slice, block).await;
                     if now == found {
                         self.damaged.set(true);
                         self.bad.borrow_mut().insert((slice, block));
-                        let cause = read.err();
                         tracing::warn!(?slice, block, ?cause, "a block of the home is damaged");
                         return Err(StoreError::Damaged { slice, block });
                     }

@@ -34,6 +34,7 @@ impl Owner {
         if self.phase.get() != Phase::Open || self.draining.get() || io.view != self.view.0 {
             return ended(IoStatus::NotOwner);
         }
+        self.note_use();
         if io.kind() == IoKind::Settle {
             return ended(self.settle(io.reservation_revision).await);
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::join_all;
 use holdfast_replica::{LEASE, messages};
+use holdfast_runtime::task::SHARED_WAKE;
 use holdfast_runtime::{NodeId, Service};
 use holdfast_wire::replica::{Lease, ReplicaReply, VolumeView, replica_request};
 use prost::Message;
@@ -15,21 +16,40 @@ use prost::Message;
 use crate::owner::{Owner, Phase};
 
 /// A lease outlives two lost renewals.
-const RENEW_EVERY: Duration = Duration::from_millis(450);
+const RENEW_EVERY: Duration = Duration::from_millis(430);
 
-const _: () = assert!(RENEW_EVERY.as_millis() * 3 <= LEASE.as_millis());
+const _: () = assert!((RENEW_EVERY.as_millis() + SHARED_WAKE.as_millis()) * 3 <= LEASE.as_millis());
+
+/// An owner that nobody has asked for anything for so long lets its leases run out, and gets
+/// new ones, in one round trip, when it is asked again: idle volumes cost nothing.
+const IDLE_AFTER: Duration = Duration::from_secs(5);
 
 impl Owner {
-    /// Renews the leases until the owner closes.
+    /// Renews the leases while the volume is in use, until the owner closes.
     pub(crate) async fn keep_leases(self: Rc<Self>) {
         let local = self.context.node();
         while self.phase.get() == Phase::Open {
+            let wanted = self.lease_wanted.notified();
+            let idle = (self.context.runtime.now()).saturating_since(self.used.get());
+            if idle >= IDLE_AFTER {
+                wanted.await;
+                continue;
+            }
             self.note_space(local, self.context.holder.spare_bytes());
             for node in self.lease_givers() {
                 let owner = self.clone();
                 self.spawn("owner-lease", async move { owner.renew_lease(node).await });
             }
-            self.context.runtime.sleep(RENEW_EVERY).await;
+            self.context.runtime.sleep_roughly(RENEW_EVERY).await;
+        }
+    }
+
+    /// The volume is in use: it needs leases, and news of the copies' space.
+    pub(crate) fn note_use(&self) {
+        let now = self.context.runtime.now();
+        let idle = now.saturating_since(self.used.replace(now));
+        if idle >= IDLE_AFTER {
+            self.lease_wanted.notify_waiters();
         }
     }
 

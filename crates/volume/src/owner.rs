@@ -95,6 +95,10 @@ pub struct Owner {
     /// When each node's lease ends, by this node's clock.
     pub(crate) leases: RefCell<BTreeMap<NodeId, Instant>>,
     pub(crate) lease_granted: Notify,
+    /// When the volume was last asked for anything.
+    pub(crate) used: Cell<Instant>,
+    /// Wakes the task that renews leases out of its rest.
+    pub(crate) lease_wanted: Notify,
     /// Lowest operation under way, by portal.
     pub(crate) floors: RefCell<BTreeMap<u64, u64>>,
     /// Operations under way, with those who asked for the same one again.
@@ -128,6 +132,8 @@ impl Owner {
             slices: RefCell::default(),
             leases: RefCell::default(),
             lease_granted: Notify::new(),
+            used: Cell::new(context.runtime.now()),
+            lease_wanted: Notify::new(),
             floors: RefCell::default(),
             running: RefCell::default(),
             in_flight: Semaphore::new(IN_FLIGHT_KIB as usize),

@@ -19,6 +19,7 @@ mod process;
 mod processes;
 mod simulator;
 mod steps;
+mod targets;
 mod tidy;
 
 use std::path::Path;
@@ -71,7 +72,10 @@ enum Command {
     /// Every conformance test of libiscsi against a served demo: up to twenty minutes.
     Conformance(conformance::Options),
     /// Measures this machine: disk and link latency, then load against a served demo.
+    #[command(args_conflicts_with_subcommands = true)]
     Bench {
+        #[command(subcommand)]
+        what: Option<BenchCommand>,
         /// A directory on the disk to measure.
         #[arg(long, default_value = "target")]
         directory: std::path::PathBuf,
@@ -88,6 +92,12 @@ enum Command {
         #[arg(long)]
         cpu_percent_max: Option<f64>,
     },
+}
+
+#[derive(Subcommand)]
+enum BenchCommand {
+    /// One node against Debian's tgt: 4 KiB at random, on memory, in turns. Takes two minutes.
+    Targets(targets::Options),
 }
 
 #[derive(Clone, Copy, Default, ValueEnum)]
@@ -175,7 +185,15 @@ fn run(command: Command) -> anyhow::Result<()> {
             }
         }
         Command::Conformance(options) => conformance::run(&options),
-        Command::Bench { directory, seconds } => bench::run_all(&directory, seconds),
+        Command::Bench {
+            what: Some(BenchCommand::Targets(options)),
+            ..
+        } => targets::bench(&options),
+        Command::Bench {
+            what: None,
+            directory,
+            seconds,
+        } => bench::run_all(&directory, seconds),
         Command::Idle {
             seconds,
             cpu_percent_max,

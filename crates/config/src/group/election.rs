@@ -20,6 +20,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use holdfast_runtime::task::SHARED_WAKE;
 use holdfast_runtime::{Instant, NodeId, Rpc, Runtime};
 use openraft::ServerState;
 use serde::{Deserialize, Serialize};
@@ -117,6 +118,15 @@ impl<M: Machine> Elector<M> {
                 .all(|config| config.len() == 1 && config.contains(&node));
             let at_once = alone && !tried && state.is_follower();
             if !at_once && self.runtime.now() < deadline {
+                // As long as the leader speaks, all that happens at the end is a look at when it
+                // did: that shares wake-ups. The last stretch is punctual.
+                let stretch_ns = SHARED_WAKE.as_nanos() as u64;
+                let nearly = Instant::from_nanos(deadline.as_nanos().saturating_sub(stretch_ns));
+                let sleep = if self.runtime.now() < nearly {
+                    self.runtime.sleep_roughly_until(nearly)
+                } else {
+                    self.runtime.sleep_until(deadline)
+                };
                 tokio::select! {
                     biased;
                     changed = metrics.changed() => {
@@ -129,7 +139,7 @@ impl<M: Machine> Elector<M> {
                         let soon = self.runtime.now() + self.pulse.rest_of_lease();
                         deadline = deadline.min(soon + self.draw(self.timing.lease / 8));
                     }
-                    () = self.runtime.sleep_until(deadline) => {}
+                    () = sleep => {}
                 }
                 continue;
             }

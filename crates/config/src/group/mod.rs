@@ -75,7 +75,7 @@ pub struct GroupOptions {
     /// Whether an empty config log is a new node's. False for a node that has been a member:
     /// an empty log is then a lost one, and is refused.
     pub may_create: bool,
-    /// A leader speaks to each member every 1.5 of these.
+    /// A leader speaks to each member every 1.5 of these, at the node's next shared wake-up.
     pub heartbeat: Duration,
     /// Least silence after which a voter tries to replace the leader; at least three heartbeats.
     pub election_least: Duration,
@@ -91,8 +91,8 @@ impl Default for GroupOptions {
         Self {
             may_create: true,
             heartbeat: Duration::from_millis(100),
-            election_least: Duration::from_millis(300),
-            election_most: Duration::from_millis(450),
+            election_least: Duration::from_millis(350),
+            election_most: Duration::from_millis(500),
             half_bytes: 32 << 20,
         }
     }
@@ -114,9 +114,9 @@ impl GroupOptions {
         }
         Ok(Timing {
             heartbeat: self.heartbeat,
-            // Longer than a healthy leader's silence of 1.5 heartbeats, shorter than any wait
-            // for an election, so that its end holds up none.
-            lease: self.heartbeat * 2,
+            // Longer than a healthy leader's silence of 1.5 heartbeats and the way to a shared
+            // wake-up, shorter than any wait for an election, so that its end holds up none.
+            lease: self.heartbeat * 5 / 2,
             election_least: self.election_least,
             election_most: self.election_most,
         })

@@ -182,7 +182,8 @@ impl AsyncRuntime for AmbientRuntime {
     }
 
     fn sleep_until(deadline: Self::Instant) -> Self::Sleep {
-        ambient::current().sleep_until(deadline.0)
+        // Only openraft's ticks come here, and a heartbeat need not be punctual.
+        ambient::current().sleep_roughly_until(deadline.0)
     }
 
     fn timeout<R, F: Future<Output = R>>(duration: Duration, future: F) -> Self::Timeout<R, F> {

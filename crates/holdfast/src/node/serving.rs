@@ -282,7 +282,7 @@ async fn refused_by_others(runtime: &Runtime, links: &HostLinks) {
         if status.any(|peer| peer.up.is_none() && peer.problem.as_ref() == Some(&refusal)) {
             return;
         }
-        runtime.sleep(REFUSAL_PERIOD).await;
+        runtime.sleep_roughly(REFUSAL_PERIOD).await;
     }
 }
 

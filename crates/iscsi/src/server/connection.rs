@@ -40,9 +40,12 @@ use crate::pdu::framing::{Decoder, Digests, FrameError};
 use crate::session::{Action, Front, Session, SessionError, TaskId};
 use crate::targets::{TargetAuth, TargetSummary};
 
-/// Space made for received bytes at a time. Small data segments share a chunk; a long one gets
-/// a chunk of its own size.
-const CHUNK_BYTES: usize = 64 << 10;
+/// Space made for received bytes at a time: it doubles when a call filled it and halves when most
+/// of it stayed empty, so that a busy connection takes a whole queue of commands with one call
+/// and an idle one holds little memory. Small data segments share a chunk; a long one gets a
+/// chunk of its own size.
+const CHUNK_BYTES_MIN: usize = 16 << 10;
+const CHUNK_BYTES_MAX: usize = 256 << 10;
 
 /// Longest data segment of a login request: the default that holds until the login ends.
 const LOGIN_SEGMENT_BYTES_MAX: usize = 8192;
@@ -95,11 +98,8 @@ async fn serve(
     shutdown: watch::Receiver<bool>,
     half_open: Counted,
 ) -> Result<(), End> {
-    let mut buffer = BytesMut::new();
-    let login = timeout(
-        server.limits.login_time,
-        log_in(server, stream, &mut buffer),
-    );
+    let mut input = Input::default();
+    let login = timeout(server.limits.login_time, log_in(server, stream, &mut input));
     let mut leaving = shutdown.clone();
     let login = tokio::select! {
         login = login => login.map_err(|_| End::LoginTime)??,
@@ -132,7 +132,7 @@ async fn serve(
             data_bytes_max: RECEIVE_BYTES_MAX as usize,
         },
         digests,
-        buffer,
+        input,
         output: Output::default(),
         session,
         front,
@@ -154,7 +154,7 @@ async fn serve(
 async fn log_in(
     server: &Rc<Server>,
     stream: &TcpStream,
-    buffer: &mut BytesMut,
+    input: &mut Input,
 ) -> Result<Box<FullFeature>, End> {
     let policy = NodePolicy {
         server,
@@ -167,11 +167,11 @@ async fn log_in(
     let mut login = Login::default();
     loop {
         let pdu = loop {
-            if let Some(pdu) = decoder.decode(buffer)? {
+            if let Some(pdu) = decoder.decode(&mut input.buffer)? {
                 break pdu;
             }
             stream.readable().await?;
-            receive(stream, &decoder, buffer)?;
+            input.receive(stream, &decoder)?;
         };
         match login.handle(&pdu, &policy) {
             Step::Reply(next, response) => {
@@ -240,17 +240,43 @@ async fn open(server: &Rc<Server>, login: &FullFeature) -> Result<NodeFront, Log
     })
 }
 
-/// Reads what the socket has, making room for the rest of the first PDU.
-fn receive(stream: &TcpStream, decoder: &Decoder, buffer: &mut BytesMut) -> Result<(), End> {
-    buffer.reserve(decoder.missing(buffer).max(CHUNK_BYTES / 4));
-    if buffer.capacity() - buffer.len() < CHUNK_BYTES / 4 {
-        buffer.reserve(CHUNK_BYTES);
+/// Received bytes that make no whole PDU yet, and the room for more.
+struct Input {
+    buffer: BytesMut,
+    chunk_bytes: usize,
+}
+
+impl Default for Input {
+    fn default() -> Self {
+        Self {
+            buffer: BytesMut::new(),
+            chunk_bytes: CHUNK_BYTES_MIN,
+        }
     }
-    match stream.try_read_buf(buffer) {
-        Ok(0) => Err(End::Io(io::ErrorKind::UnexpectedEof.into())),
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-        Err(error) => Err(error.into()),
+}
+
+impl Input {
+    /// Reads what the socket has, making room for the rest of the first PDU.
+    fn receive(&mut self, stream: &TcpStream, decoder: &Decoder) -> Result<(), End> {
+        let buffer = &mut self.buffer;
+        let missing = decoder.missing(buffer);
+        if buffer.capacity() - buffer.len() < missing.max(self.chunk_bytes / 2) {
+            buffer.reserve(missing.max(self.chunk_bytes));
+        }
+        let room = buffer.capacity() - buffer.len();
+        match stream.try_read_buf(buffer) {
+            Ok(0) => Err(End::Io(io::ErrorKind::UnexpectedEof.into())),
+            Ok(read) => {
+                if read == room {
+                    self.chunk_bytes = (self.chunk_bytes * 2).min(CHUNK_BYTES_MAX);
+                } else if read < self.chunk_bytes / 8 {
+                    self.chunk_bytes = (self.chunk_bytes / 2).max(CHUNK_BYTES_MIN);
+                }
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
@@ -378,7 +404,7 @@ struct Connection<'a> {
     stream: &'a TcpStream,
     decoder: Decoder,
     digests: Digests,
-    buffer: BytesMut,
+    input: Input,
     output: Output,
     session: Session,
     front: NodeFront,
@@ -402,7 +428,7 @@ impl Connection<'_> {
         let mut check_at = heard + silence;
         let mut leave_at = None;
         loop {
-            while let Some(pdu) = self.decoder.decode(&mut self.buffer)? {
+            while let Some(pdu) = self.decoder.decode(&mut self.input.buffer)? {
                 self.session.receive(pdu, &self.front)?;
                 self.act();
             }
@@ -434,7 +460,7 @@ impl Connection<'_> {
                 ready = self.stream.ready(interest) => {
                     let ready = ready?;
                     if ready.is_readable() && !self.closing {
-                        receive(self.stream, &self.decoder, &mut self.buffer)?;
+                        self.input.receive(self.stream, &self.decoder)?;
                         heard = Instant::now();
                         pinged = false;
                     }

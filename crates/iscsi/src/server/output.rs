@@ -8,8 +8,9 @@ use tokio::net::TcpStream;
 use crate::pdu::Pdu;
 use crate::pdu::framing::{Digests, Frame};
 
-/// Most pieces given to one system call: three for each of twenty PDUs.
-const PIECES_MAX: usize = 60;
+/// Most pieces given to one system call: two or three for each PDU, so that all answers to a
+/// full queue leave together.
+const PIECES_MAX: usize = 256;
 
 /// A queue of frames; their data is never copied.
 #[derive(Default)]

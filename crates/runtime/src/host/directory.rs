@@ -37,7 +37,7 @@ impl HostDirectory {
     /// Fails with [`DiskError::InUse`] while another process, or another value in this one,
     /// holds it. Panics outside [`super::run`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, DiskError> {
-        Self::lock(path.as_ref(), Engine::choose())
+        Self::lock(path.as_ref(), Engine::choose(path.as_ref()))
     }
 
     /// Like [`HostDirectory::open`], with the disk method given (threads if the host refuses
@@ -329,7 +329,7 @@ mod tests {
     use super::*;
     use crate::host::run;
 
-    const METHODS: [DiskMethod; 2] = [DiskMethod::IoUring, DiskMethod::Threads];
+    const METHODS: [DiskMethod; 3] = [DiskMethod::IoUring, DiskMethod::Threads, DiskMethod::Inline];
 
     fn options(size_bytes: u64) -> DiskOptions {
         DiskOptions {

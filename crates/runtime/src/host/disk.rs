@@ -4,7 +4,10 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
@@ -21,9 +24,13 @@ pub enum DiskMethod {
     IoUring,
     /// `pread`, `pwrite` and `fdatasync` on a pool of threads.
     Threads,
+    /// The same calls on the shard's own thread: only where they never wait.
+    Inline,
 }
 
-/// Names the method to use, `io_uring` or `threads`; unset, `io_uring` is tried first.
+/// Names the method to use, `io_uring` or `threads`. Unset, files in memory (`tmpfs`) are read and
+/// written in place, as the kernel would hand each operation of a ring to a thread only to copy
+/// some pages; for all others `io_uring` is tried first.
 pub const DISK_METHOD_VARIABLE: &str = "HOLDFAST_DISK_IO";
 
 /// The chosen method, with what it needs.
@@ -31,6 +38,7 @@ pub const DISK_METHOD_VARIABLE: &str = "HOLDFAST_DISK_IO";
 pub(super) enum Engine {
     Ring(Rc<Ring>),
     Threads,
+    Inline,
 }
 
 thread_local! {
@@ -38,12 +46,16 @@ thread_local! {
 }
 
 impl Engine {
-    /// The method that the environment asks for and the host allows.
-    pub(super) fn choose() -> Self {
+    /// The method that the environment asks for and the host allows, for files in `directory`.
+    pub(super) fn choose(directory: &Path) -> Self {
         match std::env::var(DISK_METHOD_VARIABLE).as_deref() {
             Ok("threads") => {
                 tracing::info!("disk I/O through threads, as {DISK_METHOD_VARIABLE} asks");
                 return Self::Threads;
+            }
+            Err(_) if is_in_memory(directory) => {
+                tracing::info!("disk I/O in place: the file system is in memory");
+                return Self::Inline;
             }
             Ok("io_uring") | Err(_) => {}
             Ok(other) => tracing::warn!(
@@ -55,8 +67,10 @@ impl Engine {
 
     /// The given method; threads if the host refuses a ring.
     pub(super) fn of(method: DiskMethod) -> Self {
-        if method == DiskMethod::Threads {
-            return Self::Threads;
+        match method {
+            DiskMethod::Threads => return Self::Threads,
+            DiskMethod::Inline => return Self::Inline,
+            DiskMethod::IoUring => {}
         }
         if let Some(ring) = RING
             .with_borrow(Weak::upgrade)
@@ -81,8 +95,34 @@ impl Engine {
         match self {
             Self::Ring(_) => DiskMethod::IoUring,
             Self::Threads => DiskMethod::Threads,
+            Self::Inline => DiskMethod::Inline,
         }
     }
+}
+
+/// Whether files in `directory` are pages of memory, so that no operation on them waits.
+fn is_in_memory(directory: &Path) -> bool {
+    // It may be yet to be made.
+    let mut existing = directory.ancestors().map(|path| match path.as_os_str() {
+        path if path.is_empty() => File::open("."),
+        path => File::open(path),
+    });
+    existing.find_map(Result::ok).is_some_and(|existing| {
+        file_system(&existing).is_ok_and(|found| found == libc::TMPFS_MAGIC)
+    })
+}
+
+/// The `f_type` of the file system that `file` lies on.
+fn file_system(file: &File) -> io::Result<libc::__fsword_t> {
+    let mut found = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the descriptor is open for the whole call, and the kernel writes at most one
+    // `statfs` to where `found` lies.
+    let result = unsafe { libc::fstatfs(file.as_raw_fd(), found.as_mut_ptr()) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so the kernel has filled it in.
+    Ok(unsafe { found.assume_init() }.f_type)
 }
 
 /// An open disk area. Made by [`super::HostDirectory`].
@@ -95,6 +135,7 @@ pub(super) struct HostDisk {
 enum Handle {
     Ring(Rc<Ring>, Rc<File>),
     Threads(Arc<File>),
+    Inline(File),
 }
 
 impl HostDisk {
@@ -102,6 +143,7 @@ impl HostDisk {
         let file = match engine {
             Engine::Ring(ring) => Handle::Ring(ring.clone(), Rc::new(file)),
             Engine::Threads => Handle::Threads(Arc::new(file)),
+            Engine::Inline => Handle::Inline(file),
         };
         Self {
             name: name.into(),
@@ -139,6 +181,10 @@ impl HostDisk {
             Handle::Ring(ring, file) => {
                 let (ring, file) = (ring.clone(), file.clone());
                 Box::pin(async move { ring.run(file, work, offset, buffer).await.map_err(failed) })
+            }
+            Handle::Inline(file) => {
+                let outcome = blocking(file, work, offset, buffer).map_err(failed);
+                Box::pin(std::future::ready(outcome))
             }
             Handle::Threads(file) => {
                 let file = file.clone();

@@ -18,8 +18,11 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use tokio::sync::mpsc;
 
 use crate::ambient;
-use crate::task::{Backend, Runtime, Task};
+use crate::task::{Backend, Runtime, SHARED_WAKE, Task};
 use crate::time::Instant;
+
+/// Resolution of tokio's timers.
+const WHEEL_TICK: Duration = Duration::from_millis(1);
 
 type PanicPayload = Box<dyn Any + Send>;
 
@@ -33,6 +36,7 @@ pub fn run<F: Future>(main: impl FnOnce(Runtime) -> F) -> F::Output {
         .enable_all()
         .build()
         .expect("the operating system refused an event queue");
+    FIRST_SHARED_WAKE.with(|_| ());
     let (crash_sender, mut crashes) = mpsc::unbounded_channel();
     let runtime = Runtime::new(Rc::new(HostRuntime::new(crash_sender)));
     let _entered = ambient::enter(runtime.clone());
@@ -95,6 +99,18 @@ impl Backend for HostRuntime {
         })
     }
 
+    fn sleep_roughly_until(&self, deadline: Instant) -> LocalBoxFuture<'static, ()> {
+        Box::pin(async move {
+            loop {
+                let left = deadline.saturating_since(boot_time());
+                if left.is_zero() {
+                    return;
+                }
+                tokio::time::sleep_until(shared_wake_after(left)).await;
+            }
+        })
+    }
+
     fn spawn(&self, name: &'static str, future: LocalBoxFuture<'static, ()>) -> Task {
         let crashes = self.crashes.clone();
         let handle = tokio::task::spawn_local(async move {
@@ -113,6 +129,24 @@ impl Backend for HostRuntime {
     }
 }
 
+thread_local! {
+    static FIRST_SHARED_WAKE: tokio::time::Instant = tokio::time::Instant::now();
+}
+
+/// The first common moment of this thread that is at least `delay` away.
+///
+/// The moments lie where tokio's timer wheel turns its second level, of 64 slots of 64 ms: a
+/// timer there costs one wake-up, any other that is further away than that costs two.
+pub(super) fn shared_wake_after(delay: Duration) -> tokio::time::Instant {
+    let period = SHARED_WAKE.as_nanos();
+    let first = FIRST_SHARED_WAKE.with(|first| *first);
+    let earliest = (tokio::time::Instant::now() + delay).saturating_duration_since(first);
+    // The wheel counts whole milliseconds, rounded up, from a moment just before the first.
+    let round = (earliest + WHEEL_TICK).as_nanos().div_ceil(period);
+    let after_ns = u64::try_from(round * period).unwrap_or(u64::MAX);
+    first + Duration::from_nanos(after_ns).saturating_sub(WHEEL_TICK)
+}
+
 fn boot_time() -> Instant {
     let mut time = libc::timespec {
         tv_sec: 0,
@@ -129,6 +163,32 @@ fn boot_time() -> Instant {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rough_sleeps_that_begin_apart_end_together_and_never_early() {
+        run(async |runtime| {
+            let start = runtime.now();
+            let mut ends = Vec::new();
+            for _ in 0..4 {
+                let sleep = runtime.sleep_roughly(SHARED_WAKE * 2);
+                let ended = async {
+                    sleep.await;
+                    runtime.now()
+                };
+                ends.push(ended);
+                runtime.sleep(Duration::from_millis(3)).await;
+            }
+            let moments = futures::future::join_all(ends).await;
+            let mut wakes: Vec<_> = moments
+                .iter()
+                .map(|moment| (*moment - start).as_millis())
+                .collect();
+            assert!(wakes[0] >= 128, "{wakes:?}");
+            wakes.dedup_by(|later, earlier| *later - *earlier < 16);
+            // At most one common moment lies between the first start and the last.
+            assert!(wakes.len() <= 2, "{wakes:?}");
+        });
+    }
 
     #[test]
     fn a_sleep_ends_after_its_deadline_and_a_timeout_before_its_future() {

@@ -7,7 +7,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io::IoSlice;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -16,8 +16,9 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncBufRead, AsyncWrite};
-use tokio::time::{Interval, MissedTickBehavior};
+use tokio::time::{Sleep, sleep_until};
 
+use super::executor::shared_wake_after;
 use super::frame::{self, FRAME_BYTES_MAX, FrameError, HEAD_BYTES, Kind, LinkRefusal};
 use super::problem::LinkProblem;
 use super::stream::FrameStream;
@@ -28,10 +29,14 @@ use crate::links::{Frame, Incarnation};
 pub(super) const QUEUE_BYTES_MAX: usize = 64 << 20;
 /// What a queued frame costs besides its content.
 const FRAME_OVERHEAD_BYTES: usize = 128;
-/// A link that sent nothing in a tick sends a ping.
-const TICK: Duration = Duration::from_millis(500);
-/// Whole ticks without a byte after which the peer counts as silent: 2 s to 2.5 s.
+/// Ticks end at the node's shared wake-ups, so this is 512 ms in practice.
+const TICK: Duration = Duration::from_millis(480);
+/// A link that sent nothing for so many ticks sends a ping: a live peer is heard twice before it
+/// would count as silent, and most links carry enough of gossip to need none.
+const QUIET_TICKS_MAX: u32 = 2;
+/// Whole ticks without a byte after which the peer counts as silent: 2 s to 2.6 s.
 const SILENT_TICKS_MAX: u32 = 4;
+const _: () = assert!(QUIET_TICKS_MAX * 2 <= SILENT_TICKS_MAX);
 /// Frames taken from the queue at once. Several TLS records, so that small frames share them.
 const STAGE_BYTES: usize = 256 << 10;
 /// Smaller parts are copied together; larger ones are passed on as they are.
@@ -88,17 +93,15 @@ impl Link {
         mut deliver: impl FnMut(Frame),
     ) -> LinkProblem {
         stream.decoder.set_limit(FRAME_BYTES_MAX);
-        let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + TICK, TICK);
-        // A process that was stopped for a while must not count the missed ticks as silence.
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut pump = Pump {
             link: &self,
             stream,
             staged: first.into_iter().collect(),
             unflushed: false,
-            ticks,
+            tick: Box::pin(sleep_until(shared_wake_after(TICK))),
             heard: true,
             spoke: false,
+            quiet_ticks: 0,
             silent_ticks: 0,
         };
         let end = poll_fn(|context| match pump.turn(context, &mut deliver) {
@@ -122,11 +125,12 @@ struct Pump<'a> {
     /// Bytes on their way into TLS.
     staged: VecDeque<Bytes>,
     unflushed: bool,
-    ticks: Interval,
+    tick: Pin<Box<Sleep>>,
     /// Whether bytes came in, or went out, since the last tick.
     heard: bool,
     spoke: bool,
     silent_ticks: u32,
+    quiet_ticks: u32,
 }
 
 impl Pump<'_> {
@@ -142,8 +146,14 @@ impl Pump<'_> {
         *self.link.waker.borrow_mut() = Some(context.waker().clone());
         // Reading comes before the tick: bytes that waited while this process was stopped count.
         self.read(context, deliver)?;
-        while self.ticks.poll_tick(context).is_ready() {
+        if self.tick.as_mut().poll(context).is_ready() {
             self.tick()?;
+            // Counted from now: a process that was stopped for a while must not take the ticks
+            // that it missed for silence.
+            self.tick.as_mut().reset(shared_wake_after(TICK));
+            if self.tick.as_mut().poll(context).is_ready() {
+                context.waker().wake_by_ref();
+            }
         }
         self.write(context)
     }
@@ -189,7 +199,8 @@ impl Pump<'_> {
         if self.silent_ticks >= SILENT_TICKS_MAX {
             return Err(LinkProblem::TimedOut);
         }
-        if !self.spoke && self.staged.is_empty() {
+        self.quiet_ticks = if self.spoke { 0 } else { self.quiet_ticks + 1 };
+        if self.quiet_ticks >= QUIET_TICKS_MAX && self.staged.is_empty() {
             self.staged.push_back(frame::encode(Kind::Ping, &[]));
         }
         (self.heard, self.spoke) = (false, false);
