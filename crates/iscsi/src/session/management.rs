@@ -115,6 +115,8 @@ impl Session {
         for pending in answered {
             match pending.waiter {
                 Waiter::OtherSession { ticket } => self.actions.push(Action::Drained { ticket }),
+                // The session is over: nobody is there to be answered.
+                Waiter::TaskManagement { .. } | Waiter::Logout { .. } if self.closing => {}
                 Waiter::TaskManagement { tag, cold } => {
                     self.respond_management(tag, TaskManagementResponse::Complete);
                     if cold {
@@ -227,6 +229,7 @@ impl Session {
             RECOVERY => return self.send(build::logout_response(tag, 2)),
             _ => return self.reject(RejectReason::InvalidField, pdu),
         }
+        self.leaving = true;
         let tasks = self.all_tasks();
         self.abort(tasks, Waiter::Logout { tag }, None);
     }
