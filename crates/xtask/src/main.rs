@@ -12,6 +12,7 @@
 mod bench;
 mod cluster;
 mod conformance;
+mod fuzz;
 mod idle;
 mod linux;
 mod peers;
@@ -34,6 +35,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
         cargo xtask check               format, lints, tidy rules, rustdoc: before every commit\n  \
         cargo xtask test                everything that CI runs\n  \
         cargo xtask test --quick        the same without simulator, demo and foreign initiators\n  \
+        cargo xtask fuzz --minutes 10   what initiators reach, with coverage-guided inputs\n  \
         cargo xtask sim --seed 42       one seed again, with its trace\n  \
         cargo xtask sim planted         does the simulator find the planted bugs?"
 )]
@@ -70,6 +72,8 @@ enum Command {
     },
     /// Every conformance test of libiscsi against a served demo: up to twenty minutes.
     Conformance(conformance::Options),
+    /// Fuzzes what initiators reach, from framing to whole sessions.
+    Fuzz(fuzz::Options),
     /// Measures this machine: disk and link latency, then load against a served demo.
     Bench {
         /// A directory on the disk to measure.
@@ -175,6 +179,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             }
         }
         Command::Conformance(options) => conformance::run(&options),
+        Command::Fuzz(options) => fuzz::run(&options),
         Command::Bench { directory, seconds } => bench::run_all(&directory, seconds),
         Command::Idle {
             seconds,
