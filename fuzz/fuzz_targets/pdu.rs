@@ -82,7 +82,7 @@ fn framed(decoder: Decoder, cut: usize, input: &mut Input<'_>) {
         while frame.remaining() > 0 {
             let wire: Vec<u8> = frame.pieces().flat_map(|piece| piece.to_vec()).collect();
             assert_eq!(wire.len(), frame.remaining());
-            let now = cut.min(wire.len());
+            let now = cut.max(wire.len() / 3).min(wire.len());
             stream.extend_from_slice(&wire[..now]);
             assert_eq!(frame.advance(now), 0);
         }

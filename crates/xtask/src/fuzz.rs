@@ -15,11 +15,11 @@ use crate::process::{Ended, capture, cargo, find, output_of, run as run_openly};
 
 /// The targets and their shares of the executions, in hundredths: the slower one is, the fewer.
 const TARGETS: [(&str, u64); 5] = [
-    ("pdu", 28),
-    ("text", 26),
-    ("login", 24),
-    ("cdb", 20),
-    ("session", 2),
+    ("pdu", 32),
+    ("text", 30),
+    ("login", 22),
+    ("cdb", 15),
+    ("session", 1),
 ];
 /// Where everything is kept: builds, corpora, and inputs that broke a target.
 const DIRECTORY: &str = "target/fuzz";
@@ -33,8 +33,8 @@ const INSTRUMENTATION: &str = "--cfg fuzzing -Cpasses=sancov-module \
 /// Fresh memory is filled with the complement of this, freed memory with this: what a target
 /// shows without having written it is then noticed. No pattern of the targets has these bytes.
 const PERTURB: &str = "glibc.malloc.perturb=165";
-/// Long enough for several commands with their data.
-const INPUT_BYTES_MAX: u32 = 512;
+/// Long enough for a dozen commands; patterns of data are not part of the input.
+const INPUT_BYTES_MAX: u32 = 256;
 /// One input takes microseconds.
 const INPUT_SECONDS_MAX: u32 = 10;
 const MEMORY_MIB_MAX: u32 = 1024;
