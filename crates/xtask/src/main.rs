@@ -13,6 +13,7 @@ mod bench;
 mod cluster;
 mod conformance;
 mod fuzz;
+mod hostile;
 mod idle;
 mod linux;
 mod peers;
@@ -74,6 +75,8 @@ enum Command {
     Conformance(conformance::Options),
     /// Fuzzes what initiators reach, from framing to whole sessions.
     Fuzz(fuzz::Options),
+    /// Ten thousand logins that are never finished, against a target that serves others.
+    Hostile(hostile::Options),
     /// Measures this machine: disk and link latency, then load against a served demo.
     Bench {
         /// A directory on the disk to measure.
@@ -180,6 +183,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Conformance(options) => conformance::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
+        Command::Hostile(options) => hostile::run(&options),
         Command::Bench { directory, seconds } => bench::run_all(&directory, seconds),
         Command::Idle {
             seconds,
