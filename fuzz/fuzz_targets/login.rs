@@ -126,7 +126,7 @@ fn judge(response: &Pdu, status_number: &mut Option<u32>) {
 fn listen(response: &Pdu, asked: &mut Asked, reflected: bool) {
     for pair in text::parse(&response.data).unwrap_or_default() {
         match pair.key.as_str() {
-            "CHAP_A" => asked.algorithm = Algorithm::strongest_of(&pair.value),
+            "CHAP_A" => asked.algorithm = Algorithm::first_of(&pair.value),
             "CHAP_I" => asked.identifier = pair.value.parse().unwrap_or(0),
             "CHAP_C" => asked.challenge = chap::decode_binary(&pair.value).unwrap_or_default(),
             "CHAP_R" => assert!(!reflected, "answered its own challenge"),

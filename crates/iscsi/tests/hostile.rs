@@ -28,7 +28,13 @@ struct OneTarget(Rc<MemoryDevice>);
 
 impl Targets for OneTarget {
     fn list(&self, _initiator: &str) -> Vec<TargetSummary> {
-        Vec::new()
+        let portals = vec!["127.0.0.1:3260,1".to_owned()];
+        [IQN, "iqn.2026-01.test:w"]
+            .map(|iqn| TargetSummary {
+                iqn: iqn.to_owned(),
+                portals: portals.clone(),
+            })
+            .into()
     }
 
     fn open(&self, iqn: &str, _initiator: &str) -> Option<Target> {
@@ -368,5 +374,42 @@ fn the_end_of_a_connection_in_any_state_frees_its_place() {
         let (mut last, accepted) = bench.log_in(1, SECRET).await.unwrap();
         assert!(accepted && last.answers_commands().await);
         assert_eq!(bench.server.sessions().len(), 1);
+    });
+}
+
+#[test]
+fn a_session_learns_of_its_own_target_only_and_nonsense_is_rejected() {
+    run(async {
+        let bench = Bench::start(quick()).await;
+        let (mut session, _) = bench.log_in(1, SECRET).await.unwrap();
+        let own = format!("TargetName={IQN}\0TargetAddress=127.0.0.1:3260,1\0");
+        for (asked, answer) in [
+            ("SendTargets=All", Some(own.as_str())),
+            ("SendTargets=", Some(own.as_str())),
+            ("SendTargets=iqn.2026-01.test:none", Some("")),
+            ("SendTargets=Alle", None),
+            ("sENDtARGETS=All", None),
+            ("X-one=1\0X-two=2", None),
+            ("InitiatorAlias=a\0X-two=2", Some("X-two=NotUnderstood\0")),
+        ] {
+            let mut request = Pdu::new(0x44);
+            request.header[1] = 0x80;
+            request.put_u32(16, 9);
+            request.put_u32(20, 0xffff_ffff);
+            request.data = Bytes::copy_from_slice(format!("{asked}\0").as_bytes());
+            session.send(request).await;
+            let response = session.receive().await.expect("an answer");
+            match answer {
+                Some(text) => assert_eq!(
+                    (response.opcode(), &response.data[..]),
+                    (0x24, text.as_bytes())
+                ),
+                None => assert_eq!(
+                    (response.opcode(), response.header[2]),
+                    (0x3f, 4),
+                    "{asked}"
+                ),
+            }
+        }
     });
 }
