@@ -22,6 +22,7 @@ mod processes;
 mod simulator;
 mod steps;
 mod tidy;
+mod trixie;
 
 use std::path::Path;
 use std::process::ExitCode;
