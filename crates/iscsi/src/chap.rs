@@ -39,8 +39,8 @@ impl From<&str> for Secret {
     }
 }
 
-/// Hash of a CHAP exchange, by its number in the IANA PPP registry; later ones are stronger.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// Hash of a CHAP exchange, by its number in the IANA PPP registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Algorithm {
     /// MD5: the one that every initiator has.
@@ -54,12 +54,14 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// The strongest supported algorithm of a `CHAP_A` list.
-    pub fn strongest_of(list: &str) -> Option<Self> {
-        let supported = [Self::Sha3, Self::Sha256, Self::Sha1, Self::Md5];
-        supported.into_iter().find(|algorithm| {
-            list.split(',')
-                .any(|offered| offered.trim() == (*algorithm as u8).to_string())
+    /// The first supported algorithm of a `CHAP_A` list, which has the initiator's order of
+    /// preference (RFC 7143 12.1.3). Some initiators list what they cannot do behind what they can.
+    pub fn first_of(list: &str) -> Option<Self> {
+        let supported = [Self::Md5, Self::Sha1, Self::Sha256, Self::Sha3];
+        list.split(',').find_map(|offered| {
+            supported
+                .into_iter()
+                .find(|algorithm| offered.trim() == (*algorithm as u8).to_string())
         })
     }
 
@@ -180,10 +182,10 @@ mod tests {
     }
 
     #[test]
-    fn the_strongest_offered_algorithm_wins() {
-        assert_eq!(Algorithm::strongest_of("5"), Some(Algorithm::Md5));
-        assert_eq!(Algorithm::strongest_of("5,7,6"), Some(Algorithm::Sha256));
-        assert_eq!(Algorithm::strongest_of("9,55"), None);
+    fn the_first_supported_algorithm_of_the_initiators_list_wins() {
+        assert_eq!(Algorithm::first_of("5"), Some(Algorithm::Md5));
+        assert_eq!(Algorithm::first_of("9,7,5,6"), Some(Algorithm::Sha256));
+        assert_eq!(Algorithm::first_of("9,55"), None);
     }
 
     #[test]

@@ -466,12 +466,16 @@ impl Link {
         }
         let command = decoded?;
         let standing = self.unit.reservations().table().standing(&self.nexus);
-        // A conflict is for the execution to make sure of.
         if !self.conflicts(&command, standing) {
             self.check(&command, &identity)?;
             if let Some(answer) = self.answer(&command, &identity) {
                 return answer.map(Ok);
             }
+        } else if let Some(extent) = command.extent() {
+            // A conflict is for the execution to make sure of. Until then the command's data is
+            // collected, so the limits, which no state of the unit changes, hold already now:
+            // they bound the memory that a write may claim.
+            check_length(&command, extent, identity.logical_block_bytes)?;
         }
         let data_out = self.data_out(&command, identity.logical_block_bytes);
         let list = matches!(
@@ -612,7 +616,9 @@ fn check_length(command: &Command, extent: Extent, block_bytes: u32) -> Result<(
         return Err(Sense::INVALID_FIELD_IN_CDB.at_cdb_byte(length_byte));
     }
     if matches!(command, Command::WriteAtomic(_)) {
-        let start = extent.block * u64::from(block_bytes);
+        // The range may lie anywhere; borders are powers of two, so what wraps keeps its place
+        // between them.
+        let start = extent.block.wrapping_mul(u64::from(block_bytes));
         let within = start % limits::ATOMIC_BORDER_BYTES + length <= limits::ATOMIC_BORDER_BYTES;
         if !start.is_multiple_of(limits::ATOMIC_GRANULARITY_BYTES) || !within {
             return Err(Sense::INVALID_FIELD_IN_CDB.at_cdb_byte(2));

@@ -178,8 +178,21 @@ impl ServedDemo {
         size: &str,
         mutual: bool,
     ) -> anyhow::Result<NewVolume> {
+        self.create(name, size, if mutual { &["--mutual-chap"] } else { &[] })
+    }
+
+    /// Makes a volume with CHAP whose blocks are its physical blocks.
+    pub(crate) fn create_large_block_volume(
+        &self,
+        name: &str,
+        size: &str,
+    ) -> anyhow::Result<NewVolume> {
+        self.create(name, size, &["--block-size", "4096"])
+    }
+
+    fn create(&self, name: &str, size: &str, options: &[&str]) -> anyhow::Result<NewVolume> {
         let mut words = vec!["volume", "create", name, "--size", size];
-        words.extend(mutual.then_some("--mutual-chap"));
+        words.extend(options);
         let created = self.ask(&words)?;
         let wrong = || format!("an unexpected answer: {created}");
         Ok(NewVolume {

@@ -15,18 +15,21 @@ use anyhow::{Context as _, bail, ensure};
 
 use crate::cluster::ServedDemo;
 use crate::process::{capture, find, output_of, release_binary};
+use crate::trixie::{self, Program};
 
 /// Tests that no target can pass, and why; see `docs/conformance.md`.
-const FAULTY: [(&str, &str); 2] = [
-    (
-        "SCSI.GetLBAStatus.UnmapSingle",
-        "expects an answer for another block than it asks about, unless blocks are physical ones",
-    ),
-    (
-        "iSCSI.iSCSITMF.LUNResetSimpleAsync",
-        "asserts that an answer has come before it receives anything",
-    ),
-];
+const FAULTY: [(&str, &str); 1] = [(
+    "iSCSI.iSCSITMF.LUNResetSimpleAsync",
+    "asserts that an answer has come before it receives anything",
+)];
+/// The same of version 1.20.
+const FAULTY_IN_13: [(&str, &str); 1] = [(
+    "SCSI.CompareAndWrite.InvalidDataOutSize",
+    "means to send a wrong length, sends a right one, and expects it to be refused",
+)];
+/// Runs on a volume whose blocks are its physical blocks. On another one it expects an answer for
+/// another block than it asks about.
+const LARGE_BLOCKS: &str = "SCSI.GetLBAStatus.UnmapSingle";
 /// Wants a unit that is write-protected.
 const READ_ONLY: &str = "SCSI.ReadOnly.ReadOnlySBC";
 
@@ -47,6 +50,9 @@ pub(crate) struct Options {
     /// Through a node that does not own the volume, with the owner as the second path.
     #[arg(long)]
     portal_not_owner: bool,
+    /// The tests of this Debian, instead of those that are installed; fetched once.
+    #[arg(long, value_name = "VERSION", value_parser = ["13"])]
+    debian: Option<String>,
     /// Only tests whose name contains this.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
@@ -62,10 +68,8 @@ enum Verdict {
 
 /// Runs every test; an error if any failed.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    if find("iscsi-test-cu").is_none() {
-        bail!("iscsi-test-cu is not installed (Debian: libiscsi-bin)");
-    }
-    let listed = output_of(Command::new("iscsi-test-cu").arg("--list"), LIST_LIMIT)?;
+    let suite = Suite::of(options)?;
+    let listed = output_of(suite.command().arg("--list"), LIST_LIMIT)?;
     let mut tests = names(&listed);
     if let Some(part) = &options.only {
         tests.retain(|name| name.contains(part.as_str()));
@@ -80,9 +84,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let mut verdicts = BTreeMap::new();
     for name in tests {
         let verdict = if name == READ_ONLY {
-            write_protected(&demo, &portals[0], || run_one(&name, &urls))?
+            write_protected(&demo, &portals[0], || suite.run_one(&name, &urls))?
+        } else if name == LARGE_BLOCKS {
+            suite.run_one(&name, &large_blocks(&demo, options.digests)?)
         } else {
-            run_one(&name, &urls)
+            suite.run_one(&name, &urls)
         };
         if let Verdict::Failed(lines) = &verdict {
             println!("FAILED {name}\n{lines}\n");
@@ -169,19 +175,65 @@ fn write_protected(
     Ok(verdict)
 }
 
-fn run_one(name: &str, urls: &[String; 2]) -> Verdict {
-    let mut program = Command::new("iscsi-test-cu");
-    // Some tests say only so that they skip themselves.
-    program.args(["--dataloss", "--Verbose-scsi", "--test", name]);
-    program.args(urls);
-    let verdict = match capture(&mut program, TEST_LIMIT) {
-        Ok(ended) => judge(&ended.text),
-        Err(error) => Verdict::Failed(format!("{error:#}")),
-    };
-    let faulty = FAULTY.iter().find(|(faulty, _)| *faulty == name);
-    match (verdict, faulty) {
-        (Verdict::Failed(_), Some((_, why))) => Verdict::Faulty(why),
-        (verdict, _) => verdict,
+/// A volume of 4096-byte blocks at its owner's portal and at another one.
+fn large_blocks(demo: &ServedDemo, digests: bool) -> anyhow::Result<[String; 2]> {
+    const NAME: &str = "large-blocks";
+    let volume = demo.create_large_block_volume(NAME, "1GiB")?;
+    let (_, owner) = demo.owner_of(NAME)?;
+    let others = volume.portals.iter().find(|portal| **portal != owner);
+    let other = others.context("a portal that is not the owner's")?;
+    let digest = if digests { "?header_digest=crc32c" } else { "" };
+    let (user, secret) = (&volume.credentials.username, &volume.credentials.secret);
+    Ok([&owner, other]
+        .map(|portal| format!("iscsi://{user}%{secret}@{portal}/{}/0{digest}", volume.iqn)))
+}
+
+/// Whose tests are run.
+enum Suite {
+    Installed,
+    Debian13(Program),
+}
+
+impl Suite {
+    fn of(options: &Options) -> anyhow::Result<Self> {
+        if options.debian.is_some() {
+            return Ok(Self::Debian13(trixie::iscsi_test_cu()?));
+        }
+        if find("iscsi-test-cu").is_none() {
+            bail!("iscsi-test-cu is not installed (Debian: libiscsi-bin)");
+        }
+        Ok(Self::Installed)
+    }
+
+    fn command(&self) -> Command {
+        match self {
+            Self::Installed => Command::new("iscsi-test-cu"),
+            Self::Debian13(program) => program.command(),
+        }
+    }
+
+    fn faulty(&self, name: &str) -> Option<&'static str> {
+        let of_13: &[_] = match self {
+            Self::Installed => &[],
+            Self::Debian13(_) => &FAULTY_IN_13,
+        };
+        let mut all = FAULTY.iter().chain(of_13);
+        all.find(|(faulty, _)| *faulty == name).map(|(_, why)| *why)
+    }
+
+    fn run_one(&self, name: &str, urls: &[String; 2]) -> Verdict {
+        let mut program = self.command();
+        // Some tests say only so that they skip themselves.
+        program.args(["--dataloss", "--Verbose-scsi", "--test", name]);
+        program.args(urls);
+        let verdict = match capture(&mut program, TEST_LIMIT) {
+            Ok(ended) => judge(&ended.text),
+            Err(error) => Verdict::Failed(format!("{error:#}")),
+        };
+        match (verdict, self.faulty(name)) {
+            (Verdict::Failed(_), Some(why)) => Verdict::Faulty(why),
+            (verdict, _) => verdict,
+        }
     }
 }
 

@@ -12,6 +12,8 @@
 mod bench;
 mod cluster;
 mod conformance;
+mod fuzz;
+mod hostile;
 mod idle;
 mod linux;
 mod peers;
@@ -21,6 +23,7 @@ mod simulator;
 mod steps;
 mod targets;
 mod tidy;
+mod trixie;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -35,6 +38,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
         cargo xtask check               format, lints, tidy rules, rustdoc: before every commit\n  \
         cargo xtask test                everything that CI runs\n  \
         cargo xtask test --quick        the same without simulator, demo and foreign initiators\n  \
+        cargo xtask fuzz --minutes 10   what initiators reach, with coverage-guided inputs\n  \
         cargo xtask sim --seed 42       one seed again, with its trace\n  \
         cargo xtask sim planted         does the simulator find the planted bugs?"
 )]
@@ -71,6 +75,10 @@ enum Command {
     },
     /// Every conformance test of libiscsi against a served demo: up to twenty minutes.
     Conformance(conformance::Options),
+    /// Fuzzes what initiators reach, from framing to whole sessions.
+    Fuzz(fuzz::Options),
+    /// Ten thousand logins that are never finished, against a target that serves others.
+    Hostile(hostile::Options),
     /// Measures this machine: disk and link latency, then load against a served demo.
     #[command(args_conflicts_with_subcommands = true)]
     Bench {
@@ -185,6 +193,8 @@ fn run(command: Command) -> anyhow::Result<()> {
             }
         }
         Command::Conformance(options) => conformance::run(&options),
+        Command::Fuzz(options) => fuzz::run(&options),
+        Command::Hostile(options) => hostile::run(&options),
         Command::Bench {
             what: Some(BenchCommand::Targets(options)),
             ..

@@ -11,7 +11,7 @@ use anyhow::{anyhow, bail};
 
 use crate::process::{cargo, find, run};
 use crate::simulator::{self, Amount};
-use crate::{linux, peers, process, tidy};
+use crate::{fuzz, linux, peers, process, tidy};
 
 const FORMAT_LIMIT: Duration = minutes(2);
 /// Checks every dependency once on a fresh machine.
@@ -21,6 +21,9 @@ const TESTS_LIMIT: Duration = minutes(25);
 const DOCUMENTS_LIMIT: Duration = minutes(10);
 /// The demo's own aim is half a minute.
 const DEMO_LIMIT: Duration = minutes(2);
+
+/// Of all fuzz targets together; building them takes longer.
+const FUZZ_SECONDS: u64 = 40;
 
 const fn minutes(minutes: u64) -> Duration {
     Duration::from_secs(60 * minutes)
@@ -91,6 +94,7 @@ pub(crate) fn test(quick: bool, sim_seeds: u64) -> anyhow::Result<()> {
         steps.step("a Linux kernel", || {
             linux::run_if_possible(&process::release_binary()?)
         });
+        steps.step("fuzzing", || fuzz::run_if_possible(FUZZ_SECONDS));
         steps.step("simulator", || simulator::run(Amount::Seeds(sim_seeds)));
         steps.step("planted bugs", simulator::planted);
     }

@@ -110,7 +110,7 @@ impl SecurityStage {
             Progress::Chosen => {
                 let offered = take(pairs, "CHAP_A")?.ok_or(LoginStatus::AuthenticationFailed)?;
                 let algorithm =
-                    Algorithm::strongest_of(&offered).ok_or(LoginStatus::AuthenticationFailed)?;
+                    Algorithm::first_of(&offered).ok_or(LoginStatus::AuthenticationFailed)?;
                 let challenge = policy.issue_challenge(algorithm);
                 writer.put("CHAP_A", &(algorithm as u8).to_string());
                 writer.put("CHAP_I", &challenge.identifier.to_string());

@@ -12,6 +12,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use aws_lc_rs::rand::fill;
@@ -30,7 +31,7 @@ use tracing::{debug, info, warn};
 
 use super::output::Output;
 use super::sessions::{Control, Place};
-use super::{Counted, Server, until_true};
+use super::{Counted, HalfOpen, Server, until_true};
 use crate::chap::Algorithm;
 use crate::login::{
     Admittance, Challenge, FullFeature, Login, LoginStatus, Policy, SessionKind, Step,
@@ -63,6 +64,10 @@ enum End {
     Refused(LoginStatus),
     #[error("login took too long")]
     LoginTime,
+    #[error("another connection got the place of one that had not logged in")]
+    Evicted,
+    #[error("too many failed logins from this address")]
+    TooManyFailures,
     #[error("not a login")]
     NotALogin,
     #[error("the initiator fell silent")]
@@ -75,20 +80,20 @@ enum End {
 pub(super) async fn run(
     server: Rc<Server>,
     stream: TcpStream,
-    peer: String,
+    peer: SocketAddr,
     shutdown: watch::Receiver<bool>,
-    (_connected, half_open): (Counted, Counted),
+    (_connected, half_open): (Counted, HalfOpen),
 ) {
     let outcome = match stream.set_nodelay(true) {
         Ok(()) => serve(&server, &stream, shutdown, half_open).await,
         Err(error) => Err(error.into()),
     };
     match outcome {
-        Ok(()) => debug!(peer, "connection closed"),
+        Ok(()) => debug!(%peer, "connection closed"),
         Err(End::Refused(status @ LoginStatus::AuthenticationFailed)) => {
-            warn!(peer, "login refused: {status}");
+            warn!(%peer, "login refused: {status}");
         }
-        Err(end) => info!(peer, "connection ended: {end}"),
+        Err(end) => info!(%peer, "connection ended: {end}"),
     }
 }
 
@@ -96,15 +101,19 @@ async fn serve(
     server: &Rc<Server>,
     stream: &TcpStream,
     shutdown: watch::Receiver<bool>,
-    half_open: Counted,
+    mut half_open: HalfOpen,
 ) -> Result<(), End> {
     let mut input = Input::default();
-    let login = timeout(server.limits.login_time, log_in(server, stream, &mut input));
+    let login = timeout(
+        server.limits.login_time,
+        log_in(server, stream, half_open.address, &mut input),
+    );
     let mut leaving = shutdown.clone();
     let login = tokio::select! {
         login = login => login.map_err(|_| End::LoginTime)??,
         // A node that shuts down takes no new session.
         () = until_true(&mut leaving) => return Err(End::ByTarget),
+        _ = &mut half_open.evicted => return Err(End::Evicted),
     };
     drop(half_open);
     // A nexus whose old session does not drain has to try again: its commands may still write.
@@ -154,6 +163,7 @@ async fn serve(
 async fn log_in(
     server: &Rc<Server>,
     stream: &TcpStream,
+    address: IpAddr,
     input: &mut Input,
 ) -> Result<Box<FullFeature>, End> {
     let policy = NodePolicy {
@@ -173,6 +183,14 @@ async fn log_in(
             stream.readable().await?;
             input.receive(stream, &decoder)?;
         };
+        // Many connections may have been open when the first of them failed.
+        let admission = &server.admission;
+        if admission
+            .borrow()
+            .has_failed_too_often(address, server.now())
+        {
+            return Err(End::TooManyFailures);
+        }
         match login.handle(&pdu, &policy) {
             Step::Reply(next, response) => {
                 send_all(stream, response).await?;
@@ -181,6 +199,7 @@ async fn log_in(
             Step::Established(session) => return Ok(session),
             Step::Refused(response, status) => {
                 if status == LoginStatus::AuthenticationFailed {
+                    admission.borrow_mut().failed(address, server.now());
                     sleep(server.limits.failure_delay).await;
                 }
                 send_all(stream, response).await?;

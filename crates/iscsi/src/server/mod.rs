@@ -7,6 +7,7 @@
     reason = "the shell runs on a host, never under the simulator: time is tokio's"
 )]
 
+mod admission;
 mod connection;
 mod output;
 mod sessions;
@@ -14,24 +15,27 @@ mod sessions;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use holdfast_scsi::LogicalUnit;
 use holdfast_scsi::reservation::{LocalReservations, Reservations};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tracing::{debug, warn};
 
 pub use sessions::SessionSummary;
 
 use crate::targets::{Target, Targets};
+use admission::{Admission, Bounds, Decision, Visitor};
 use sessions::{Sessions, TargetAborter};
 
 /// Bounds on what initiators may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections that have not logged in; one more is closed at once.
+    /// Connections that have not logged in. One more takes the place of the oldest one of the
+    /// address that has the most.
     pub half_open_connections: usize,
     /// Connections in all; one more is closed at once.
     pub connections: usize,
@@ -39,6 +43,11 @@ pub struct Limits {
     pub login_time: Duration,
     /// Delay of the answer to a failed authentication.
     pub failure_delay: Duration,
+    /// Authentications that an address may fail at once; until it may again, its connections are
+    /// closed. Zero lifts the limit.
+    pub failed_logins: u32,
+    /// Time after which an address may fail one more.
+    pub failed_login_period: Duration,
     /// Commands of a session that may be outstanding.
     pub window: u32,
     /// Bytes that a session's reads may hold until the initiator has taken them. One read may
@@ -54,10 +63,12 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            half_open_connections: 64,
+            half_open_connections: 256,
             connections: 4096,
             login_time: Duration::from_secs(15),
             failure_delay: Duration::from_millis(500),
+            failed_logins: 16,
+            failed_login_period: Duration::from_secs(1),
             window: 128,
             read_bytes: 16 << 20,
             silence: Duration::from_secs(20),
@@ -86,20 +97,30 @@ pub struct Server {
     sessions: Rc<Sessions>,
     units: RefCell<BTreeMap<Rc<str>, Rc<LogicalUnit>>>,
     challenges: RefCell<BTreeSet<Vec<u8>>>,
-    half_open: Rc<Cell<usize>>,
+    admission: RefCell<Admission>,
+    /// Tells connections that have not logged in to go.
+    evictions: RefCell<BTreeMap<Visitor, oneshot::Sender<()>>>,
+    started: Instant,
     connections: Rc<Cell<usize>>,
 }
 
 impl Server {
     /// A server of these targets.
     pub fn new(targets: Rc<dyn Targets>, limits: Limits) -> Rc<Self> {
+        let admission = Admission::new(Bounds {
+            half_open: limits.half_open_connections,
+            failures: limits.failed_logins,
+            failure_period: limits.failed_login_period,
+        });
         Rc::new(Self {
             targets,
             limits,
             sessions: Rc::default(),
             units: RefCell::default(),
             challenges: RefCell::default(),
-            half_open: Rc::default(),
+            admission: RefCell::new(admission),
+            evictions: RefCell::default(),
+            started: Instant::now(),
             connections: Rc::default(),
         })
     }
@@ -132,21 +153,20 @@ impl Server {
                 }
                 Err(error) => return Err(error),
             };
-            let full = self.half_open.get() >= self.limits.half_open_connections
-                || self.connections.get() >= self.limits.connections;
-            if full {
+            if self.connections.get() >= self.limits.connections {
                 debug!(%peer, "refused a connection: too many");
                 continue;
             }
             // Counted here, not in the task: a burst of connections is accepted before any runs.
-            let counted = (
-                Counted::new(&self.connections),
-                Counted::new(&self.half_open),
-            );
+            let Some(half_open) = self.admit(peer.ip()) else {
+                debug!(%peer, "refused a connection: too many failed logins");
+                continue;
+            };
+            let counted = (Counted::new(&self.connections), half_open);
             tasks.spawn_local(connection::run(
                 self.clone(),
                 stream,
-                peer.to_string(),
+                peer,
                 shutdown.clone(),
                 counted,
             ));
@@ -154,6 +174,32 @@ impl Server {
         drop(listener);
         while tasks.join_next().await.is_some() {}
         Ok(())
+    }
+
+    /// Takes a new connection in, if need be instead of another one.
+    fn admit(self: &Rc<Self>, address: IpAddr) -> Option<HalfOpen> {
+        let decision = self.admission.borrow_mut().arrived(address, self.now());
+        let visitor = match decision {
+            Decision::Welcome(visitor) => visitor,
+            Decision::Instead(visitor, evicted) => {
+                self.evictions.borrow_mut().remove(&evicted);
+                visitor
+            }
+            Decision::TooManyFailures => return None,
+        };
+        let (sender, evicted) = oneshot::channel();
+        self.evictions.borrow_mut().insert(visitor, sender);
+        Some(HalfOpen {
+            server: self.clone(),
+            address,
+            visitor,
+            evicted,
+        })
+    }
+
+    /// Time since the start.
+    fn now(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// Every session.
@@ -186,6 +232,23 @@ impl Server {
         }));
         self.units.borrow_mut().insert(name, unit.clone());
         unit
+    }
+}
+
+/// A connection that has not logged in, for as long as it lives.
+struct HalfOpen {
+    server: Rc<Server>,
+    address: IpAddr,
+    visitor: Visitor,
+    /// Resolves, with an error, when another connection gets its place.
+    evicted: oneshot::Receiver<()>,
+}
+
+impl Drop for HalfOpen {
+    fn drop(&mut self) {
+        self.server.evictions.borrow_mut().remove(&self.visitor);
+        let mut admission = self.server.admission.borrow_mut();
+        admission.left(self.address, self.visitor);
     }
 }
 

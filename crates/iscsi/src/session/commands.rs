@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use holdfast_scsi::{Admission, Admitted, Completion, DataOut, Sense, Status};
 
-use super::transfer::Transfer;
+use super::transfer::{Transfer, compact};
 use super::{
     Action, Front, Held, IMMEDIATE_MAX, SOLICITED_BYTES_MAX, Session, SessionError, TaskId,
 };
@@ -234,7 +234,7 @@ impl Session {
 
     /// Data for a command that waits for its turn is kept with it; data for a command that is
     /// unknown belongs to one that was aborted or refused, and is dropped.
-    fn hold_data(&mut self, pdu: Pdu) {
+    fn hold_data(&mut self, mut pdu: Pdu) {
         let first_burst = self.parameters.first_burst_bytes as usize;
         for held in self.held.values_mut() {
             if let Held::Command(command, data) = held
@@ -243,6 +243,7 @@ impl Session {
                 let bytes: usize = data.iter().map(|pdu| pdu.data.len()).sum();
                 // One PDU too much is kept, so that the transfer finds the excess.
                 if bytes <= first_burst && data.len() <= first_burst / 512 {
+                    pdu.data = compact(pdu.data);
                     data.push(pdu);
                 }
                 return;

@@ -115,6 +115,8 @@ impl Session {
         for pending in answered {
             match pending.waiter {
                 Waiter::OtherSession { ticket } => self.actions.push(Action::Drained { ticket }),
+                // The session is over: nobody is there to be answered.
+                Waiter::TaskManagement { .. } | Waiter::Logout { .. } if self.closing => {}
                 Waiter::TaskManagement { tag, cold } => {
                     self.respond_management(tag, TaskManagementResponse::Complete);
                     if cold {
@@ -227,6 +229,7 @@ impl Session {
             RECOVERY => return self.send(build::logout_response(tag, 2)),
             _ => return self.reject(RejectReason::InvalidField, pdu),
         }
+        self.leaving = true;
         let tasks = self.all_tasks();
         self.abort(tasks, Waiter::Logout { tag }, None);
     }
@@ -284,20 +287,25 @@ impl Session {
         self.send(response);
     }
 
-    /// The answer to a whole text; `None` if it breaks the protocol.
+    /// The answer to a whole text; `None` if it breaks the protocol, or if nothing in it is
+    /// understood: a request that asks for nothing gets no answer that looks like one.
     fn answer_text(&mut self, request: &[u8], front: &dyn Front) -> Option<Bytes> {
         let mut writer = Writer::default();
-        for pair in text::parse(request).ok()? {
+        let pairs = text::parse(request).ok()?;
+        let mut understood = pairs.is_empty();
+        for pair in pairs {
+            let unknown = crate::negotiation::Negotiation::new(false).offer(&pair.key, &pair.value)
+                == crate::negotiation::Reply::NotUnderstood;
+            understood |= !unknown;
             match pair.key.as_str() {
                 "SendTargets" => {
                     let name = match (pair.value.as_str(), front.target()) {
                         ("All", None) => None,
-                        ("All", Some(_)) => {
-                            writer.put("SendTargets", "Reject");
-                            continue;
-                        }
-                        ("", target) => target,
-                        (name, _) => Some(name),
+                        // RFC 7143 appendix C has no All here; initiators send it all the same,
+                        // and the session's own target is no news to it.
+                        ("All" | "", target) => target,
+                        (name, _) if is_target_name(name) => Some(name),
+                        _ => return None,
                     };
                     for target in front.send_targets(name) {
                         writer.put("TargetName", &target.iqn);
@@ -318,14 +326,17 @@ impl Session {
                 }
                 "InitiatorAlias" => {}
                 // Everything else is settled by the login.
-                key if crate::negotiation::Negotiation::new(false).offer(key, &pair.value)
-                    == crate::negotiation::Reply::NotUnderstood =>
-                {
-                    writer.put(key, "NotUnderstood");
-                }
+                key if unknown => writer.put(key, "NotUnderstood"),
                 key => writer.put(key, "Reject"),
             }
         }
-        Some(writer.finish())
+        understood.then(|| writer.finish())
     }
+}
+
+/// Whether a text has the form of an iSCSI name (RFC 7143 4.2.7.2).
+fn is_target_name(text: &str) -> bool {
+    ["iqn.", "eui.", "naa."]
+        .iter()
+        .any(|form| text.starts_with(form))
 }

@@ -7,6 +7,7 @@
 //! * every PDU with a status takes the next StatSN, in the order in which it is sent;
 //! * an abort, a reset or a logout is answered only when no command that it concerns can take
 //!   effect any more, and such a command is never answered itself;
+//! * a logout concerns every command: nothing is taken after it and nothing sent after its answer;
 //! * what the initiator makes the target hold is bounded: unsolicited data by the window and the
 //!   first burst, solicited data by [`SOLICITED_BYTES_MAX`], commands ahead of their turn by the
 //!   window, immediate commands by [`IMMEDIATE_MAX`].
@@ -129,6 +130,8 @@ pub struct Session {
     aborts: Vec<PendingAbort>,
     next_ticket: u64,
     text: Option<TextExchange>,
+    /// A logout has been taken: what comes after it is none of the session's.
+    leaving: bool,
     closing: bool,
     actions: Vec<Action>,
 }
@@ -161,6 +164,7 @@ impl Session {
             aborts: Vec::new(),
             next_ticket: 0,
             text: None,
+            leaving: false,
             closing: false,
             actions: Vec::new(),
         }
@@ -183,7 +187,7 @@ impl Session {
 
     /// Takes a PDU of the initiator.
     pub fn receive(&mut self, pdu: Pdu, front: &dyn Front) -> Result<(), SessionError> {
-        if self.closing {
+        if self.leaving || self.closing {
             return Ok(());
         }
         match InitiatorOpcode::from_code(pdu.opcode()) {
@@ -245,7 +249,9 @@ impl Session {
         }
         self.expected_command = self.expected_command.wrapping_add(1);
         self.deliver(pdu, Vec::new(), front)?;
-        while let Some(held) = self.held.remove(&self.expected_command) {
+        while !self.leaving
+            && let Some(held) = self.held.remove(&self.expected_command)
+        {
             self.expected_command = self.expected_command.wrapping_add(1);
             match held {
                 Held::Command(pdu, data) => self.deliver(pdu, data, front)?,

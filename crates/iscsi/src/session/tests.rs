@@ -511,6 +511,36 @@ fn a_logout_is_answered_after_the_commands_have_ended() {
 }
 
 #[test]
+fn nothing_is_taken_after_a_logout() {
+    // One command is ahead of its turn when the logout comes, one comes while it waits.
+    let mut session = session();
+    let (task, _) = executed(&take(&mut session, read(7, 100, 1, 512)));
+    assert_eq!(take(&mut session, read(8, 102, 1, 512)), []);
+    assert_eq!(take(&mut session, numbered(6, 0x80, 9, 101)), []);
+    assert_eq!(take(&mut session, read(10, 103, 1, 512)), []);
+    assert_eq!(take(&mut session, numbered(0x40, 0x80, 11, 104)), []);
+    let actions = finish(&mut session, task, vec![0; 512].into());
+    let [Action::Send(response), Action::Close] = &actions[..] else {
+        panic!("{actions:?}")
+    };
+    assert_eq!(response.opcode(), TargetOpcode::Logout as u8);
+    assert_eq!(session.outstanding(), 0);
+}
+
+#[test]
+fn nothing_is_sent_after_the_answer_to_a_logout() {
+    let mut session = session();
+    let actions = take(&mut session, management(5, 50, RESERVED_TAG, 0));
+    let [Action::ResetUnit { ticket }] = actions[..] else {
+        panic!("{actions:?}")
+    };
+    let actions = take(&mut session, numbered(6, 0x80, 9, 100));
+    assert!(matches!(actions[..], [Action::Send(_), Action::Close]));
+    session.reset_done(ticket);
+    assert_eq!(session.take_actions(), []);
+}
+
+#[test]
 fn other_sessions_learn_when_the_commands_have_drained() {
     let mut session = session();
     let (task, _) = executed(&take(&mut session, read(7, 100, 1, 512)));

@@ -58,12 +58,27 @@ enum Open {
     Nothing,
 }
 
+/// Shorter data is copied if it is to be kept for long. A segment is a slice of a receive buffer of
+/// 64 KiB and keeps all of it: one byte of data in each of many buffers would hold as many buffers.
+const COPIED_BYTES_MAX: usize = 16 << 10;
+
+/// Data that may be kept for long without keeping what it came with.
+pub(super) fn compact(data: Bytes) -> Bytes {
+    if data.len() > COPIED_BYTES_MAX {
+        data
+    } else {
+        Bytes::copy_from_slice(&data)
+    }
+}
+
 /// A transfer under way.
 #[derive(Debug)]
 pub(super) struct Transfer {
     wanted: u32,
     received: u32,
     segments: Vec<Bytes>,
+    /// Short segments that came after those, joined.
+    joined: BytesMut,
     open: Open,
     next_number: u32,
     bursts: u32,
@@ -78,6 +93,7 @@ impl Transfer {
             wanted,
             received: 0,
             segments: Vec::new(),
+            joined: BytesMut::new(),
             open,
             next_number: 0,
             bursts: 0,
@@ -153,13 +169,17 @@ impl Transfer {
 
     /// The data: as it came if it came in one piece.
     pub(super) fn into_data(mut self) -> Bytes {
-        if self.segments.len() == 1 {
+        if self.segments.len() == 1 && self.joined.is_empty() {
             return self.segments.remove(0);
+        }
+        if self.segments.is_empty() {
+            return self.joined.freeze();
         }
         let mut data = BytesMut::with_capacity(self.wanted as usize);
         self.segments
             .iter()
             .for_each(|segment| data.extend_from_slice(segment));
+        data.extend_from_slice(&self.joined);
         data.freeze()
     }
 
@@ -168,8 +188,15 @@ impl Transfer {
         let length = data.len() as u32;
         let room = self.wanted.saturating_sub(self.received) as usize;
         data.truncate(room);
-        if !data.is_empty() {
+        // All of the data in one piece goes on as it is.
+        let whole = !data.is_empty() && data.len() as u32 == self.wanted;
+        if data.len() > COPIED_BYTES_MAX || whole {
+            if !self.joined.is_empty() {
+                self.segments.push(self.joined.split().freeze());
+            }
             self.segments.push(data);
+        } else {
+            self.joined.extend_from_slice(&data);
         }
         self.received += length;
     }
@@ -212,6 +239,38 @@ mod tests {
         let transfer = Transfer::new(512, data.clone(), None);
         assert!(transfer.is_complete());
         assert_eq!(transfer.into_data().as_ptr(), data.as_ptr());
+    }
+
+    #[test]
+    fn short_segments_do_not_keep_the_buffers_that_they_came_in() {
+        let buffers: Vec<Bytes> = (0..8).map(|byte| vec![byte; 64 << 10].into()).collect();
+        let mut transfer = Transfer::new(8, buffers[0].slice(..1), Some(8));
+        for (number, buffer) in (0..).zip(&buffers[1..]) {
+            let mut pdu = data_out(RESERVED_TAG, number, number + 1, b"", number == 6);
+            pdu.data = buffer.slice(9..10);
+            transfer.take(&pdu).unwrap();
+        }
+        for buffer in buffers {
+            assert!(buffer.is_unique(), "one byte keeps 64 KiB");
+        }
+        assert_eq!(transfer.into_data(), [0, 1, 2, 3, 4, 5, 6, 7][..]);
+    }
+
+    #[test]
+    fn long_and_short_segments_join_in_their_order() {
+        let long: Bytes = vec![1; 20_000].into();
+        let mut transfer = Transfer::new(40_006, Bytes::from_static(b"abc"), Some(40_006));
+        for (number, offset, data) in [
+            (0, 3, long.clone()),
+            (1, 20_003, Bytes::from_static(b"def")),
+            (2, 20_006, long.clone()),
+        ] {
+            let mut pdu = data_out(RESERVED_TAG, number, offset, b"", number == 2);
+            pdu.data = data;
+            transfer.take(&pdu).unwrap();
+        }
+        let expected = [b"abc", &long[..], b"def", &long[..]].concat();
+        assert_eq!(transfer.into_data(), expected);
     }
 
     #[test]
