@@ -17,7 +17,7 @@ use crate::requests::Request;
 use crate::secrets;
 use crate::types::{
     ClusterStatus, CreatedVolume, JoinTokenText, NewToken, NewVolume, NodeStatus, SelfReport,
-    VolumeStatus,
+    VolumeChange, VolumeStatus,
 };
 use crate::views::{self, Seen};
 
@@ -62,6 +62,9 @@ impl Administration {
             Request::Volume(name, reply) => reply.send(self.volume(&name).await).is_ok(),
             Request::CreateVolume(wanted, reply) => {
                 reply.send(self.create_volume(wanted).await).is_ok()
+            }
+            Request::ChangeVolume(name, wanted, reply) => {
+                reply.send(self.change_volume(&name, &wanted).await).is_ok()
             }
             Request::DeleteVolume(name, reply) => {
                 reply.send(self.delete_volume(&name).await).is_ok()
@@ -191,6 +194,40 @@ impl Administration {
             volume,
             credentials,
         })
+    }
+
+    async fn change_volume(
+        &self,
+        name: &str,
+        wanted: &VolumeChange,
+    ) -> Result<VolumeStatus, Problem> {
+        self.confirm().await;
+        let state = self.node.state();
+        let (volume, _) = self.find(&state, name)?;
+        if let Some(size_bytes) = wanted.size_bytes {
+            let expected_bytes = wanted.expected_size_bytes;
+            self.propose(Change::GrowVolume {
+                volume,
+                expected_bytes,
+                size_bytes,
+            })
+            .await?;
+            let runtime = &self.node.context().runtime;
+            runtime.timeout(OPENING_LIMIT, self.grown(volume)).await;
+        }
+        self.volume(name).await
+    }
+
+    /// Resolves when the volume has grown as far as it was to.
+    async fn grown(&self, volume: VolumeId) {
+        let mut watch = self.node.watch();
+        loop {
+            watch.mark_unchanged();
+            let grows = self.node.state().growing.contains_key(&volume);
+            if !grows || watch.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     async fn delete_volume(&self, name: &str) -> Result<(), Problem> {

@@ -10,7 +10,7 @@ use thiserror::Error;
 use crate::problem::Problem;
 use crate::types::{
     ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewToken, NewVolume, NodeStatus,
-    SelfReport, VolumeStatus,
+    SelfReport, VolumeChange, VolumeStatus,
 };
 
 /// Why a request has no good answer.
@@ -107,6 +107,17 @@ impl Client {
     /// Makes a volume.
     pub async fn create_volume(&self, wanted: &NewVolume) -> Result<CreatedVolume, ClientError> {
         self.post(&["v1", "volumes"], wanted).await
+    }
+
+    /// Changes a volume.
+    pub async fn change_volume(
+        &self,
+        name: &str,
+        wanted: &VolumeChange,
+    ) -> Result<VolumeStatus, ClientError> {
+        let url = self.url(&["v1", "volumes", name]);
+        let request = self.http.request(Method::PATCH, url).json(wanted);
+        self.decode(self.send(request).await?).await
     }
 
     /// Deletes a volume and all its data.

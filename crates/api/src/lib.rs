@@ -39,7 +39,8 @@ pub use serve::serve;
 pub use types::{
     Authentication, ChapCredentials, ClusterPhase, ClusterStatus, CreatedVolume, Holder,
     JoinTokenText, Knowledge, LinkStatus, NewCluster, NewToken, NewVolume, NodeState, NodeStatus,
-    OwnerReport, Redundancy, Resync, SelfReport, StoreUsage, VolumeState, VolumeStatus,
+    OwnerReport, Redundancy, Resync, SelfReport, StoreUsage, VolumeChange, VolumeState,
+    VolumeStatus,
 };
 
 /// The API's port, where none is given.

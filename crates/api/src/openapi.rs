@@ -21,6 +21,7 @@ use crate::routes;
         routes::volumes,
         routes::create_volume,
         routes::volume,
+        routes::change_volume,
         routes::delete_volume,
     )
 )]

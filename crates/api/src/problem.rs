@@ -149,6 +149,20 @@ impl From<Refusal> for Problem {
             | Refusal::IncarnationStale(_)
             | Refusal::LastCopy => (ProblemKind::Conflict, String::new()),
             Refusal::Reservation(_) => (ProblemKind::Conflict, String::new()),
+            Refusal::CannotShrink { .. } => (
+                ProblemKind::Invalid,
+                "a smaller volume has to be made anew, and the data copied by a host".into(),
+            ),
+            Refusal::SizeChanged { .. } => (
+                ProblemKind::Conflict,
+                "`holdfast volume show` shows the size now; ask again if it is still too small"
+                    .into(),
+            ),
+            Refusal::GrowsAlready(_) => (
+                ProblemKind::Unavailable,
+                "`holdfast volume show` shows what the volume waits for; resize it again then"
+                    .into(),
+            ),
             Refusal::ViewStale => (ProblemKind::Unavailable, "try again".into()),
         };
         Self::new(kind, refusal.to_string(), hint)

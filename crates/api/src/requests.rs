@@ -5,7 +5,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::problem::{Problem, ProblemKind};
 use crate::types::{
     ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewToken, NewVolume, NodeStatus,
-    SelfReport, VolumeStatus,
+    SelfReport, VolumeChange, VolumeStatus,
 };
 
 /// Where an answer goes. Nobody waits for it any more if sending fails.
@@ -32,6 +32,8 @@ pub enum Request {
     Volume(String, Reply<VolumeStatus>),
     /// Makes a volume.
     CreateVolume(NewVolume, Reply<CreatedVolume>),
+    /// Changes a volume, by name.
+    ChangeVolume(String, VolumeChange, Reply<VolumeStatus>),
     /// Deletes a volume, by name.
     DeleteVolume(String, Reply<()>),
 }
@@ -47,7 +49,9 @@ impl Request {
             Self::Nodes(reply) => reply.send(Err(problem)).is_ok(),
             Self::Node(_, reply) => reply.send(Err(problem)).is_ok(),
             Self::Volumes(reply) => reply.send(Err(problem)).is_ok(),
-            Self::Volume(_, reply) => reply.send(Err(problem)).is_ok(),
+            Self::Volume(_, reply) | Self::ChangeVolume(_, _, reply) => {
+                reply.send(Err(problem)).is_ok()
+            }
             Self::CreateVolume(_, reply) => reply.send(Err(problem)).is_ok(),
             Self::DeleteVolume(_, reply) => reply.send(Err(problem)).is_ok(),
         };

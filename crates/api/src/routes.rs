@@ -14,7 +14,7 @@ use crate::problem::{Problem, ProblemKind};
 use crate::requests::{Request, RequestSender};
 use crate::types::{
     ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewToken, NewVolume, NodeStatus,
-    SelfReport, VolumeStatus,
+    SelfReport, VolumeChange, VolumeStatus,
 };
 
 /// Largest request body; no request comes near it.
@@ -39,7 +39,10 @@ pub fn router(requests: RequestSender, access: Access) -> Router {
         .route("/v1/nodes", get(nodes))
         .route("/v1/nodes/{id}", get(node))
         .route("/v1/volumes", get(volumes).post(create_volume))
-        .route("/v1/volumes/{name}", get(volume).delete(delete_volume))
+        .route(
+            "/v1/volumes/{name}",
+            get(volume).patch(change_volume).delete(delete_volume),
+        )
         .route("/v1/openapi.json", get(openapi))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
@@ -189,6 +192,29 @@ pub(crate) async fn volume(
     let Path(name) = name?;
     requests
         .ask(|reply| Request::Volume(name, reply))
+        .await
+        .map(Json)
+}
+
+/// Changes a volume while it serves. Answers when the change is in force, or after some seconds
+/// if it is not yet.
+#[utoipa::path(patch, path = "/v1/volumes/{name}", tag = "volumes",
+    params(("name" = String, Path, description = "The volume's name")),
+    request_body = VolumeChange,
+    responses(
+        (status = 200, description = "The volume after the change", body = VolumeStatus),
+        (status = "default", description = "What went wrong", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn change_volume(
+    State(requests): State<RequestSender>,
+    name: Result<Path<String>, PathRejection>,
+    body: Result<Json<VolumeChange>, JsonRejection>,
+) -> Result<Json<VolumeStatus>, Problem> {
+    let (Path(name), Json(wanted)) = (name?, body?);
+    requests
+        .ask(|reply| Request::ChangeVolume(name, wanted, reply))
         .await
         .map(Json)
 }

@@ -226,6 +226,18 @@ pub struct NewVolume {
     pub authentication: Authentication,
 }
 
+/// A wanted change to a volume. What is absent stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeChange {
+    /// The new size in bytes, a multiple of 4096 and not below the old one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+    /// The size that the volume is believed to have; if it has another one, it is not resized.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_size_bytes: Option<u64>,
+}
+
 fn default_copies() -> u32 {
     3
 }
@@ -316,6 +328,8 @@ pub struct VolumeStatus {
     pub explanation: String,
     /// Size in bytes.
     pub size_bytes: u64,
+    /// The size that it is growing to; absent if it is not being resized.
+    pub growing_to_bytes: Option<u64>,
     /// Logical block size.
     pub block_size: u32,
     /// Wanted copies.

@@ -228,12 +228,21 @@ pub(crate) fn volume(seen: &Seen, id: VolumeId) -> Option<VolumeStatus> {
         (Some(_), true) => VolumeState::Open,
         (Some(_), false) => VolumeState::TakingOver,
     };
+    let growing = seen.state.growing.get(&id);
+    let explanation = volume_explanation(record, state, redundancy, report.as_ref());
     Some(VolumeStatus {
         id: id.0,
         name: record.name.clone(),
         state,
-        explanation: volume_explanation(record, state, redundancy, report.as_ref()),
+        explanation: match growing {
+            Some(growth) if explanation.is_empty() => format!(
+                "it grows to {} bytes once the owner has set up the copies of the new range",
+                growth.size_bytes
+            ),
+            Some(_) | None => explanation,
+        },
         size_bytes: record.size_bytes,
+        growing_to_bytes: growing.map(|growth| growth.size_bytes),
         block_size: record.logical_block_bytes,
         copies: record.copies,
         redundancy,

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::failure::EXIT_CODES;
 use crate::output::Format;
-use crate::quantity::{parse_duration, parse_size};
+use crate::quantity::{NewSize, parse_duration, parse_new_size, parse_size};
 
 /// Port on which nodes reach each other, where none is given.
 pub(crate) const LINK_PORT: u16 = 7400;
@@ -87,6 +87,8 @@ pub(crate) enum VolumeCommand {
     List(ListArgs),
     /// Show one volume and what it waits for
     Show(ShowVolumeArgs),
+    /// Make a volume larger while it is used
+    Resize(ResizeVolumeArgs),
     /// Delete a volume and all its data
     Delete(DeleteVolumeArgs),
 }
@@ -243,6 +245,28 @@ pub(crate) struct CreateVolumeArgs {
 pub(crate) struct ShowVolumeArgs {
     /// The volume's name
     pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) list: ListArgs,
+}
+
+const RESIZE_EXAMPLES: &str = "\
+I/O goes on meanwhile. Initiators are told (CAPACITY DATA HAS CHANGED); Linux wants to be asked to
+look, then the filesystem can grow:
+  iscsiadm -m session -R && multipathd resize map MAP && resize2fs /dev/mapper/MAP
+Volumes do not shrink.
+
+Examples:
+  holdfast volume resize db --size 200GiB
+  holdfast volume resize db --size +100GiB";
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = RESIZE_EXAMPLES)]
+pub(crate) struct ResizeVolumeArgs {
+    /// The volume's name
+    pub(crate) name: String,
+    /// The new size, or after `+` how much larger
+    #[arg(long, value_parser = parse_new_size)]
+    pub(crate) size: NewSize,
     #[command(flatten)]
     pub(crate) list: ListArgs,
 }

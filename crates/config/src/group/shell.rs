@@ -189,10 +189,20 @@ impl<O> Session<O> {
 
 /// Format of a snapshot's data.
 const SNAPSHOT_FORMAT: u8 = 1;
+/// Format of a snapshot with the machine's supplement after it.
+const SUPPLEMENTED_FORMAT: u8 = 2;
 
 fn encode_body<M: Machine>(body: &Body<M>) -> Bytes {
-    let data = postcard::to_extend(body, vec![SNAPSHOT_FORMAT]);
-    Bytes::from(data.expect("plain data always encodes"))
+    let supplement = body.state.supplement();
+    let format = if supplement.is_empty() {
+        SNAPSHOT_FORMAT
+    } else {
+        SUPPLEMENTED_FORMAT
+    };
+    let data = postcard::to_extend(body, vec![format]);
+    let mut data = data.expect("plain data always encodes");
+    data.extend_from_slice(&supplement);
+    Bytes::from(data)
 }
 
 #[expect(
@@ -204,6 +214,16 @@ fn decode_body<M: Machine>(data: &[u8]) -> Result<Body<M>, StorageError> {
     match data.split_first() {
         Some((&SNAPSHOT_FORMAT, body)) => {
             postcard::from_bytes(body).map_err(|error| malformed(AnyError::new(&error)))
+        }
+        Some((&SUPPLEMENTED_FORMAT, body)) => {
+            let (mut body, supplement): (Body<M>, &[u8]) = postcard::take_from_bytes(body)
+                .map_err(|error| malformed(AnyError::new(&error)))?;
+            if Rc::make_mut(&mut body.state).supply(supplement) {
+                Ok(body)
+            } else {
+                let what = "a snapshot with a supplement of an unknown format";
+                Err(malformed(AnyError::error(what)))
+            }
         }
         Some(_) | None => Err(malformed(AnyError::error(
             "a snapshot of an unknown format",

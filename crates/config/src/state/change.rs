@@ -101,6 +101,26 @@ pub enum Change {
         /// What is asked for, and by whom.
         request: Request,
     },
+    /// Makes a volume larger. Its owner opens the new range, then agrees on `Grown`; until then
+    /// the volume has its old size.
+    GrowVolume {
+        /// The volume.
+        volume: VolumeId,
+        /// The size that the proposer saw; `None` if it does not matter. A proposal that was
+        /// made for another size is refused.
+        expected_bytes: Option<u64>,
+        /// The new size in bytes, a multiple of 4096.
+        size_bytes: u64,
+    },
+    /// The owner in office has set up the slices that a volume grows by.
+    Grown {
+        /// The volume.
+        volume: VolumeId,
+        /// The owner's view.
+        view: View,
+        /// What the owner set up: of the new slices only.
+        reconciled: Reconciled,
+    },
 }
 
 /// A node asks to join.
@@ -251,4 +271,26 @@ pub enum Refusal {
     /// The volume's reservation table refuses the request.
     #[error("{0}")]
     Reservation(#[from] ReservationRefusal),
+    /// Volumes do not shrink: what lies beyond the new end would be lost.
+    #[error(
+        "the volume has {now_bytes} bytes and cannot shrink to {wanted_bytes}: \
+         what lies beyond would be lost"
+    )]
+    CannotShrink {
+        /// The size now.
+        now_bytes: u64,
+        /// The size asked for.
+        wanted_bytes: u64,
+    },
+    /// The proposer saw another size than the volume has.
+    #[error("the volume has {now_bytes} bytes, not {expected_bytes}: somebody else has resized it")]
+    SizeChanged {
+        /// The size now.
+        now_bytes: u64,
+        /// The size that the proposer saw.
+        expected_bytes: u64,
+    },
+    /// The volume grows already.
+    #[error("the volume is being resized to {0} bytes")]
+    GrowsAlready(u64),
 }

@@ -2,19 +2,24 @@
 
 use std::io::{BufRead, IsTerminal, Write};
 
-use holdfast_api::{Authentication, CreatedVolume, NewVolume, OwnerReport, VolumeStatus};
+use holdfast_api::{
+    Authentication, CreatedVolume, NewVolume, OwnerReport, VolumeChange, VolumeStatus,
+};
 
 use super::{facts, with_client, word};
-use crate::cli::{CreateVolumeArgs, DeleteVolumeArgs, ListArgs, ShowVolumeArgs, VolumeCommand};
+use crate::cli::{
+    CreateVolumeArgs, DeleteVolumeArgs, ListArgs, ResizeVolumeArgs, ShowVolumeArgs, VolumeCommand,
+};
 use crate::failure::Failure;
 use crate::output::{Format, Rows, print};
-use crate::quantity::show_size;
+use crate::quantity::{NewSize, show_size};
 
 pub(crate) fn run(command: &VolumeCommand) -> Result<(), Failure> {
     match command {
         VolumeCommand::Create(args) => create(args),
         VolumeCommand::List(args) => list(args),
         VolumeCommand::Show(args) => show(args),
+        VolumeCommand::Resize(args) => resize(args),
         VolumeCommand::Delete(args) => delete(args),
     }
 }
@@ -106,6 +111,10 @@ fn show(args: &ShowVolumeArgs) -> Result<(), Failure> {
         ("state", word(volume.state)),
         ("why", volume.explanation.clone()),
         ("size", show_size(volume.size_bytes)),
+        (
+            "grows to",
+            volume.growing_to_bytes.map_or_else(String::new, show_size),
+        ),
         ("block size", volume.block_size.to_string()),
         ("copies", copies(&volume)),
         ("held by", holders(&volume)),
@@ -132,6 +141,34 @@ fn show(args: &ShowVolumeArgs) -> Result<(), Failure> {
         ("log-in", word(volume.authentication)),
     ]);
     print(args.list.output, &volume, rows)
+}
+
+fn resize(args: &ResizeVolumeArgs) -> Result<(), Failure> {
+    let (before, volume) = with_client(&args.list.api, async |client| {
+        let before = client.volume(&args.name).await?.size_bytes;
+        // "10 GiB more" means more than what was shown: said twice by two people, or again after
+        // an answer got lost, it must not count twice.
+        let (size_bytes, expected) = match args.size {
+            NewSize::To(size) => (size, None),
+            NewSize::By(more) => (before.saturating_add(more), Some(before)),
+        };
+        let wanted = VolumeChange {
+            size_bytes: Some(size_bytes),
+            expected_size_bytes: expected,
+        };
+        let volume = client.change_volume(&args.name, &wanted).await?;
+        Ok((before, volume))
+    })?;
+    let mut lines = vec![
+        ("volume", volume.name.clone()),
+        ("size", show_size(volume.size_bytes)),
+        ("size before", show_size(before)),
+    ];
+    if let Some(size) = volume.growing_to_bytes {
+        lines.push(("grows to", show_size(size)));
+        lines.push(("why", volume.explanation.clone()));
+    }
+    print(args.list.output, &volume, facts(lines))
 }
 
 fn delete(args: &DeleteVolumeArgs) -> Result<(), Failure> {
