@@ -22,6 +22,7 @@ use crate::routes;
         routes::create_volume,
         routes::volume,
         routes::change_volume,
+        routes::rotate_secret,
         routes::delete_volume,
     )
 )]

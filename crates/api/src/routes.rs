@@ -13,8 +13,8 @@ use axum::{Json, Router};
 use crate::problem::{Problem, ProblemKind};
 use crate::requests::{Request, RequestSender};
 use crate::types::{
-    ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewToken, NewVolume, NodeStatus,
-    SelfReport, VolumeChange, VolumeStatus,
+    ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewSecret, NewToken, NewVolume,
+    NodeStatus, RotatedSecret, SelfReport, VolumeChange, VolumeStatus,
 };
 
 /// Largest request body; no request comes near it.
@@ -43,6 +43,7 @@ pub fn router(requests: RequestSender, access: Access) -> Router {
             "/v1/volumes/{name}",
             get(volume).patch(change_volume).delete(delete_volume),
         )
+        .route("/v1/volumes/{name}/secret", post(rotate_secret))
         .route("/v1/openapi.json", get(openapi))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
@@ -217,6 +218,29 @@ pub(crate) async fn change_volume(
         .ask(|reply| Request::ChangeVolume(name, wanted, reply))
         .await
         .map(Json)
+}
+
+/// Gives a volume a new CHAP secret. Sessions go on, unless the old secret is revoked.
+#[utoipa::path(post, path = "/v1/volumes/{name}/secret", tag = "volumes",
+    params(("name" = String, Path, description = "The volume's name")),
+    request_body = NewSecret,
+    responses(
+        (status = 201, description = "The new credentials, shown this once",
+            body = RotatedSecret),
+        (status = "default", description = "What went wrong", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn rotate_secret(
+    State(requests): State<RequestSender>,
+    name: Result<Path<String>, PathRejection>,
+    body: Result<Json<NewSecret>, JsonRejection>,
+) -> Result<(StatusCode, Json<RotatedSecret>), Problem> {
+    let (Path(name), Json(wanted)) = (name?, body?);
+    let rotated = requests
+        .ask(|reply| Request::RotateSecret(name, wanted, reply))
+        .await?;
+    Ok((StatusCode::CREATED, Json(rotated)))
 }
 
 /// Deletes a volume and all its data.

@@ -124,6 +124,14 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, QuantityError> {
         .ok_or(QuantityError::Duration)
 }
 
+/// Reads a duration that may be nothing at all.
+pub(crate) fn parse_grace(text: &str) -> Result<Duration, QuantityError> {
+    match text.trim() {
+        "0" | "0s" => Ok(Duration::ZERO),
+        other => parse_duration(other),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -43,6 +43,7 @@ impl ClusterState {
             Change::DeleteVolume { volume } => match self.volumes.remove(&volume) {
                 Some(_) => {
                     self.growing.remove(&volume);
+                    self.fronts.remove(&volume);
                     Ok(Outcome::Done)
                 }
                 None => Err(Refusal::VolumeUnknown(volume)),
@@ -79,6 +80,15 @@ impl ClusterState {
                 view,
                 reconciled,
             } => self.grown(volume, view, &reconciled),
+            Change::CreateVolumeWith { spec, front } => self.create_volume_with(spec, &front),
+            Change::ChangeFront { volume, change } => self.change_front(volume, &change),
+            Change::RotateSecret {
+                volume,
+                chap,
+                now_unix_ms,
+                old_until_unix_ms,
+                revoke,
+            } => self.rotate_secret(volume, chap, now_unix_ms, old_until_unix_ms, revoke),
         };
         result.unwrap_or_else(Outcome::Refused)
     }
@@ -196,7 +206,7 @@ impl ClusterState {
         Ok(Outcome::Done)
     }
 
-    fn create_volume(&mut self, spec: VolumeSpec) -> Result<Outcome, Refusal> {
+    pub(super) fn create_volume(&mut self, spec: VolumeSpec) -> Result<Outcome, Refusal> {
         validate(&spec)?;
         if self.volume_by_name(&spec.name).is_some() {
             return Err(Refusal::NameTaken(spec.name));

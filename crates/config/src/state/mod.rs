@@ -17,6 +17,7 @@
 
 mod apply;
 mod change;
+mod front;
 mod growth;
 mod ownership;
 mod records;
@@ -26,6 +27,7 @@ mod supplement;
 mod tests;
 
 pub use change::{Admission, Change, NodeStart, Outcome, Reconciled, Refusal, VolumeSpec};
+pub use front::{Front, FrontChange, INITIATORS_MAX, RetiringSecret};
 pub use records::{
     Chap, ClusterIdentity, ClusterState, CopyRecord, CopyStatus, Growth, NodeRecord, NodeStatus,
     Owner, SliceRecord, TokenRecord, VolumeRecord,

@@ -8,6 +8,8 @@ use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::{View, VolumeId};
 use serde::{Deserialize, Serialize};
 
+use super::front::Front;
+
 /// Everything the cluster has to agree on; small enough for memory on every node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterState {
@@ -27,6 +29,9 @@ pub struct ClusterState {
     /// snapshots, it travels in the [`super::Supplement`].
     #[serde(skip)]
     pub growing: BTreeMap<VolumeId, Growth>,
+    /// How initiators reach volumes, where that is not the default. In the supplement, too.
+    #[serde(skip)]
+    pub fronts: BTreeMap<VolumeId, Front>,
 }
 
 /// How far a volume is to grow. Its slices are in the directory already, its size is the old one.

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use holdfast_wire::VolumeId;
 use serde::{Deserialize, Serialize};
 
+use super::front::Front;
 use super::records::{ClusterState, Growth};
 
 /// The format of the supplement itself, its first byte.
@@ -18,6 +19,7 @@ const FORMAT: u8 = 1;
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Supplement {
     growing: BTreeMap<VolumeId, Growth>,
+    fronts: BTreeMap<VolumeId, Front>,
 }
 
 impl ClusterState {
@@ -25,6 +27,7 @@ impl ClusterState {
     pub(crate) fn encode_supplement(&self) -> Vec<u8> {
         let supplement = Supplement {
             growing: self.growing.clone(),
+            fronts: self.fronts.clone(),
         };
         if supplement == Supplement::default() {
             return Vec::new();
@@ -42,8 +45,8 @@ impl ClusterState {
             },
             Some(_) => return false,
         };
-        let Supplement { growing } = supplement;
-        self.growing = growing;
+        let Supplement { growing, fronts } = supplement;
+        (self.growing, self.fronts) = (growing, fronts);
         true
     }
 }

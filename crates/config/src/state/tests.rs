@@ -553,3 +553,83 @@ fn the_supplement_brings_back_what_older_snapshots_leave_out() {
     assert!(!read.decode_supplement(&[99, 0]), "a newer format");
     assert!(!read.decode_supplement(&[1, 200]), "damaged");
 }
+
+fn rotate(secret: &str, now_unix_ms: u64, old_until_unix_ms: u64, revoke: bool) -> Change {
+    Change::RotateSecret {
+        volume: VolumeId(1),
+        chap: chap(secret),
+        now_unix_ms,
+        old_until_unix_ms,
+        revoke,
+    }
+}
+
+fn chap(secret: &str) -> Chap {
+    Chap {
+        username: "db".into(),
+        secret: secret.into(),
+        mutual: None,
+    }
+}
+
+#[test]
+fn a_replaced_secret_is_good_until_its_time_and_revoking_voids_all_but_the_present_one() {
+    let mut state = cluster();
+    let refused = state.apply(rotate("none", 0, 0, false));
+    assert_eq!(refused, Outcome::Refused(Refusal::NoSecret));
+    state.volumes.get_mut(&VolumeId(1)).expect("db").chap = Some(chap("first"));
+    let valid = |state: &ClusterState, at| -> Vec<String> {
+        let retiring = state.front(VolumeId(1)).retiring_at(at);
+        retiring.map(|secret| secret.chap.secret.clone()).collect()
+    };
+    assert_eq!(
+        state.apply(rotate("second", 100, 200, false)),
+        Outcome::Done
+    );
+    assert_eq!(valid(&state, 199), ["first"]);
+    assert!(valid(&state, 200).is_empty());
+    assert_eq!(state.apply(rotate("third", 150, 300, false)), Outcome::Done);
+    assert_eq!(valid(&state, 199), ["first", "second"]);
+    let front = state.front(VolumeId(1));
+    assert_eq!((front.secret_number, front.oldest_secret), (2, 0));
+    assert_eq!(
+        state.apply(rotate("fourth", 250, 250, false)),
+        Outcome::Done
+    );
+    assert_eq!(
+        state.front(VolumeId(1)).retiring.len(),
+        1,
+        "the first has expired"
+    );
+    assert_eq!(state.apply(rotate("fifth", 260, 260, true)), Outcome::Done);
+    let front = state.front(VolumeId(1));
+    assert_eq!((front.secret_number, front.oldest_secret), (4, 4));
+    assert!(front.retiring.is_empty());
+    assert_eq!(state.volumes[&VolumeId(1)].chap, Some(chap("fifth")));
+
+    let mut read = ClusterState::default();
+    assert!(read.decode_supplement(&state.encode_supplement()));
+    assert_eq!(read.fronts, state.fronts);
+    let volume = VolumeId(1);
+    state.apply(Change::DeleteVolume { volume });
+    assert!(state.encode_supplement().is_empty());
+}
+
+#[test]
+fn a_volume_is_made_with_its_access_list_or_not_at_all() {
+    let mut state = cluster();
+    let with = |name: &str| Change::CreateVolumeWith {
+        spec: spec("other"),
+        front: FrontChange {
+            allow: vec![name.into()],
+            ..FrontChange::default()
+        },
+    };
+    let before = state.clone();
+    let refused = Refusal::InitiatorInvalid("odd".into());
+    assert_eq!(state.apply(with("odd")), Outcome::Refused(refused));
+    assert_eq!(state, before);
+    assert_eq!(state.apply(with("iqn.a")), Outcome::Created(VolumeId(2)));
+    assert!(!state.front(VolumeId(2)).admits("iqn.b"));
+    assert!(state.front(VolumeId(1)).admits("iqn.b"));
+}

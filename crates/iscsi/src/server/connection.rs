@@ -38,7 +38,7 @@ use crate::login::{
 use crate::negotiation::RECEIVE_BYTES_MAX;
 use crate::pdu::framing::{Decoder, Digests, FrameError};
 use crate::session::{Action, Front, Session, SessionError, TaskId};
-use crate::targets::{TargetAuth, TargetSummary};
+use crate::targets::TargetSummary;
 
 /// Space made for received bytes at a time. Small data segments share a chunk; a long one gets
 /// a chunk of its own size.
@@ -215,7 +215,20 @@ async fn open(server: &Rc<Server>, login: &FullFeature) -> Result<NodeFront, Log
         isid: login.isid,
         target_port: target.relative_port_id,
     };
-    let place = server.sessions.claim(iqn.clone(), nexus.clone()).await;
+    let (iqn_of_place, credential) = (iqn.clone(), login.credential);
+    let sessions = &server.sessions;
+    let place = sessions
+        .claim(iqn_of_place, nexus.clone(), credential)
+        .await;
+    // From here on whoever takes the target away finds the session in the table; what was taken
+    // away before is seen now.
+    let target = server
+        .targets
+        .open(&iqn, &initiator)
+        .ok_or(LoginStatus::NotFound)?;
+    if !target.auth.accepts(login.credential) {
+        return Err(LoginStatus::AuthenticationFailed);
+    }
     let (group, relative_id) = (target.portal_group_tag, target.relative_port_id);
     let groups = match &target.port_groups {
         Some(groups) => groups.clone(),
@@ -286,9 +299,7 @@ impl Policy for NodePolicy<'_> {
             return Err(LoginStatus::MovedTemporarily(address));
         }
         let target = targets.open(iqn, initiator).ok_or(LoginStatus::NotFound)?;
-        if let TargetAuth::Chap(credentials) = &target.auth
-            && credentials.share_a_secret()
-        {
+        if target.auth.shares_a_secret() {
             warn!(
                 target = iqn,
                 "the CHAP secrets of both directions are equal: login refused"
