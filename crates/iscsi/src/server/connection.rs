@@ -13,6 +13,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 use aws_lc_rs::rand::fill;
 use bytes::{Bytes, BytesMut};
@@ -46,6 +47,13 @@ const CHUNK_BYTES: usize = 64 << 10;
 
 /// Longest data segment of a login request: the default that holds until the login ends.
 const LOGIN_SEGMENT_BYTES_MAX: usize = 8192;
+
+/// Time that commands under way get to be answered once an initiator that was asked to leave has
+/// not: a takeover takes less, and a node that is told to stop must not wait for long.
+const FINISH_TIME: Duration = Duration::from_secs(1);
+
+/// Time that the last PDUs get to reach the initiator.
+const FAREWELL_TIME: Duration = Duration::from_secs(1);
 
 /// Why a connection ended before the initiator logged out.
 #[derive(Debug, Error)]
@@ -412,17 +420,24 @@ impl Connection<'_> {
         let mut pinged = false;
         let mut check_at = heard + silence;
         let mut leave_at = None;
+        let mut finishing = false;
         loop {
-            while let Some(pdu) = self.decoder.decode(&mut self.buffer)? {
+            while !finishing && let Some(pdu) = self.decoder.decode(&mut self.buffer)? {
                 self.session.receive(pdu, &self.front)?;
                 self.act();
             }
             self.start_reads();
+            if finishing && !self.closing && self.is_idle() {
+                self.session.drop_connection();
+                self.act();
+                leave_at = Some(Instant::now() + FAREWELL_TIME.min(silence));
+            }
             self.output.write_to(self.stream)?;
             if self.closing && self.output.is_empty() {
                 return Ok(());
             }
-            let interest = match (self.closing, self.output.is_empty()) {
+            let deaf = self.closing || finishing;
+            let interest = match (deaf, self.output.is_empty()) {
                 (false, true) => Interest::READABLE,
                 (false, false) => Interest::READABLE | Interest::WRITABLE,
                 (true, _) => Interest::WRITABLE,
@@ -442,9 +457,9 @@ impl Connection<'_> {
                     self.session.reset_done(ticket);
                     self.act();
                 }
-                ready = self.stream.ready(interest) => {
+                ready = self.stream.ready(interest), if !(deaf && self.output.is_empty()) => {
                     let ready = ready?;
-                    if ready.is_readable() && !self.closing {
+                    if ready.is_readable() && !deaf {
                         receive(self.stream, &self.decoder, &mut self.buffer)?;
                         heard = Instant::now();
                         pinged = false;
@@ -462,10 +477,16 @@ impl Connection<'_> {
                         if self.closing {
                             return Err(End::ByTarget);
                         }
+                        if !finishing && !self.is_idle() {
+                            // What has begun is answered, if it ends soon; nothing new begins.
+                            finishing = true;
+                            leave_at = Some(now + FINISH_TIME);
+                            continue;
+                        }
                         self.session.drop_connection();
                         self.act();
                         // The farewell gets a moment, not more.
-                        leave_at = Some(now + silence.min(std::time::Duration::from_secs(1)));
+                        leave_at = Some(now + FAREWELL_TIME.min(silence));
                     } else if heard + silence > now {
                         check_at = heard + silence;
                     } else if pinged || self.closing {
@@ -479,6 +500,11 @@ impl Connection<'_> {
                 }
             }
         }
+    }
+
+    /// Whether the device has no command of the session, and none waits for it.
+    fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.reads_waiting.is_empty()
     }
 
     fn control(&mut self, control: Control) -> Result<(), End> {
