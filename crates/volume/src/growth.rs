@@ -18,10 +18,17 @@ use holdfast_config::state::{Change, Outcome, Refusal, VolumeRecord};
 use holdfast_wire::volume::{Io, IoStatus};
 
 use crate::owner::{Owner, Phase};
-use crate::takeover::{Setback, present, reconciled};
+use crate::takeover::{FenceWaits, Setback, Settled, present, reconciled};
 
 /// Pause before a growth that failed is begun again.
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
+/// Nothing presses: no lease has to be waited out, and a frame may get lost.
+const FENCE_WAITS: FenceWaits = FenceWaits {
+    answer: Duration::from_millis(1500),
+    all: Duration::from_secs(10),
+};
+/// From this attempt on, a copy that cannot be set up is left stale, to be brought back later.
+const PATIENT_ATTEMPTS: u32 = 5;
 const PROPOSAL_LIMIT: Duration = Duration::from_millis(10_000);
 /// How long an operation beyond the end that this owner knows waits for its node to know more.
 const BARRIER_LIMIT: Duration = Duration::from_millis(2000);
@@ -30,15 +37,18 @@ impl Owner {
     /// Opens what the config state adds to the volume, until the owner closes.
     pub(crate) async fn keep_growing(self: Rc<Self>) {
         let mut watch = self.context.config.watch();
+        let mut attempts = 0;
         while self.phase.get() == Phase::Open {
             watch.mark_unchanged();
             if !self.is_to_grow() {
+                attempts = 0;
                 if watch.changed().await.is_err() {
                     return;
                 }
                 continue;
             }
-            match self.grow().await {
+            attempts += 1;
+            match self.grow(attempts < PATIENT_ATTEMPTS).await {
                 Ok(()) => {}
                 Err(Setback::Over) => return self.close(),
                 Err(Setback::Again(why)) => {
@@ -59,12 +69,28 @@ impl Owner {
             .contains_key(&self.volume)
     }
 
-    async fn grow(self: &Rc<Self>) -> Result<(), Setback> {
+    /// Whether a new copy on a running node was not set up.
+    fn lacks_copies(&self, record: &VolumeRecord, first: u32, settled: &[Settled]) -> bool {
+        let state = self.context.config.state();
+        let mut slices = record.slices[first as usize..].iter().zip(settled);
+        slices.any(|(placed, settled)| {
+            placed.in_sync().any(|node| {
+                let running = state.running_incarnation(node).is_some();
+                running && !settled.sessions.contains_key(&node)
+            })
+        })
+    }
+
+    /// One attempt; a patient one is content with every copy only.
+    async fn grow(self: &Rc<Self>, patient: bool) -> Result<(), Setback> {
         let record = self.record_in_office().ok_or(Setback::Over)?;
         let known = self.slices.borrow().len() as u32;
         let added = known..record.slices.len() as u32;
-        let witnesses = self.fence_all(&record, added.clone()).await?;
+        let witnesses = self.fence_all(&record, added.clone(), FENCE_WAITS).await?;
         let settled = self.reconcile_all(added, &witnesses).await?;
+        if patient && self.lacks_copies(&record, known, &settled) {
+            return Err(Setback::Again("every copy of the new slices"));
+        }
         let change = Change::Grown {
             volume: self.volume,
             view: self.view,

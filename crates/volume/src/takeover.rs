@@ -58,6 +58,15 @@ pub(crate) enum Setback {
     Over,
 }
 
+/// How long a fence is waited for.
+#[derive(Clone, Copy)]
+pub(crate) struct FenceWaits {
+    /// One answer; it is asked for again afterwards.
+    pub(crate) answer: Duration,
+    /// All answers; after that a copy without one is left out, if there is another.
+    pub(crate) all: Duration,
+}
+
 /// What one node reported, with the start of it that did.
 pub(crate) struct Witness {
     incarnation: Incarnation,
@@ -98,7 +107,11 @@ impl Owner {
             return Err(Setback::Over);
         }
         let all = 0..record.slices.len() as u32;
-        let witnesses = self.fence_all(&record, all.clone()).await?;
+        let waits = FenceWaits {
+            answer: LEASE_GRACE + STEP_LIMIT,
+            all: LEASE_GRACE + PATIENCE,
+        };
+        let witnesses = self.fence_all(&record, all.clone(), waits).await?;
         let settled = self.reconcile_all(all, &witnesses).await?;
         self.agree_opened(reconciled(&settled, &witnesses)).await?;
         self.open(settled, &present(&witnesses));
@@ -111,8 +124,9 @@ impl Owner {
         &self,
         record: &VolumeRecord,
         slices: Range<u32>,
+        waits: FenceWaits,
     ) -> Result<BTreeMap<NodeId, Witness>, Setback> {
-        let give_up = self.context.runtime.now() + LEASE_GRACE + PATIENCE;
+        let give_up = self.context.runtime.now() + waits.all;
         let mut witnesses = BTreeMap::new();
         loop {
             let state = self.context.config.state();
@@ -129,7 +143,7 @@ impl Owner {
             }
             wanted.retain(|node, _| !witnesses.contains_key(node));
             *self.waits_for.borrow_mut() = waiting_for(wanted.keys());
-            let limit = LEASE_GRACE + STEP_LIMIT;
+            let limit = waits.answer;
             let asked = wanted
                 .into_iter()
                 .map(|(node, slices)| async move { (node, self.fence(node, slices, limit).await) });

@@ -207,7 +207,11 @@ impl ServedDemo {
         // A process that has ended and is not waited for yet has no command line any more.
         while processes::command_line(node.pid).is_some_and(|words| !words.is_empty()) {
             if Instant::now() >= deadline {
-                bail!("node {} goes on {} s after SIGTERM", node.pid, STOP_LIMIT.as_secs());
+                bail!(
+                    "node {} goes on {} s after SIGTERM",
+                    node.pid,
+                    STOP_LIMIT.as_secs()
+                );
             }
             thread::sleep(POLL_PERIOD);
         }

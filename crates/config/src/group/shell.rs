@@ -315,3 +315,34 @@ impl<M: Machine> RaftStateMachine<Types<M>> for Shell<M> {
         Ok(self.store.snapshot())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use holdfast_wire::VolumeId;
+
+    use super::*;
+    use crate::state::{ClusterState, Growth};
+
+    #[test]
+    fn a_snapshot_has_a_supplement_only_where_there_is_something_to_say() {
+        let body = |state: &ClusterState| Body {
+            state: Rc::new(state.clone()),
+            sessions: Sessions(BTreeMap::new()),
+        };
+        let mut state = ClusterState::default();
+        let plain = encode_body(&body(&state));
+        assert_eq!(plain[0], SNAPSHOT_FORMAT, "older versions read it");
+        let growth = Growth {
+            size_bytes: 8192,
+            first_slice: 1,
+        };
+        state.growing.insert(VolumeId(7), growth);
+        let supplemented = encode_body(&body(&state));
+        assert_eq!(supplemented[0], SUPPLEMENTED_FORMAT);
+        for data in [plain, supplemented] {
+            let read = decode_body::<ClusterState>(&data).expect("a snapshot");
+            assert_eq!(encode_body(&read), data);
+        }
+        assert!(decode_body::<ClusterState>(&[3, 0]).is_err());
+    }
+}
