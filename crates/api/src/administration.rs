@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use holdfast_config::state::{Change, Outcome, Refusal, SLICE_BYTES, VolumeRecord, VolumeSpec};
+use holdfast_config::state::{
+    Change, FrontChange, Outcome, Refusal, SLICE_BYTES, VolumeRecord, VolumeSpec,
+};
 use holdfast_node::Node;
 use holdfast_runtime::NodeId;
 use holdfast_runtime::host::{ClusterAuthority, HostLinks, JoinToken};
@@ -16,8 +18,8 @@ use crate::problem::{Problem, ProblemKind};
 use crate::requests::Request;
 use crate::secrets;
 use crate::types::{
-    ClusterStatus, CreatedVolume, JoinTokenText, NewToken, NewVolume, NodeStatus, SelfReport,
-    VolumeStatus,
+    ClusterStatus, CreatedVolume, JoinTokenText, NewSecret, NewToken, NewVolume, NodeStatus,
+    RotatedSecret, SelfReport, VolumeChange, VolumeStatus,
 };
 use crate::views::{self, Seen};
 
@@ -28,6 +30,7 @@ const BARRIER_LIMIT: Duration = Duration::from_millis(1500);
 /// How long a new volume is waited for; it opens without the wait too.
 const OPENING_LIMIT: Duration = Duration::from_secs(5);
 const TOKEN_SECONDS_MAX: u64 = 30 * 24 * 3600;
+const GRACE_SECONDS_MAX: u64 = 366 * 24 * 3600;
 
 /// What a node without a cluster says.
 pub const NO_CLUSTER: &str = "this node belongs to no cluster yet";
@@ -62,6 +65,12 @@ impl Administration {
             Request::Volume(name, reply) => reply.send(self.volume(&name).await).is_ok(),
             Request::CreateVolume(wanted, reply) => {
                 reply.send(self.create_volume(wanted).await).is_ok()
+            }
+            Request::ChangeVolume(name, wanted, reply) => {
+                reply.send(self.change_volume(&name, &wanted).await).is_ok()
+            }
+            Request::RotateSecret(name, wanted, reply) => {
+                reply.send(self.rotate_secret(&name, &wanted).await).is_ok()
             }
             Request::DeleteVolume(name, reply) => {
                 reply.send(self.delete_volume(&name).await).is_ok()
@@ -169,17 +178,25 @@ impl Administration {
         let chap = secrets::credentials(runtime, &wanted.name, wanted.authentication);
         let credentials = chap.as_ref().map(secrets::shown);
         let name = wanted.name.clone();
+        let front = FrontChange {
+            allow: wanted.initiators,
+            redirect_to_owner: wanted.redirect_to_owner.then_some(true),
+            ..FrontChange::default()
+        };
         let outcome = self
-            .propose(Change::CreateVolume(VolumeSpec {
-                name: wanted.name,
-                size_bytes: wanted.size_bytes,
-                logical_block_bytes: wanted.block_size,
-                copies: wanted.copies,
-                slice_bytes: SLICE_BYTES,
-                chap,
-                naa_random: runtime.random_u64(),
-                now_unix_ms: runtime.unix_time_ms(),
-            }))
+            .propose(created(
+                VolumeSpec {
+                    name: wanted.name,
+                    size_bytes: wanted.size_bytes,
+                    logical_block_bytes: wanted.block_size,
+                    copies: wanted.copies,
+                    slice_bytes: SLICE_BYTES,
+                    chap,
+                    naa_random: runtime.random_u64(),
+                    now_unix_ms: runtime.unix_time_ms(),
+                },
+                front,
+            ))
             .await?;
         let Outcome::Created(id) = outcome else {
             unreachable!("creating a volume has no other good outcome");
@@ -191,6 +208,96 @@ impl Administration {
             volume,
             credentials,
         })
+    }
+
+    async fn change_volume(
+        &self,
+        name: &str,
+        wanted: &VolumeChange,
+    ) -> Result<VolumeStatus, Problem> {
+        self.confirm().await;
+        let state = self.node.state();
+        let (volume, _) = self.find(&state, name)?;
+        let front = FrontChange {
+            anyone: wanted.allow_anyone,
+            allow: wanted.allow_initiators.clone(),
+            deny: wanted.deny_initiators.clone(),
+            redirect_to_owner: wanted.redirect_to_owner,
+            revoke_old_secrets: wanted.revoke_old_secrets,
+        };
+        if front != FrontChange::default() {
+            let change = front;
+            self.propose(Change::ChangeFront { volume, change }).await?;
+        }
+        if let Some(size_bytes) = wanted.size_bytes {
+            let expected_bytes = wanted.expected_size_bytes;
+            self.propose(Change::GrowVolume {
+                volume,
+                expected_bytes,
+                size_bytes,
+            })
+            .await?;
+            let runtime = &self.node.context().runtime;
+            runtime.timeout(OPENING_LIMIT, self.grown(volume)).await;
+        }
+        self.volume(name).await
+    }
+
+    async fn rotate_secret(
+        &self,
+        name: &str,
+        wanted: &NewSecret,
+    ) -> Result<RotatedSecret, Problem> {
+        if wanted.grace_s > GRACE_SECONDS_MAX {
+            return Err(Problem::new(
+                ProblemKind::Invalid,
+                format!(
+                    "an old secret cannot stay valid for {} seconds",
+                    wanted.grace_s
+                ),
+                "a year at most is possible",
+            ));
+        }
+        self.confirm().await;
+        let state = self.node.state();
+        let (volume, record) = self.find(&state, name)?;
+        let runtime = &self.node.context().runtime;
+        let authentication = views::authentication(record.chap.as_ref());
+        let Some(chap) = secrets::credentials(runtime, name, authentication) else {
+            return Err(Refusal::NoSecret.into());
+        };
+        let credentials = secrets::shown(&chap);
+        let now_unix_ms = runtime.unix_time_ms();
+        let grace_ms = if wanted.revoke {
+            0
+        } else {
+            wanted.grace_s * 1000
+        };
+        let old_until_unix_ms = now_unix_ms + grace_ms;
+        self.propose(Change::RotateSecret {
+            volume,
+            chap,
+            now_unix_ms,
+            old_until_unix_ms,
+            revoke: wanted.revoke,
+        })
+        .await?;
+        Ok(RotatedSecret {
+            credentials,
+            old_until_unix_ms: (grace_ms > 0).then_some(old_until_unix_ms),
+        })
+    }
+
+    /// Resolves when the volume has grown as far as it was to.
+    async fn grown(&self, volume: VolumeId) {
+        let mut watch = self.node.watch();
+        loop {
+            watch.mark_unchanged();
+            let grows = self.node.state().growing.contains_key(&volume);
+            if !grows || watch.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     async fn delete_volume(&self, name: &str) -> Result<(), Problem> {
@@ -257,7 +364,17 @@ impl Administration {
             leader: self.node.group().leader(),
             voters: self.node.group().voters(),
             reports,
+            now_unix_ms: self.node.context().runtime.unix_time_ms(),
         }
+    }
+}
+
+/// The change that older versions know, where it says everything.
+fn created(spec: VolumeSpec, front: FrontChange) -> Change {
+    if front == FrontChange::default() {
+        Change::CreateVolume(spec)
+    } else {
+        Change::CreateVolumeWith { spec, front }
     }
 }
 

@@ -9,8 +9,8 @@ use thiserror::Error;
 
 use crate::problem::Problem;
 use crate::types::{
-    ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewToken, NewVolume, NodeStatus,
-    SelfReport, VolumeStatus,
+    ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewSecret, NewToken, NewVolume,
+    NodeStatus, RotatedSecret, SelfReport, VolumeChange, VolumeStatus,
 };
 
 /// Why a request has no good answer.
@@ -107,6 +107,26 @@ impl Client {
     /// Makes a volume.
     pub async fn create_volume(&self, wanted: &NewVolume) -> Result<CreatedVolume, ClientError> {
         self.post(&["v1", "volumes"], wanted).await
+    }
+
+    /// Changes a volume.
+    pub async fn change_volume(
+        &self,
+        name: &str,
+        wanted: &VolumeChange,
+    ) -> Result<VolumeStatus, ClientError> {
+        let url = self.url(&["v1", "volumes", name]);
+        let request = self.http.request(Method::PATCH, url).json(wanted);
+        self.decode(self.send(request).await?).await
+    }
+
+    /// Gives a volume a new CHAP secret.
+    pub async fn rotate_secret(
+        &self,
+        name: &str,
+        wanted: &NewSecret,
+    ) -> Result<RotatedSecret, ClientError> {
+        self.post(&["v1", "volumes", name, "secret"], wanted).await
     }
 
     /// Deletes a volume and all its data.

@@ -38,8 +38,9 @@ pub use routes::{Access, router};
 pub use serve::serve;
 pub use types::{
     Authentication, ChapCredentials, ClusterPhase, ClusterStatus, CreatedVolume, Holder,
-    JoinTokenText, Knowledge, LinkStatus, NewCluster, NewToken, NewVolume, NodeState, NodeStatus,
-    OwnerReport, Redundancy, Resync, SelfReport, StoreUsage, VolumeState, VolumeStatus,
+    JoinTokenText, Knowledge, LinkStatus, NewCluster, NewSecret, NewToken, NewVolume, NodeState,
+    NodeStatus, OwnerReport, Redundancy, Resync, RotatedSecret, SelfReport, StoreUsage,
+    VolumeChange, VolumeState, VolumeStatus,
 };
 
 /// The API's port, where none is given.

@@ -21,6 +21,8 @@ use crate::routes;
         routes::volumes,
         routes::create_volume,
         routes::volume,
+        routes::change_volume,
+        routes::rotate_secret,
         routes::delete_volume,
     )
 )]

@@ -149,6 +149,33 @@ impl From<Refusal> for Problem {
             | Refusal::IncarnationStale(_)
             | Refusal::LastCopy => (ProblemKind::Conflict, String::new()),
             Refusal::Reservation(_) => (ProblemKind::Conflict, String::new()),
+            Refusal::InitiatorInvalid(_) | Refusal::TooManyInitiators => (
+                ProblemKind::Invalid,
+                "Linux shows its name in /etc/iscsi/initiatorname.iscsi".into(),
+            ),
+            Refusal::NoAccessList => (
+                ProblemKind::Conflict,
+                "allow those who may log in; then nobody else may".into(),
+            ),
+            Refusal::NoSecret => (ProblemKind::Conflict, String::new()),
+            Refusal::TooManySecrets => (
+                ProblemKind::Conflict,
+                "wait until one has expired, or revoke them all".into(),
+            ),
+            Refusal::CannotShrink { .. } => (
+                ProblemKind::Invalid,
+                "a smaller volume has to be made anew, and the data copied by a host".into(),
+            ),
+            Refusal::SizeChanged { .. } => (
+                ProblemKind::Conflict,
+                "`holdfast volume show` shows the size now; ask again if it is still too small"
+                    .into(),
+            ),
+            Refusal::GrowsAlready(_) => (
+                ProblemKind::Unavailable,
+                "`holdfast volume show` shows what the volume waits for; resize it again then"
+                    .into(),
+            ),
             Refusal::ViewStale => (ProblemKind::Unavailable, "try again".into()),
         };
         Self::new(kind, refusal.to_string(), hint)

@@ -4,8 +4,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::problem::{Problem, ProblemKind};
 use crate::types::{
-    ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewToken, NewVolume, NodeStatus,
-    SelfReport, VolumeStatus,
+    ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewSecret, NewToken, NewVolume,
+    NodeStatus, RotatedSecret, SelfReport, VolumeChange, VolumeStatus,
 };
 
 /// Where an answer goes. Nobody waits for it any more if sending fails.
@@ -32,6 +32,10 @@ pub enum Request {
     Volume(String, Reply<VolumeStatus>),
     /// Makes a volume.
     CreateVolume(NewVolume, Reply<CreatedVolume>),
+    /// Changes a volume, by name.
+    ChangeVolume(String, VolumeChange, Reply<VolumeStatus>),
+    /// Gives a volume, by name, a new CHAP secret.
+    RotateSecret(String, NewSecret, Reply<RotatedSecret>),
     /// Deletes a volume, by name.
     DeleteVolume(String, Reply<()>),
 }
@@ -47,8 +51,11 @@ impl Request {
             Self::Nodes(reply) => reply.send(Err(problem)).is_ok(),
             Self::Node(_, reply) => reply.send(Err(problem)).is_ok(),
             Self::Volumes(reply) => reply.send(Err(problem)).is_ok(),
-            Self::Volume(_, reply) => reply.send(Err(problem)).is_ok(),
+            Self::Volume(_, reply) | Self::ChangeVolume(_, _, reply) => {
+                reply.send(Err(problem)).is_ok()
+            }
             Self::CreateVolume(_, reply) => reply.send(Err(problem)).is_ok(),
+            Self::RotateSecret(_, _, reply) => reply.send(Err(problem)).is_ok(),
             Self::DeleteVolume(_, reply) => reply.send(Err(problem)).is_ok(),
         };
     }

@@ -13,8 +13,8 @@ use axum::{Json, Router};
 use crate::problem::{Problem, ProblemKind};
 use crate::requests::{Request, RequestSender};
 use crate::types::{
-    ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewToken, NewVolume, NodeStatus,
-    SelfReport, VolumeStatus,
+    ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewSecret, NewToken, NewVolume,
+    NodeStatus, RotatedSecret, SelfReport, VolumeChange, VolumeStatus,
 };
 
 /// Largest request body; no request comes near it.
@@ -39,7 +39,11 @@ pub fn router(requests: RequestSender, access: Access) -> Router {
         .route("/v1/nodes", get(nodes))
         .route("/v1/nodes/{id}", get(node))
         .route("/v1/volumes", get(volumes).post(create_volume))
-        .route("/v1/volumes/{name}", get(volume).delete(delete_volume))
+        .route(
+            "/v1/volumes/{name}",
+            get(volume).patch(change_volume).delete(delete_volume),
+        )
+        .route("/v1/volumes/{name}/secret", post(rotate_secret))
         .route("/v1/openapi.json", get(openapi))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
@@ -191,6 +195,52 @@ pub(crate) async fn volume(
         .ask(|reply| Request::Volume(name, reply))
         .await
         .map(Json)
+}
+
+/// Changes a volume while it serves. Answers when the change is in force, or after some seconds
+/// if it is not yet.
+#[utoipa::path(patch, path = "/v1/volumes/{name}", tag = "volumes",
+    params(("name" = String, Path, description = "The volume's name")),
+    request_body = VolumeChange,
+    responses(
+        (status = 200, description = "The volume after the change", body = VolumeStatus),
+        (status = "default", description = "What went wrong", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn change_volume(
+    State(requests): State<RequestSender>,
+    name: Result<Path<String>, PathRejection>,
+    body: Result<Json<VolumeChange>, JsonRejection>,
+) -> Result<Json<VolumeStatus>, Problem> {
+    let (Path(name), Json(wanted)) = (name?, body?);
+    requests
+        .ask(|reply| Request::ChangeVolume(name, wanted, reply))
+        .await
+        .map(Json)
+}
+
+/// Gives a volume a new CHAP secret. Sessions go on, unless the old secret is revoked.
+#[utoipa::path(post, path = "/v1/volumes/{name}/secret", tag = "volumes",
+    params(("name" = String, Path, description = "The volume's name")),
+    request_body = NewSecret,
+    responses(
+        (status = 201, description = "The new credentials, shown this once",
+            body = RotatedSecret),
+        (status = "default", description = "What went wrong", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn rotate_secret(
+    State(requests): State<RequestSender>,
+    name: Result<Path<String>, PathRejection>,
+    body: Result<Json<NewSecret>, JsonRejection>,
+) -> Result<(StatusCode, Json<RotatedSecret>), Problem> {
+    let (Path(name), Json(wanted)) = (name?, body?);
+    let rotated = requests
+        .ask(|reply| Request::RotateSecret(name, wanted, reply))
+        .await?;
+    Ok((StatusCode::CREATED, Json(rotated)))
 }
 
 /// Deletes a volume and all its data.

@@ -232,6 +232,66 @@ pub struct NewVolume {
     /// How initiators prove themselves.
     #[serde(default)]
     pub authentication: Authentication,
+    /// iSCSI names of the initiators that may log in; if none is named, everyone with the
+    /// credentials may.
+    #[serde(default)]
+    pub initiators: Vec<String>,
+    /// Whether a login at a node that does not own the volume is sent to the owner.
+    #[serde(default)]
+    pub redirect_to_owner: bool,
+}
+
+/// A wanted change to a volume. What is absent stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeChange {
+    /// The new size in bytes, a multiple of 4096 and not below the old one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+    /// The size that the volume is believed to have; if it has another one, it is not resized.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_size_bytes: Option<u64>,
+    /// Drops the access list: everyone with the credentials may log in.
+    #[serde(default)]
+    pub allow_anyone: bool,
+    /// iSCSI names of initiators that may log in. Once one has been named, nobody else may.
+    #[serde(default)]
+    pub allow_initiators: Vec<String>,
+    /// iSCSI names of initiators to take off the access list. Their sessions end.
+    #[serde(default)]
+    pub deny_initiators: Vec<String>,
+    /// Whether a login at a node that does not own the volume is sent to the owner.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redirect_to_owner: Option<bool>,
+    /// Voids every CHAP secret but the present one, and ends the sessions that used one.
+    #[serde(default)]
+    pub revoke_old_secrets: bool,
+}
+
+/// A wanted new CHAP secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewSecret {
+    /// How long the old secret is still good for logins, in seconds; at most a year.
+    #[serde(default = "default_grace_s")]
+    pub grace_s: u64,
+    /// Voids every old secret at once, and ends the sessions that used one.
+    #[serde(default)]
+    pub revoke: bool,
+}
+
+fn default_grace_s() -> u64 {
+    24 * 3600
+}
+
+/// The answer to a new CHAP secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RotatedSecret {
+    /// How to log in from now on, shown this once.
+    pub credentials: ChapCredentials,
+    /// Until when the old secret is good for logins, in milliseconds since the Unix epoch;
+    /// absent if it is not any more.
+    pub old_until_unix_ms: Option<u64>,
 }
 
 fn default_copies() -> u32 {
@@ -324,6 +384,8 @@ pub struct VolumeStatus {
     pub explanation: String,
     /// Size in bytes.
     pub size_bytes: u64,
+    /// The size that it is growing to; absent if it is not being resized.
+    pub growing_to_bytes: Option<u64>,
     /// Logical block size.
     pub block_size: u32,
     /// Wanted copies.
@@ -346,6 +408,14 @@ pub struct VolumeStatus {
     pub naa: String,
     /// How initiators prove themselves.
     pub authentication: Authentication,
+    /// Until when an earlier CHAP secret is still good for logins, in milliseconds since the
+    /// Unix epoch; absent if none is.
+    pub old_secret_until_unix_ms: Option<u64>,
+    /// iSCSI names of the initiators that may log in; absent if everyone with the credentials
+    /// may, and empty if nobody may.
+    pub initiators: Option<Vec<String>>,
+    /// Whether a login at a node that does not own the volume is sent to the owner.
+    pub redirect_to_owner: bool,
     /// When it was created, in milliseconds since the Unix epoch.
     pub created_unix_ms: u64,
     /// Whether the owner's part below was told by the owner.

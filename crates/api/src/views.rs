@@ -29,6 +29,8 @@ pub(crate) struct Seen {
     pub(crate) leader: Option<NodeId>,
     pub(crate) voters: BTreeSet<NodeId>,
     pub(crate) reports: BTreeMap<NodeId, SelfReport>,
+    /// This node's wall clock, in milliseconds since the Unix epoch.
+    pub(crate) now_unix_ms: u64,
 }
 
 /// What this node knows of itself alone.
@@ -232,12 +234,22 @@ pub(crate) fn volume(seen: &Seen, id: VolumeId) -> Option<VolumeStatus> {
         (Some(_), true) => VolumeState::Open,
         (Some(_), false) => VolumeState::TakingOver,
     };
+    let front = seen.state.front(id);
+    let growing = seen.state.growing.get(&id);
+    let explanation = volume_explanation(record, state, redundancy, report.as_ref());
     Some(VolumeStatus {
         id: id.0,
         name: record.name.clone(),
         state,
-        explanation: volume_explanation(record, state, redundancy, report.as_ref()),
+        explanation: match growing {
+            Some(growth) if explanation.is_empty() => format!(
+                "it grows to {} bytes once the owner has set up the copies of the new range",
+                growth.size_bytes
+            ),
+            Some(_) | None => explanation,
+        },
         size_bytes: record.size_bytes,
+        growing_to_bytes: growing.map(|growth| growth.size_bytes),
         block_size: record.logical_block_bytes,
         copies: record.copies,
         redundancy,
@@ -253,6 +265,15 @@ pub(crate) fn volume(seen: &Seen, id: VolumeId) -> Option<VolumeStatus> {
             .map(|byte| format!("{byte:02x}"))
             .collect(),
         authentication: authentication(record.chap.as_ref()),
+        old_secret_until_unix_ms: front
+            .retiring_at(seen.now_unix_ms)
+            .map(|secret| secret.until_unix_ms)
+            .max(),
+        initiators: front
+            .initiators
+            .as_ref()
+            .map(|allowed| allowed.iter().cloned().collect()),
+        redirect_to_owner: front.redirect_to_owner,
         created_unix_ms: record.created_unix_ms,
         told: known(report.is_some()),
         owner_report: report,
@@ -268,7 +289,7 @@ fn portals(state: &ClusterState) -> Vec<String> {
         .collect()
 }
 
-fn authentication(chap: Option<&Chap>) -> Authentication {
+pub(crate) fn authentication(chap: Option<&Chap>) -> Authentication {
     match chap {
         None => Authentication::None,
         Some(Chap { mutual: None, .. }) => Authentication::Chap,
@@ -475,6 +496,7 @@ mod tests {
             leader: Some(NodeId(2)),
             voters: (1..=3).map(NodeId).collect(),
             reports: BTreeMap::new(),
+            now_unix_ms: 0,
         }
     }
 

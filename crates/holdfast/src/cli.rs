@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::failure::EXIT_CODES;
 use crate::output::Format;
-use crate::quantity::{parse_duration, parse_size};
+use crate::quantity::{NewSize, parse_duration, parse_grace, parse_new_size, parse_size};
 
 /// Port on which nodes reach each other, where none is given.
 pub(crate) const LINK_PORT: u16 = 7400;
@@ -87,6 +87,16 @@ pub(crate) enum VolumeCommand {
     List(ListArgs),
     /// Show one volume and what it waits for
     Show(ShowVolumeArgs),
+    /// Make a volume larger while it is used
+    Resize(ResizeVolumeArgs),
+    /// Say which initiators may log in
+    Access(AccessArgs),
+    /// Give a volume a new CHAP secret; shows it, this once
+    RotateSecret(RotateSecretArgs),
+    /// Void the secrets that were replaced, and end the sessions that used one
+    RevokeSecrets(RevokeSecretsArgs),
+    /// Say where initiators are served
+    Redirect(RedirectArgs),
     /// Delete a volume and all its data
     Delete(DeleteVolumeArgs),
 }
@@ -235,6 +245,12 @@ pub(crate) struct CreateVolumeArgs {
     /// Make the target prove itself too
     #[arg(long)]
     pub(crate) mutual_chap: bool,
+    /// Let only this initiator log in; may be given several times [default: all with the secret]
+    #[arg(long, value_name = "IQN")]
+    pub(crate) allow: Vec<String>,
+    /// Send a login at another node to the owner: for initiators without multipath
+    #[arg(long)]
+    pub(crate) redirect_to_owner: bool,
     #[command(flatten)]
     pub(crate) list: ListArgs,
 }
@@ -245,6 +261,119 @@ pub(crate) struct ShowVolumeArgs {
     pub(crate) name: String,
     #[command(flatten)]
     pub(crate) list: ListArgs,
+}
+
+const RESIZE_EXAMPLES: &str = "\
+I/O goes on meanwhile. Initiators are told (CAPACITY DATA HAS CHANGED); Linux wants to be asked to
+look, then the filesystem can grow:
+  iscsiadm -m session -R && multipathd resize map MAP && resize2fs /dev/mapper/MAP
+Volumes do not shrink.
+
+Examples:
+  holdfast volume resize db --size 200GiB
+  holdfast volume resize db --size +100GiB";
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = RESIZE_EXAMPLES)]
+pub(crate) struct ResizeVolumeArgs {
+    /// The volume's name
+    pub(crate) name: String,
+    /// The new size, or after `+` how much larger
+    #[arg(long, value_parser = parse_new_size)]
+    pub(crate) size: NewSize,
+    #[command(flatten)]
+    pub(crate) list: ListArgs,
+}
+
+const ACCESS_EXAMPLES: &str = "\
+A volume without an access list serves every initiator that knows its secret. Once an initiator has
+been allowed, only those on the list get in, or see the volume in discovery. Taking one off the list
+ends its sessions; taking the last one off leaves nobody.
+
+A name is what an initiator says of itself: the list keeps honest ones apart, the secret keeps others
+out.
+
+Examples:
+  holdfast volume access db                                    who may log in
+  holdfast volume access db --allow iqn.1993-08.org.debian:01:abc
+  holdfast volume access db --deny iqn.1993-08.org.debian:01:abc
+  holdfast volume access db --anyone";
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = ACCESS_EXAMPLES)]
+pub(crate) struct AccessArgs {
+    /// The volume's name
+    pub(crate) name: String,
+    /// Put this initiator on the list
+    #[arg(long, value_name = "IQN")]
+    pub(crate) allow: Vec<String>,
+    /// Take this initiator off the list, and end its sessions
+    #[arg(long, value_name = "IQN")]
+    pub(crate) deny: Vec<String>,
+    /// Drop the list: everyone with the secret may log in
+    #[arg(long, conflicts_with_all = ["allow", "deny"])]
+    pub(crate) anyone: bool,
+    #[command(flatten)]
+    pub(crate) list: ListArgs,
+}
+
+const ROTATE_EXAMPLES: &str = "\
+Sessions go on. The old secret is good for logins until the grace is over: time to give the new one
+to every initiator.
+
+Examples:
+  holdfast volume rotate-secret db
+  holdfast volume rotate-secret db --grace 7d
+  holdfast volume rotate-secret db --grace 0       no more logins with the old one
+  holdfast volume rotate-secret db --revoke        it has leaked: end its sessions, too";
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = ROTATE_EXAMPLES)]
+pub(crate) struct RotateSecretArgs {
+    /// The volume's name
+    pub(crate) name: String,
+    /// How long the old secret stays good for logins
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = parse_grace)]
+    pub(crate) grace: Duration,
+    /// Void every old secret now, and end the sessions that used one
+    #[arg(long, conflicts_with = "grace")]
+    pub(crate) revoke: bool,
+    #[command(flatten)]
+    pub(crate) list: ListArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct RevokeSecretsArgs {
+    /// The volume's name
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) list: ListArgs,
+}
+
+const REDIRECT_HELP: &str = "\
+Every node serves every volume; the way through its owner saves a step. `owner` sends a login at
+another node there (RFC 7143: target moved temporarily). That is for initiators with one session:
+multipath wants its sessions at different nodes, and finds the owner's by ALUA.";
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = REDIRECT_HELP)]
+pub(crate) struct RedirectArgs {
+    /// The volume's name
+    pub(crate) name: String,
+    /// Where initiators are served
+    #[arg(value_enum)]
+    pub(crate) to: RedirectTo,
+    #[command(flatten)]
+    pub(crate) list: ListArgs,
+}
+
+/// Where initiators are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum RedirectTo {
+    /// At the owner, wherever they log in
+    Owner,
+    /// Where they log in
+    Nowhere,
 }
 
 #[derive(Clone, Debug, Args)]

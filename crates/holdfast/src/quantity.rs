@@ -68,6 +68,23 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, QuantityError> {
     Ok(bytes as u64 / 4096 * 4096)
 }
 
+/// A size for something that has one already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NewSize {
+    /// This many bytes.
+    To(u64),
+    /// This many bytes more.
+    By(u64),
+}
+
+/// Reads a size in bytes, or after `+` how much larger.
+pub(crate) fn parse_new_size(text: &str) -> Result<NewSize, QuantityError> {
+    match text.trim().strip_prefix('+') {
+        Some(more) => parse_size(more).map(NewSize::By),
+        None => parse_size(text).map(NewSize::To),
+    }
+}
+
 /// Writes a size with three digits and a binary unit.
 pub(crate) fn show_size(bytes: u64) -> String {
     for (name, factor) in &UNITS[..4] {
@@ -107,6 +124,14 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, QuantityError> {
         .ok_or(QuantityError::Duration)
 }
 
+/// Reads a duration that may be nothing at all.
+pub(crate) fn parse_grace(text: &str) -> Result<Duration, QuantityError> {
+    match text.trim() {
+        "0" | "0s" => Ok(Duration::ZERO),
+        other => parse_duration(other),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,6 +148,15 @@ mod tests {
         }
         for huge in ["99999999999999999999", "18446744073709551615TiB"] {
             assert_eq!(parse_size(huge), Err(QuantityError::TooLarge), "{huge}");
+        }
+    }
+
+    #[test]
+    fn new_sizes_are_absolute_or_relative() {
+        assert_eq!(parse_new_size("20GiB"), Ok(NewSize::To(20 << 30)));
+        assert_eq!(parse_new_size(" +10GiB"), Ok(NewSize::By(10 << 30)));
+        for wrong in ["++1GiB", "-1GiB", "+"] {
+            assert_eq!(parse_new_size(wrong), Err(QuantityError::Size), "{wrong}");
         }
     }
 

@@ -86,11 +86,12 @@ fn auth(options: &Options) -> TargetAuth {
         .clone()
         .zip(options.mutual_secret.clone());
     let mutual = mutual.map(|(name, secret)| (name, secret.into()));
-    TargetAuth::Chap(Credentials {
+    TargetAuth::Chap(vec![Credentials {
         username,
         secret: secret.into(),
         mutual,
-    })
+        number: 0,
+    }])
 }
 
 fn main() -> anyhow::Result<()> {

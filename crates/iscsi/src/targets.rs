@@ -57,9 +57,9 @@ pub struct Target {
 pub enum TargetAuth {
     /// They need not.
     None,
-    /// By CHAP with these. Where the target can prove itself, an initiator that does not ask it
-    /// to is refused.
-    Chap(Credentials),
+    /// By CHAP with any of these: there are several while a secret is being replaced. Where the
+    /// target can prove itself, an initiator that does not ask it to is refused.
+    Chap(Vec<Credentials>),
     /// For discovery: by CHAP with any of these, if they offer CHAP; else they need not. An
     /// initiator that is set up with credentials sends them in discovery too, and some of them
     /// do not go on if they are not asked for.
@@ -75,12 +75,36 @@ pub struct Credentials {
     pub secret: Secret,
     /// Name and secret by which the target proves itself, if the initiator asks.
     pub mutual: Option<(String, Secret)>,
+    /// Tells a target's credentials apart; a session remembers with which it logged in.
+    pub number: u64,
+}
+
+impl TargetAuth {
+    /// Whether a session that proved itself by the credentials with this number could log in
+    /// now; `None` is one that proved nothing.
+    pub(crate) fn accepts(&self, credential: Option<u64>) -> bool {
+        match self {
+            Self::None | Self::Optional(_) => true,
+            Self::Chap(known) => {
+                let mut numbers = known.iter().map(|one| Some(one.number));
+                numbers.any(|number| number == credential)
+            }
+        }
+    }
+
+    /// Whether some credentials use one secret for both directions.
+    pub(crate) fn shares_a_secret(&self) -> bool {
+        match self {
+            Self::None | Self::Optional(_) => false,
+            Self::Chap(known) => known.iter().any(Credentials::share_a_secret),
+        }
+    }
 }
 
 impl Credentials {
     /// Whether one secret serves both directions, which RFC 7143 12.1.3 forbids: an answer to
     /// one side's challenge would be an answer to the other's.
-    pub(crate) fn share_a_secret(&self) -> bool {
+    fn share_a_secret(&self) -> bool {
         self.mutual
             .as_ref()
             .is_some_and(|(_, own)| *own == self.secret)

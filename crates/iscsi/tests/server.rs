@@ -478,6 +478,41 @@ fn shutdown_asks_for_a_logout_then_says_goodbye_and_ends() {
 }
 
 #[test]
+fn a_command_under_way_is_answered_before_the_goodbye_if_it_ends_in_time() {
+    for ends_in_time in [true, false] {
+        run(async {
+            let limits = Limits {
+                logout_time: Duration::from_millis(20),
+                ..Limits::default()
+            };
+            let bench = Bench::start(limits, 0).await;
+            let mut initiator = bench.log_in(1).await;
+            initiator.clear_attentions().await;
+            initiator.start_write(5).await;
+            bench.begun(1).await;
+            bench.stop.send_replace(true);
+            let asked = initiator.receive().await.unwrap();
+            assert_eq!((asked.opcode(), asked.header[36]), (0x32, 1));
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            // The time to log out is over: what comes now is not begun any more.
+            initiator.start_write(6).await;
+            if ends_in_time {
+                bench.device.gate.add_permits(1);
+                let answer = initiator.receive().await.unwrap();
+                assert_eq!((answer.opcode(), answer.header[3]), (0x21, 0));
+            }
+            let goodbye = initiator.receive().await.unwrap();
+            assert_eq!((goodbye.opcode(), goodbye.header[36]), (0x32, 3));
+            // What is not answered is still waited for; then the connection is closed.
+            bench.device.gate.add_permits(2);
+            assert_eq!(initiator.receive().await, None);
+            bench.ended.borrow_mut().take().unwrap().await.unwrap();
+            assert_eq!((bench.device.begun.get(), bench.device.done.get()), (1, 1));
+        });
+    }
+}
+
+#[test]
 fn a_silent_initiator_is_pinged_and_then_dropped() {
     run(async {
         let limits = Limits {

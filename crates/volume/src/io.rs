@@ -38,8 +38,11 @@ impl Owner {
         if io.kind() == IoKind::Settle {
             return ended(self.settle(io.reservation_revision).await);
         }
-        if !self.is_well_formed(io, &payload) {
+        if !is_well_formed(io, &payload) {
             return ended(IoStatus::Invalid);
+        }
+        if let Err(status) = self.check_bounds(io).await {
+            return ended(status);
         }
         let standing = Standing {
             number: io.registration,
@@ -111,27 +114,6 @@ impl Owner {
         }
     }
 
-    fn is_well_formed(&self, io: &Io, payload: &Bytes) -> bool {
-        let bytes = payload.len() as u64;
-        let (payload_fits, longest) = match io.kind() {
-            IoKind::Read => (bytes == 0, IO_BYTES_MAX),
-            IoKind::Write => (bytes == io.length, IO_BYTES_MAX),
-            IoKind::Zero if is_whole_blocks(io) => (bytes == 0, ZERO_BYTES_MAX),
-            IoKind::Zero => (bytes == 0, IO_BYTES_MAX),
-            IoKind::CompareAndWrite => (bytes == io.length * 2, IO_BYTES_MAX / 2),
-            IoKind::Settle | IoKind::Learn | IoKind::Unknown => (false, 0),
-        };
-        payload_fits
-            && io.length > 0
-            && io.length <= longest
-            && io.offset.is_multiple_of(SECTOR_BYTES)
-            && io.length.is_multiple_of(SECTOR_BYTES)
-            && io
-                .offset
-                .checked_add(io.length)
-                .is_some_and(|end| end <= self.size_bytes)
-    }
-
     /// Whether the portal has said that operations with this number have ended.
     fn is_over(&self, io: &Io) -> bool {
         let mut floors = self.floors.borrow_mut();
@@ -176,6 +158,23 @@ impl Owner {
         }
         segments
     }
+}
+
+fn is_well_formed(io: &Io, payload: &Bytes) -> bool {
+    let bytes = payload.len() as u64;
+    let (payload_fits, longest) = match io.kind() {
+        IoKind::Read => (bytes == 0, IO_BYTES_MAX),
+        IoKind::Write => (bytes == io.length, IO_BYTES_MAX),
+        IoKind::Zero if is_whole_blocks(io) => (bytes == 0, ZERO_BYTES_MAX),
+        IoKind::Zero => (bytes == 0, IO_BYTES_MAX),
+        IoKind::CompareAndWrite => (bytes == io.length * 2, IO_BYTES_MAX / 2),
+        IoKind::Settle | IoKind::Learn | IoKind::Unknown => (false, 0),
+    };
+    payload_fits
+        && io.length > 0
+        && io.length <= longest
+        && io.offset.is_multiple_of(SECTOR_BYTES)
+        && io.length.is_multiple_of(SECTOR_BYTES)
 }
 
 fn is_whole_blocks(io: &Io) -> bool {

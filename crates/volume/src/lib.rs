@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 mod context;
+mod growth;
 mod io;
 mod leases;
 mod locks;

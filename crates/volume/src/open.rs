@@ -48,8 +48,32 @@ impl Owner {
             return;
         }
         let now = self.context.runtime.now();
-        let slices = settled.into_iter().enumerate().map(|(index, settled)| {
-            let mut slice = Slice::new(self.key(index as u32), settled.last);
+        self.slices.borrow_mut().clear();
+        self.take_in(0, settled, present);
+        self.phase.set(Phase::Open);
+        self.takeover_took
+            .set(Some(now.saturating_since(self.since)));
+        self.waits_for.borrow_mut().clear();
+        tracing::info!(volume = %self.volume, view = %self.view, "owner opened");
+        self.busy.notify_one();
+        self.spawn("owner-leases", self.clone().keep_leases());
+        self.spawn("owner-ticks", self.clone().keep_ticking());
+        self.spawn("owner-config", self.clone().keep_following());
+        self.spawn("owner-resync", self.clone().keep_resyncing());
+        self.spawn("owner-growth", self.clone().keep_growing());
+    }
+
+    /// Takes in slices, the first of which is number `first`, whose copies are agreed on, and
+    /// the size that goes with them.
+    pub(crate) fn take_in(
+        &self,
+        first: u32,
+        settled: Vec<Settled>,
+        present: &BTreeMap<NodeId, (Incarnation, u64)>,
+    ) {
+        let now = self.context.runtime.now();
+        let slices = (first..).zip(settled).map(|(index, settled)| {
+            let mut slice = Slice::new(self.key(index), settled.last);
             for (node, session) in settled.sessions {
                 let (incarnation, free_bytes) = present[&node];
                 slice
@@ -63,17 +87,11 @@ impl Owner {
             }
             slice
         });
-        *self.slices.borrow_mut() = slices.collect();
-        self.phase.set(Phase::Open);
-        self.takeover_took
-            .set(Some(now.saturating_since(self.since)));
-        self.waits_for.borrow_mut().clear();
-        tracing::info!(volume = %self.volume, view = %self.view, "owner opened");
-        self.busy.notify_one();
-        self.spawn("owner-leases", self.clone().keep_leases());
-        self.spawn("owner-ticks", self.clone().keep_ticking());
-        self.spawn("owner-config", self.clone().keep_following());
-        self.spawn("owner-resync", self.clone().keep_resyncing());
+        self.slices.borrow_mut().extend(slices);
+        // No other owner may have agreed on a later size while this one is in office.
+        if let Some(record) = self.record_in_office() {
+            self.size_bytes.set(record.size_bytes);
+        }
     }
 
     async fn keep_following(self: Rc<Self>) {

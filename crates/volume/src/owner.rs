@@ -87,7 +87,8 @@ pub struct Owner {
     pub(crate) context: Context,
     pub(crate) volume: VolumeId,
     pub(crate) view: View,
-    pub(crate) size_bytes: u64,
+    /// Grows when a resize is agreed on.
+    pub(crate) size_bytes: Cell<u64>,
     pub(crate) slice_bytes: u64,
     pub(crate) phase: Cell<Phase>,
     /// Filled when the owner opens.
@@ -126,7 +127,7 @@ impl Owner {
             since: context.runtime.now(),
             volume,
             view: record.view,
-            size_bytes: record.size_bytes,
+            size_bytes: Cell::new(record.size_bytes),
             slice_bytes: record.slice_bytes,
             phase: Cell::new(Phase::TakingOver),
             slices: RefCell::default(),

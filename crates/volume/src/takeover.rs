@@ -15,6 +15,7 @@
 //! differently with other copies.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -50,15 +51,24 @@ const RECONCILE_BYTES: usize = 4 << 20;
 const SLICES_AT_ONCE: usize = 16;
 
 /// Why a takeover attempt ended without opening.
-enum Setback {
+pub(crate) enum Setback {
     /// Try again from the fence.
     Again(&'static str),
     /// The office is over.
     Over,
 }
 
+/// How long a fence is waited for.
+#[derive(Clone, Copy)]
+pub(crate) struct FenceWaits {
+    /// One answer; it is asked for again afterwards.
+    pub(crate) answer: Duration,
+    /// All answers; after that a copy without one is left out, if there is another.
+    pub(crate) all: Duration,
+}
+
 /// What one node reported, with the start of it that did.
-struct Witness {
+pub(crate) struct Witness {
     incarnation: Incarnation,
     free_bytes: u64,
     copies: BTreeMap<u32, CopyReport>,
@@ -96,52 +106,47 @@ impl Owner {
             // Opened by this very owner, which lost the answer and closed: only a new view helps.
             return Err(Setback::Over);
         }
-        let witnesses = self.fence_all(&record).await?;
-        let settled = self.reconcile_all(&record, &witnesses).await?;
-        let slices = settled
-            .iter()
-            .map(|slice| slice.sessions.keys().copied().collect())
-            .collect();
-        let incarnations = witnesses
-            .iter()
-            .map(|(node, witness)| (*node, witness.incarnation))
-            .collect();
-        self.agree_opened(Reconciled {
-            slices,
-            incarnations,
-        })
-        .await?;
-        let present = witnesses
-            .iter()
-            .map(|(node, witness)| (*node, (witness.incarnation, witness.free_bytes)))
-            .collect();
-        self.open(settled, &present);
+        let all = 0..record.slices.len() as u32;
+        let waits = FenceWaits {
+            answer: LEASE_GRACE + STEP_LIMIT,
+            all: LEASE_GRACE + PATIENCE,
+        };
+        let witnesses = self.fence_all(&record, all.clone(), waits).await?;
+        let settled = self.reconcile_all(all, &witnesses).await?;
+        self.agree_opened(reconciled(&settled, &witnesses)).await?;
+        self.open(settled, &present(&witnesses));
         Ok(())
     }
 
-    /// Fences every copy that counts, until each slice has a complete report and either all
-    /// answered or patience is over.
-    async fn fence_all(&self, record: &VolumeRecord) -> Result<BTreeMap<NodeId, Witness>, Setback> {
-        let give_up = self.context.runtime.now() + LEASE_GRACE + PATIENCE;
+    /// Fences every copy of these slices that counts, until each slice has a complete report and
+    /// either all answered or patience is over.
+    pub(crate) async fn fence_all(
+        &self,
+        record: &VolumeRecord,
+        slices: Range<u32>,
+        waits: FenceWaits,
+    ) -> Result<BTreeMap<NodeId, Witness>, Setback> {
+        let give_up = self.context.runtime.now() + waits.all;
         let mut witnesses = BTreeMap::new();
         loop {
             let state = self.context.config.state();
             let mut wanted: BTreeMap<NodeId, Vec<u32>> = BTreeMap::new();
-            for (index, slice) in record.slices.iter().enumerate() {
+            for index in slices.clone() {
+                let slice = &record.slices[index as usize];
                 for CopyRecord { node, status } in slice.copies.iter().copied() {
                     let counts = status == CopyStatus::InSync
                         || planted::is_active(Bug::TrustIncompleteCopy);
                     if counts && state.running_incarnation(node).is_some() {
-                        wanted.entry(node).or_default().push(index as u32);
+                        wanted.entry(node).or_default().push(index);
                     }
                 }
             }
             wanted.retain(|node, _| !witnesses.contains_key(node));
             *self.waits_for.borrow_mut() = waiting_for(wanted.keys());
-            let limit = LEASE_GRACE + STEP_LIMIT;
-            let asked = wanted.into_iter().map(|(node, slices)| async move {
-                (node, self.fence(node, slices, record, limit).await)
-            });
+            let limit = waits.answer;
+            let asked = wanted
+                .into_iter()
+                .map(|(node, slices)| async move { (node, self.fence(node, slices, limit).await) });
             // Each round is short if links are down, and bounded by the leases if they are not.
             for (node, answer) in join_all(asked).await {
                 if let Some(witness) = answer {
@@ -149,14 +154,13 @@ impl Owner {
                 }
             }
             self.record_in_office().ok_or(Setback::Over)?;
-            let covered = (0..record.slices.len() as u32).all(|slice| {
+            let covered = slices.clone().all(|slice| {
                 witnesses.values().any(|witness: &Witness| {
                     witness.copies.get(&slice).is_some_and(|copy| copy.complete)
                 })
             });
             let state = self.context.config.state();
-            let missing = record
-                .slices
+            let missing = record.slices[slices.start as usize..slices.end as usize]
                 .iter()
                 .flat_map(|slice| slice.in_sync())
                 .any(|n| state.running_incarnation(n).is_some() && !witnesses.contains_key(&n));
@@ -171,42 +175,46 @@ impl Owner {
         }
     }
 
-    async fn fence(
-        &self,
-        node: NodeId,
-        slices: Vec<u32>,
-        record: &VolumeRecord,
-        limit: Duration,
-    ) -> Option<Witness> {
+    async fn fence(&self, node: NodeId, slices: Vec<u32>, limit: Duration) -> Option<Witness> {
         let incarnation = self.context.rpc.peer_up(node)?;
-        let fence = Fence {
-            volume: self.volume.0,
-            view: self.view.0,
-            slices,
-            fresh: !record.ever_open,
-        };
-        let body = replica_request::Body::Fence(fence);
-        let (reply, _) = self.ask(node, body, Bytes::new(), limit).await.ok()?;
-        if self.context.rpc.peer_up(node) != Some(incarnation) {
-            return None;
-        }
-        let FenceReply {
-            copies, free_bytes, ..
-        } = reply.fence?;
-        Some(Witness {
+        let mut witness = Witness {
             incarnation,
-            free_bytes,
-            copies: copies.into_iter().map(|copy| (copy.slice, copy)).collect(),
-        })
+            free_bytes: 0,
+            copies: BTreeMap::new(),
+        };
+        let fresh_from = self.context.config.state().first_fresh_slice(self.volume);
+        let (fresh, used): (Vec<u32>, Vec<u32>) =
+            slices.into_iter().partition(|slice| *slice >= fresh_from);
+        // What was ever open goes first: its fence waits for leases, that of the rest does not.
+        for (slices, fresh) in [(used, false), (fresh, true)] {
+            if slices.is_empty() {
+                continue;
+            }
+            let fence = Fence {
+                volume: self.volume.0,
+                view: self.view.0,
+                slices,
+                fresh,
+            };
+            let body = replica_request::Body::Fence(fence);
+            let (reply, _) = self.ask(node, body, Bytes::new(), limit).await.ok()?;
+            let FenceReply {
+                copies, free_bytes, ..
+            } = reply.fence?;
+            witness.free_bytes = free_bytes;
+            let reports = copies.into_iter().map(|copy| (copy.slice, copy));
+            witness.copies.extend(reports);
+        }
+        (self.context.rpc.peer_up(node) == Some(incarnation)).then_some(witness)
     }
 
-    async fn reconcile_all(
+    pub(crate) async fn reconcile_all(
         &self,
-        record: &VolumeRecord,
+        slices: Range<u32>,
         witnesses: &BTreeMap<NodeId, Witness>,
     ) -> Result<Vec<Settled>, Setback> {
         "the copies to become identical".clone_into(&mut self.waits_for.borrow_mut());
-        let settling = (0..record.slices.len() as u32).map(|slice| {
+        let settling = slices.map(|slice| {
             let copies: Vec<(NodeId, &CopyReport)> = witnesses
                 .iter()
                 .filter_map(|(node, witness)| Some((*node, witness.copies.get(&slice)?)))
@@ -414,6 +422,29 @@ impl Owner {
             }
         }
     }
+}
+
+/// What the config group is to agree on.
+pub(crate) fn reconciled(settled: &[Settled], witnesses: &BTreeMap<NodeId, Witness>) -> Reconciled {
+    let slices = settled
+        .iter()
+        .map(|slice| slice.sessions.keys().copied().collect());
+    let incarnations = witnesses
+        .iter()
+        .map(|(node, witness)| (*node, witness.incarnation));
+    Reconciled {
+        slices: slices.collect(),
+        incarnations: incarnations.collect(),
+    }
+}
+
+/// The starts of the nodes that were fenced, and the space that they have.
+pub(crate) fn present(
+    witnesses: &BTreeMap<NodeId, Witness>,
+) -> BTreeMap<NodeId, (Incarnation, u64)> {
+    let present =
+        |(node, witness): (&NodeId, &Witness)| (*node, (witness.incarnation, witness.free_bytes));
+    witnesses.iter().map(present).collect()
 }
 
 fn waiting_for<'a>(nodes: impl Iterator<Item = &'a NodeId>) -> String {

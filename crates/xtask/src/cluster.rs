@@ -26,6 +26,8 @@ const END_LIMIT: Duration = Duration::from_secs(20);
 const QUESTION_LIMIT: Duration = Duration::from_secs(20);
 /// A node starts again, and its copies get what they missed.
 const WHOLE_LIMIT: Duration = Duration::from_secs(60);
+/// A node hands its volumes over within seconds.
+const STOP_LIMIT: Duration = Duration::from_secs(30);
 const POLL_PERIOD: Duration = Duration::from_millis(200);
 /// The exit code of a question to a node that does not answer.
 const UNREACHABLE: i32 = 3;
@@ -208,6 +210,35 @@ impl ServedDemo {
         let words = processes::command_line(node.pid).context("the node has ended by itself")?;
         processes::signal(node.pid, Signal::KILL)?;
         Ok(Killed { words })
+    }
+
+    /// Stops a node in good order, by SIGTERM, and waits until its process is gone.
+    pub(crate) fn stop(&self, node: &NodeProcess) -> anyhow::Result<Killed> {
+        let words = processes::command_line(node.pid).context("the node has ended by itself")?;
+        processes::signal(node.pid, Signal::TERM)?;
+        let deadline = Instant::now() + STOP_LIMIT;
+        // A process that has ended and is not waited for yet has no command line any more.
+        while processes::command_line(node.pid).is_some_and(|words| !words.is_empty()) {
+            if Instant::now() >= deadline {
+                bail!(
+                    "node {} goes on {} s after SIGTERM",
+                    node.pid,
+                    STOP_LIMIT.as_secs()
+                );
+            }
+            thread::sleep(POLL_PERIOD);
+        }
+        Ok(Killed { words })
+    }
+
+    /// Makes a volume larger, and answers its new size in bytes.
+    pub(crate) fn resize(&self, name: &str, size: &str) -> anyhow::Result<u64> {
+        let volume = self.ask(&["volume", "resize", name, "--size", size])?;
+        if !volume["growing_to_bytes"].is_null() {
+            bail!("the volume has not grown within its time: {volume}");
+        }
+        let wrong = || format!("an unexpected answer: {volume}");
+        volume["size_bytes"].as_u64().with_context(wrong)
     }
 
     /// Starts a killed node again, as it was started before.

@@ -67,6 +67,14 @@ impl Machine for ClusterState {
     fn apply(&mut self, change: Change) -> Outcome {
         Self::apply(self, change)
     }
+
+    fn supplement(&self) -> Vec<u8> {
+        self.encode_supplement()
+    }
+
+    fn supply(&mut self, supplement: &[u8]) -> bool {
+        self.decode_supplement(supplement)
+    }
 }
 
 /// How one node takes part in the group.

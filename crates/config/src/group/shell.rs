@@ -189,10 +189,20 @@ impl<O> Session<O> {
 
 /// Format of a snapshot's data.
 const SNAPSHOT_FORMAT: u8 = 1;
+/// Format of a snapshot with the machine's supplement after it.
+const SUPPLEMENTED_FORMAT: u8 = 2;
 
 fn encode_body<M: Machine>(body: &Body<M>) -> Bytes {
-    let data = postcard::to_extend(body, vec![SNAPSHOT_FORMAT]);
-    Bytes::from(data.expect("plain data always encodes"))
+    let supplement = body.state.supplement();
+    let format = if supplement.is_empty() {
+        SNAPSHOT_FORMAT
+    } else {
+        SUPPLEMENTED_FORMAT
+    };
+    let data = postcard::to_extend(body, vec![format]);
+    let mut data = data.expect("plain data always encodes");
+    data.extend_from_slice(&supplement);
+    Bytes::from(data)
 }
 
 #[expect(
@@ -204,6 +214,16 @@ fn decode_body<M: Machine>(data: &[u8]) -> Result<Body<M>, StorageError> {
     match data.split_first() {
         Some((&SNAPSHOT_FORMAT, body)) => {
             postcard::from_bytes(body).map_err(|error| malformed(AnyError::new(&error)))
+        }
+        Some((&SUPPLEMENTED_FORMAT, body)) => {
+            let (mut body, supplement): (Body<M>, &[u8]) = postcard::take_from_bytes(body)
+                .map_err(|error| malformed(AnyError::new(&error)))?;
+            if Rc::make_mut(&mut body.state).supply(supplement) {
+                Ok(body)
+            } else {
+                let what = "a snapshot with a supplement of an unknown format";
+                Err(malformed(AnyError::error(what)))
+            }
         }
         Some(_) | None => Err(malformed(AnyError::error(
             "a snapshot of an unknown format",
@@ -293,5 +313,36 @@ impl<M: Machine> RaftStateMachine<Types<M>> for Shell<M> {
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<M>>, StorageError> {
         Ok(self.store.snapshot())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_wire::VolumeId;
+
+    use super::*;
+    use crate::state::{ClusterState, Growth};
+
+    #[test]
+    fn a_snapshot_has_a_supplement_only_where_there_is_something_to_say() {
+        let body = |state: &ClusterState| Body {
+            state: Rc::new(state.clone()),
+            sessions: Sessions(BTreeMap::new()),
+        };
+        let mut state = ClusterState::default();
+        let plain = encode_body(&body(&state));
+        assert_eq!(plain[0], SNAPSHOT_FORMAT, "older versions read it");
+        let growth = Growth {
+            size_bytes: 8192,
+            first_slice: 1,
+        };
+        state.growing.insert(VolumeId(7), growth);
+        let supplemented = encode_body(&body(&state));
+        assert_eq!(supplemented[0], SUPPLEMENTED_FORMAT);
+        for data in [plain, supplemented] {
+            let read = decode_body::<ClusterState>(&data).expect("a snapshot");
+            assert_eq!(encode_body(&read), data);
+        }
+        assert!(decode_body::<ClusterState>(&[3, 0]).is_err());
     }
 }

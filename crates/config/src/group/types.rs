@@ -24,6 +24,17 @@ pub trait Machine: Clone + Default + Serialize + DeserializeOwned + 'static {
 
     /// Applies one change.
     fn apply(&mut self, change: Self::Change) -> Self::Outcome;
+
+    /// State that its serialized form leaves out, because older versions do not know it; empty
+    /// if there is none. Snapshots carry it after the rest.
+    fn supplement(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Takes a supplement up again; false if it is not understood.
+    fn supply(&mut self, supplement: &[u8]) -> bool {
+        supplement.is_empty()
+    }
 }
 
 /// Names one proposal for ever, so that it takes effect at most once however often it is sent.

@@ -7,9 +7,9 @@ use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::{View, VolumeId};
 
 use super::change::{Admission, Change, NodeStart, Outcome, Reconciled, Refusal, VolumeSpec};
+use super::growth::{placed, settle_copies};
 use super::records::{
-    ClusterIdentity, ClusterState, CopyRecord, CopyStatus, NodeRecord, NodeStatus, SliceRecord,
-    VolumeRecord,
+    ClusterIdentity, ClusterState, CopyStatus, NodeRecord, NodeStatus, SliceRecord, VolumeRecord,
 };
 use super::{COPIES_MAX, VOLUME_BYTES_MAX, VOLUME_NAME_BYTES_MAX};
 
@@ -41,7 +41,11 @@ impl ClusterState {
             Change::HandOver { node, incarnation } => self.hand_over(node, incarnation),
             Change::CreateVolume(spec) => self.create_volume(spec),
             Change::DeleteVolume { volume } => match self.volumes.remove(&volume) {
-                Some(_) => Ok(Outcome::Done),
+                Some(_) => {
+                    self.growing.remove(&volume);
+                    self.fronts.remove(&volume);
+                    Ok(Outcome::Done)
+                }
                 None => Err(Refusal::VolumeUnknown(volume)),
             },
             Change::Opened {
@@ -66,6 +70,25 @@ impl ClusterState {
             Change::ChangeReservations { volume, request } => {
                 self.change_reservations(volume, &request)
             }
+            Change::GrowVolume {
+                volume,
+                expected_bytes,
+                size_bytes,
+            } => self.grow_volume(volume, expected_bytes, size_bytes),
+            Change::Grown {
+                volume,
+                view,
+                reconciled,
+            } => self.grown(volume, view, &reconciled),
+            Change::CreateVolumeWith { spec, front } => self.create_volume_with(spec, &front),
+            Change::ChangeFront { volume, change } => self.change_front(volume, &change),
+            Change::RotateSecret {
+                volume,
+                chap,
+                now_unix_ms,
+                old_until_unix_ms,
+                revoke,
+            } => self.rotate_secret(volume, chap, now_unix_ms, old_until_unix_ms, revoke),
         };
         result.unwrap_or_else(Outcome::Refused)
     }
@@ -183,38 +206,16 @@ impl ClusterState {
         Ok(Outcome::Done)
     }
 
-    fn create_volume(&mut self, spec: VolumeSpec) -> Result<Outcome, Refusal> {
+    pub(super) fn create_volume(&mut self, spec: VolumeSpec) -> Result<Outcome, Refusal> {
         validate(&spec)?;
         if self.volume_by_name(&spec.name).is_some() {
             return Err(Refusal::NameTaken(spec.name));
         }
-        let up: Vec<u64> = self
-            .nodes
-            .iter()
-            .filter(|(_, record)| record.status == NodeStatus::Up)
-            .map(|(node, _)| node.0)
-            .collect();
-        if up.len() < spec.copies as usize {
-            return Err(Refusal::TooFewNodes {
-                wanted: spec.copies,
-                up: up.len() as u32,
-            });
-        }
+        let up = self.nodes_for(spec.copies)?;
         self.last_volume += 1;
         let volume = VolumeId(self.last_volume);
         let slice_count = spec.size_bytes.div_ceil(spec.slice_bytes) as u32;
-        let slices = (0..slice_count)
-            .map(|slice| {
-                let nodes = holdfast_layout::place(&up, volume.0, slice, spec.copies as usize);
-                let copy = |node| CopyRecord {
-                    node: NodeId(node),
-                    status: CopyStatus::InSync,
-                };
-                SliceRecord {
-                    copies: nodes.into_iter().map(copy).collect(),
-                }
-            })
-            .collect();
+        let slices = placed(&up, volume, 0..slice_count, spec.copies);
         let record = VolumeRecord {
             target_name: format!("{TARGET_NAME_PREFIX}{}", spec.name),
             naa: naa(volume, spec.naa_random),
@@ -243,44 +244,28 @@ impl ClusterState {
         view: View,
         reconciled: &Reconciled,
     ) -> Result<Outcome, Refusal> {
-        let nodes = &self.nodes;
+        let growing = self.growing.get(&volume).copied();
         let record = self
             .volumes
             .get_mut(&volume)
             .ok_or(Refusal::VolumeUnknown(volume))?;
-        if record.view != view || record.open || reconciled.slices.len() != record.slices.len() {
+        // Slices that were added while the takeover went on are left for the open owner.
+        let reconciled_all = reconciled.slices.len() == record.slices.len();
+        let all_but_new =
+            growing.is_some_and(|growth| reconciled.slices.len() == growth.first_slice as usize);
+        if record.view != view || record.open || !(reconciled_all || all_but_new) {
             return Err(Refusal::ViewStale);
         }
-        // A node that restarted since it was reconciled has a stream that nobody knows.
-        let current = |node: &NodeId| {
-            reconciled.incarnations.iter().any(|(member, incarnation)| {
-                member == node
-                    && nodes
-                        .get(node)
-                        .is_some_and(|record| record.incarnation == *incarnation)
-            })
-        };
-        let kept: Vec<Vec<NodeId>> = reconciled
-            .slices
-            .iter()
-            .zip(&record.slices)
-            .map(|(members, slice)| {
-                let in_sync = |node: &&NodeId| current(node) && slice.is_in_sync(**node);
-                members.iter().filter(in_sync).copied().collect()
-            })
-            .collect();
-        if kept.iter().any(Vec::is_empty) {
-            return Err(Refusal::LastCopy);
-        }
-        for (slice, members) in record.slices.iter_mut().zip(&kept) {
-            for copy in &mut slice.copies {
-                if !members.contains(&copy.node) {
-                    copy.status = CopyStatus::Stale;
-                }
-            }
-        }
+        let count = reconciled.slices.len();
+        settle_copies(&self.nodes, &mut record.slices[..count], reconciled)?;
         record.open = true;
         record.ever_open = true;
+        if let Some(growth) = growing
+            && reconciled_all
+        {
+            record.size_bytes = growth.size_bytes;
+            self.growing.remove(&volume);
+        }
         self.view.0 += 1;
         Ok(Outcome::Done)
     }
@@ -392,10 +377,7 @@ fn validate(spec: &VolumeSpec) -> Result<(), Refusal> {
     {
         return Err(Refusal::NameInvalid(name.clone()));
     }
-    let size = spec.size_bytes;
-    if !(MIB..=VOLUME_BYTES_MAX).contains(&size) || !size.is_multiple_of(4096) {
-        return Err(Refusal::SizeInvalid(size));
-    }
+    validate_size(spec.size_bytes)?;
     if spec.copies == 0 || spec.copies > COPIES_MAX {
         return Err(Refusal::CopiesInvalid(spec.copies));
     }
@@ -406,6 +388,14 @@ fn validate(spec: &VolumeSpec) -> Result<(), Refusal> {
         return Err(Refusal::SliceSizeInvalid(spec.slice_bytes));
     }
     Ok(())
+}
+
+pub(super) fn validate_size(size: u64) -> Result<(), Refusal> {
+    if (MIB..=VOLUME_BYTES_MAX).contains(&size) && size.is_multiple_of(4096) {
+        Ok(())
+    } else {
+        Err(Refusal::SizeInvalid(size))
+    }
 }
 
 /// A locally assigned NAA identifier of 16 bytes in the form of NAA 6 (SPC-5 7.7.6.6.5): the

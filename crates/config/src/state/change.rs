@@ -6,6 +6,7 @@ use holdfast_wire::{View, VolumeId};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::front::{FrontChange, INITIATORS_MAX, RETIRING_MAX};
 use super::records::{Chap, ClusterIdentity};
 
 /// One proposal. Whatever it reads (time, randomness, secrets) is in it: applying is pure.
@@ -100,6 +101,53 @@ pub enum Change {
         volume: VolumeId,
         /// What is asked for, and by whom.
         request: Request,
+    },
+    /// Makes a volume larger. Its owner opens the new range, then agrees on `Grown`; until then
+    /// the volume has its old size.
+    GrowVolume {
+        /// The volume.
+        volume: VolumeId,
+        /// The size that the proposer saw; `None` if it does not matter. A proposal that was
+        /// made for another size is refused.
+        expected_bytes: Option<u64>,
+        /// The new size in bytes, a multiple of 4096.
+        size_bytes: u64,
+    },
+    /// The owner in office has set up the slices that a volume grows by.
+    Grown {
+        /// The volume.
+        volume: VolumeId,
+        /// The owner's view.
+        view: View,
+        /// What the owner set up: of the new slices only.
+        reconciled: Reconciled,
+    },
+    /// Makes a volume of which more is wanted than its specification says.
+    CreateVolumeWith {
+        /// The volume.
+        spec: VolumeSpec,
+        /// How initiators are to reach it.
+        front: FrontChange,
+    },
+    /// Changes how initiators reach a volume.
+    ChangeFront {
+        /// The volume.
+        volume: VolumeId,
+        /// What is to be different.
+        change: FrontChange,
+    },
+    /// Gives a volume a new CHAP secret.
+    RotateSecret {
+        /// The volume.
+        volume: VolumeId,
+        /// The new credentials.
+        chap: Chap,
+        /// The proposer's wall clock, in milliseconds since the Unix epoch.
+        now_unix_ms: u64,
+        /// Until when the present secret is good for logins, by the same clock.
+        old_until_unix_ms: u64,
+        /// Whether every earlier secret is void at once and sessions that used one end.
+        revoke: bool,
     },
 }
 
@@ -251,4 +299,41 @@ pub enum Refusal {
     /// The volume's reservation table refuses the request.
     #[error("{0}")]
     Reservation(#[from] ReservationRefusal),
+    /// Volumes do not shrink: what lies beyond the new end would be lost.
+    #[error(
+        "the volume has {now_bytes} bytes and cannot shrink to {wanted_bytes}: \
+         what lies beyond would be lost"
+    )]
+    CannotShrink {
+        /// The size now.
+        now_bytes: u64,
+        /// The size asked for.
+        wanted_bytes: u64,
+    },
+    /// The proposer saw another size than the volume has.
+    #[error("the volume has {now_bytes} bytes, not {expected_bytes}: somebody else has resized it")]
+    SizeChanged {
+        /// The size now.
+        now_bytes: u64,
+        /// The size that the proposer saw.
+        expected_bytes: u64,
+    },
+    /// The volume grows already.
+    #[error("the volume is being resized to {0} bytes")]
+    GrowsAlready(u64),
+    /// A text is no iSCSI name.
+    #[error("{0:?} is no iSCSI name of an initiator, such as iqn.1993-08.org.debian:01:abc")]
+    InitiatorInvalid(String),
+    /// An access list has no more room.
+    #[error("a volume's access list has at most {INITIATORS_MAX} initiators")]
+    TooManyInitiators,
+    /// Nobody can be taken off a list that does not exist.
+    #[error("the volume has no access list: every initiator with its credentials may log in")]
+    NoAccessList,
+    /// The volume has no secret.
+    #[error("initiators log in to the volume without CHAP: there is no secret to replace")]
+    NoSecret,
+    /// Too many secrets are valid at once.
+    #[error("{RETIRING_MAX} earlier secrets of the volume are still valid")]
+    TooManySecrets,
 }

@@ -17,16 +17,20 @@
 
 mod apply;
 mod change;
+mod front;
+mod growth;
 mod ownership;
 mod records;
+mod supplement;
 
 #[cfg(test)]
 mod tests;
 
 pub use change::{Admission, Change, NodeStart, Outcome, Reconciled, Refusal, VolumeSpec};
+pub use front::{Front, FrontChange, INITIATORS_MAX, RetiringSecret};
 pub use records::{
-    Chap, ClusterIdentity, ClusterState, CopyRecord, CopyStatus, NodeRecord, NodeStatus, Owner,
-    SliceRecord, TokenRecord, VolumeRecord,
+    Chap, ClusterIdentity, ClusterState, CopyRecord, CopyStatus, Growth, NodeRecord, NodeStatus,
+    Owner, SliceRecord, TokenRecord, VolumeRecord,
 };
 
 /// Bytes of a slice, the unit of placement.

@@ -8,6 +8,8 @@ use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::{View, VolumeId};
 use serde::{Deserialize, Serialize};
 
+use super::front::Front;
+
 /// Everything the cluster has to agree on; small enough for memory on every node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterState {
@@ -23,6 +25,22 @@ pub struct ClusterState {
     pub last_volume: u64,
     /// Join tokens not yet used, by SHA-256 of their secret.
     pub tokens: BTreeMap<[u8; 32], TokenRecord>,
+    /// Volumes that are being made larger. Like everything that came after the first format of
+    /// snapshots, it travels in the [`super::Supplement`].
+    #[serde(skip)]
+    pub growing: BTreeMap<VolumeId, Growth>,
+    /// How initiators reach volumes, where that is not the default. In the supplement, too.
+    #[serde(skip)]
+    pub fronts: BTreeMap<VolumeId, Front>,
+}
+
+/// How far a volume is to grow. Its slices are in the directory already, its size is the old one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Growth {
+    /// The size that it will have.
+    pub size_bytes: u64,
+    /// Slices from this one on have never been open: an empty copy of them is a good one.
+    pub first_slice: u32,
 }
 
 /// The cluster's name, number and certificate authority.
@@ -186,6 +204,17 @@ impl ClusterState {
     pub fn reservations(&self, volume: VolumeId) -> Rc<ReservationTable> {
         let record = self.volumes.get(&volume);
         record.map_or_else(Rc::default, |record| record.reservations.clone())
+    }
+
+    /// The first slice of a volume that has never been open, so that an empty copy of it is
+    /// complete.
+    pub fn first_fresh_slice(&self, volume: VolumeId) -> u32 {
+        match (self.volumes.get(&volume), self.growing.get(&volume)) {
+            (Some(record), _) if !record.ever_open => 0,
+            (_, Some(growth)) => growth.first_slice,
+            (Some(record), None) => record.slices.len() as u32,
+            (None, None) => 0,
+        }
     }
 
     /// The current start of `node` if it takes part.

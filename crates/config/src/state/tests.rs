@@ -368,3 +368,268 @@ fn reservations_go_with_their_volume() {
     state.apply(Change::CreateVolume(spec("db")));
     assert!(state.volumes[&VolumeId(2)].reservations.is_empty());
 }
+
+const MIB: u64 = 1 << 20;
+
+fn grow(size_bytes: u64) -> Change {
+    Change::GrowVolume {
+        volume: VolumeId(1),
+        expected_bytes: None,
+        size_bytes,
+    }
+}
+
+/// What an owner answers that has set up every copy of these slices.
+fn set_up(state: &ClusterState, slices: std::ops::Range<usize>) -> Reconciled {
+    let record = &state.volumes[&VolumeId(1)];
+    Reconciled {
+        slices: record.slices[slices]
+            .iter()
+            .map(|slice| slice.in_sync().collect())
+            .collect(),
+        incarnations: (1..=5).map(|node| (NodeId(node), Incarnation(1))).collect(),
+    }
+}
+
+fn grown(state: &ClusterState, reconciled: Reconciled) -> Change {
+    Change::Grown {
+        volume: VolumeId(1),
+        view: state.volumes[&VolumeId(1)].view,
+        reconciled,
+    }
+}
+
+#[test]
+fn a_volume_has_its_new_size_when_its_owner_has_set_up_what_was_added() {
+    let mut state = cluster();
+    open(&mut state);
+    let before = state.volumes[&VolumeId(1)].clone();
+    assert_eq!(state.apply(grow(6 * MIB + 4096)), Outcome::Done);
+    let volume = &state.volumes[&VolumeId(1)];
+    assert_eq!((volume.size_bytes, volume.slices.len()), (4 * MIB, 7));
+    assert_eq!(volume.slices[..4], before.slices);
+    assert_eq!(volume.view, before.view, "the owner stays in office");
+    assert_eq!(state.first_fresh_slice(VolumeId(1)), 4);
+
+    let mut reached = set_up(&state, 4..7);
+    let late = reached.slices[1].pop().expect("three copies");
+    let change = grown(&state, reached);
+    assert_eq!(state.apply(change), Outcome::Done);
+    let volume = &state.volumes[&VolumeId(1)];
+    assert_eq!(volume.size_bytes, 6 * MIB + 4096);
+    assert!(!volume.slices[5].is_in_sync(late), "nobody set it up");
+    assert_eq!(state.first_fresh_slice(VolumeId(1)), 7);
+    state.check();
+}
+
+#[test]
+fn a_volume_grows_within_its_last_slice_without_new_ones() {
+    let mut state = cluster();
+    open(&mut state);
+    state.apply(grow(4 * MIB + 8192));
+    let change = grown(&state, set_up(&state, 4..5));
+    state.apply(change);
+    assert_eq!(state.apply(grow(5 * MIB)), Outcome::Done);
+    let change = grown(&state, Reconciled::default());
+    assert_eq!(state.apply(change), Outcome::Done);
+    assert_eq!(state.volumes[&VolumeId(1)].size_bytes, 5 * MIB);
+}
+
+#[test]
+fn a_takeover_meanwhile_opens_what_it_knew_of_and_the_rest_later_or_all_of_it() {
+    for new_slices_too in [false, true] {
+        let mut state = cluster();
+        open(&mut state);
+        let owner = state.volumes[&VolumeId(1)].owner.expect("open").node;
+        state.apply(grow(6 * MIB));
+        state.apply(down(owner));
+        let view = state.volumes[&VolumeId(1)].view;
+        let known = if new_slices_too { 6 } else { 4 };
+        let mut reconciled = set_up(&state, 0..known);
+        for members in &mut reconciled.slices {
+            members.retain(|node| *node != owner);
+        }
+        let opened = Change::Opened {
+            volume: VolumeId(1),
+            view,
+            reconciled,
+        };
+        assert_eq!(state.apply(opened), Outcome::Done);
+        let size = if new_slices_too { 6 * MIB } else { 4 * MIB };
+        assert_eq!(state.volumes[&VolumeId(1)].size_bytes, size);
+        assert_eq!(state.growing.is_empty(), new_slices_too);
+        if !new_slices_too {
+            let change = grown(&state, set_up(&state, 4..6));
+            assert_eq!(state.apply(change), Outcome::Done);
+            assert_eq!(state.volumes[&VolumeId(1)].size_bytes, 6 * MIB);
+        }
+    }
+}
+
+#[test]
+fn only_the_owner_in_office_says_that_a_volume_has_grown_and_only_once() {
+    let mut state = cluster();
+    open(&mut state);
+    state.apply(grow(5 * MIB));
+    let mut stale = grown(&state, set_up(&state, 4..5));
+    if let Change::Grown { view, .. } = &mut stale {
+        view.0 -= 1;
+    }
+    assert_eq!(state.apply(stale), Outcome::Refused(Refusal::ViewStale));
+    let change = grown(
+        &state,
+        Reconciled {
+            slices: vec![vec![]],
+            incarnations: vec![],
+        },
+    );
+    assert_eq!(state.apply(change), Outcome::Refused(Refusal::LastCopy));
+    let change = grown(&state, set_up(&state, 4..5));
+    assert_eq!(state.apply(change.clone()), Outcome::Done);
+    assert_eq!(state.apply(change), Outcome::Refused(Refusal::ViewStale));
+}
+
+#[test]
+fn a_resize_that_cannot_be_meant_is_refused_and_changes_nothing() {
+    let mut state = cluster();
+    open(&mut state);
+    let before = state.clone();
+    let shrink = Refusal::CannotShrink {
+        now_bytes: 4 * MIB,
+        wanted_bytes: 3 * MIB,
+    };
+    assert_eq!(state.apply(grow(3 * MIB)), Outcome::Refused(shrink));
+    for size in [5 * MIB + 512, VOLUME_BYTES_MAX + 4096, 0] {
+        let refused = Outcome::Refused(Refusal::SizeInvalid(size));
+        assert_eq!(state.apply(grow(size)), refused);
+    }
+    let unseen = Change::GrowVolume {
+        volume: VolumeId(1),
+        expected_bytes: Some(3 * MIB),
+        size_bytes: 5 * MIB,
+    };
+    let changed = Refusal::SizeChanged {
+        now_bytes: 4 * MIB,
+        expected_bytes: 3 * MIB,
+    };
+    assert_eq!(state.apply(unseen), Outcome::Refused(changed));
+    let unknown = Change::GrowVolume {
+        volume: VolumeId(9),
+        expected_bytes: None,
+        size_bytes: 5 * MIB,
+    };
+    let refused = Outcome::Refused(Refusal::VolumeUnknown(VolumeId(9)));
+    assert_eq!(state.apply(unknown), refused);
+    assert_eq!(
+        state.apply(grow(4 * MIB)),
+        Outcome::Done,
+        "it has that size"
+    );
+    assert_eq!(state, before);
+
+    state.apply(grow(5 * MIB));
+    assert_eq!(state.apply(grow(5 * MIB)), Outcome::Done, "asked for again");
+    let already = Outcome::Refused(Refusal::GrowsAlready(5 * MIB));
+    assert_eq!(state.apply(grow(6 * MIB)), already);
+    let volume = VolumeId(1);
+    state.apply(Change::DeleteVolume { volume });
+    assert!(state.growing.is_empty());
+}
+
+#[test]
+fn the_supplement_brings_back_what_older_snapshots_leave_out() {
+    let mut state = cluster();
+    open(&mut state);
+    assert!(
+        state.encode_supplement().is_empty(),
+        "older versions read it"
+    );
+    state.apply(grow(5 * MIB));
+    let plain = postcard::to_stdvec(&state).expect("plain data");
+    let mut read: ClusterState = postcard::from_bytes(&plain).expect("the first format");
+    assert!(read.growing.is_empty());
+    assert!(read.decode_supplement(&state.encode_supplement()));
+    assert_eq!(read, state);
+    assert!(!read.decode_supplement(&[99, 0]), "a newer format");
+    assert!(!read.decode_supplement(&[1, 200]), "damaged");
+}
+
+fn rotate(secret: &str, now_unix_ms: u64, old_until_unix_ms: u64, revoke: bool) -> Change {
+    Change::RotateSecret {
+        volume: VolumeId(1),
+        chap: chap(secret),
+        now_unix_ms,
+        old_until_unix_ms,
+        revoke,
+    }
+}
+
+fn chap(secret: &str) -> Chap {
+    Chap {
+        username: "db".into(),
+        secret: secret.into(),
+        mutual: None,
+    }
+}
+
+#[test]
+fn a_replaced_secret_is_good_until_its_time_and_revoking_voids_all_but_the_present_one() {
+    let mut state = cluster();
+    let refused = state.apply(rotate("none", 0, 0, false));
+    assert_eq!(refused, Outcome::Refused(Refusal::NoSecret));
+    state.volumes.get_mut(&VolumeId(1)).expect("db").chap = Some(chap("first"));
+    let valid = |state: &ClusterState, at| -> Vec<String> {
+        let retiring = state.front(VolumeId(1)).retiring_at(at);
+        retiring.map(|secret| secret.chap.secret.clone()).collect()
+    };
+    assert_eq!(
+        state.apply(rotate("second", 100, 200, false)),
+        Outcome::Done
+    );
+    assert_eq!(valid(&state, 199), ["first"]);
+    assert!(valid(&state, 200).is_empty());
+    assert_eq!(state.apply(rotate("third", 150, 300, false)), Outcome::Done);
+    assert_eq!(valid(&state, 199), ["first", "second"]);
+    let front = state.front(VolumeId(1));
+    assert_eq!((front.secret_number, front.oldest_secret), (2, 0));
+    assert_eq!(
+        state.apply(rotate("fourth", 250, 250, false)),
+        Outcome::Done
+    );
+    assert_eq!(
+        state.front(VolumeId(1)).retiring.len(),
+        1,
+        "the first has expired"
+    );
+    assert_eq!(state.apply(rotate("fifth", 260, 260, true)), Outcome::Done);
+    let front = state.front(VolumeId(1));
+    assert_eq!((front.secret_number, front.oldest_secret), (4, 4));
+    assert!(front.retiring.is_empty());
+    assert_eq!(state.volumes[&VolumeId(1)].chap, Some(chap("fifth")));
+
+    let mut read = ClusterState::default();
+    assert!(read.decode_supplement(&state.encode_supplement()));
+    assert_eq!(read.fronts, state.fronts);
+    let volume = VolumeId(1);
+    state.apply(Change::DeleteVolume { volume });
+    assert!(state.encode_supplement().is_empty());
+}
+
+#[test]
+fn a_volume_is_made_with_its_access_list_or_not_at_all() {
+    let mut state = cluster();
+    let with = |name: &str| Change::CreateVolumeWith {
+        spec: spec("other"),
+        front: FrontChange {
+            allow: vec![name.into()],
+            ..FrontChange::default()
+        },
+    };
+    let before = state.clone();
+    let refused = Refusal::InitiatorInvalid("odd".into());
+    assert_eq!(state.apply(with("odd")), Outcome::Refused(refused));
+    assert_eq!(state, before);
+    assert_eq!(state.apply(with("iqn.a")), Outcome::Created(VolumeId(2)));
+    assert!(!state.front(VolumeId(2)).admits("iqn.b"));
+    assert!(state.front(VolumeId(1)).admits("iqn.b"));
+}

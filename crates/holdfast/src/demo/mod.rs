@@ -140,6 +140,8 @@ impl<'a> Demo<'a> {
             } else {
                 Authentication::Chap
             },
+            initiators: Vec::new(),
+            redirect_to_owner: false,
         };
         Ok(self.fleet.client(0).create_volume(&wanted).await?)
     }

@@ -1,48 +1,63 @@
 //! What the iSCSI front is told: every volume is a target on every node.
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::time::Duration;
 
 use holdfast_config::state::{Chap, ClusterState, NodeStatus, VolumeRecord};
-use holdfast_iscsi::{Credentials, Secret, Target, TargetAuth, TargetSummary, Targets};
+use holdfast_iscsi::{
+    Credentials, Secret, SessionSummary, Target, TargetAuth, TargetSummary, Targets,
+};
 use holdfast_node::{Node, VolumeDevice, VolumeReservations};
-use holdfast_runtime::NodeId;
+use holdfast_runtime::{Instant, NodeId};
 use holdfast_scsi::{AccessState, PortGroup, PortGroups};
 use holdfast_wire::VolumeId;
 
 /// The targets of one node.
 pub(super) struct Front {
     node: Rc<Node>,
+    redirects: Redirects,
 }
 
 impl Front {
     pub(super) fn new(node: Rc<Node>) -> Rc<Self> {
-        Rc::new(Self { node })
+        Rc::new(Self {
+            node,
+            redirects: Redirects::default(),
+        })
     }
 }
 
 impl Targets for Front {
-    fn list(&self, _initiator: &str) -> Vec<TargetSummary> {
+    fn list(&self, initiator: &str) -> Vec<TargetSummary> {
         let state = self.node.state();
         let portals = portals(&state);
         state
             .volumes
-            .values()
-            .map(|record| TargetSummary {
+            .iter()
+            .filter(|(volume, _)| state.front(**volume).admits(initiator))
+            .map(|(_, record)| TargetSummary {
                 iqn: record.target_name.clone(),
                 portals: portals.clone(),
             })
             .collect()
     }
 
-    fn open(&self, iqn: &str, _initiator: &str) -> Option<Target> {
+    /// A target that the initiator may not use does not exist for it: whoever only claims a name
+    /// must not learn which others there are.
+    fn open(&self, iqn: &str, initiator: &str) -> Option<Target> {
         let state = self.node.state();
         let (volume, record) = state.volume_by_target(iqn)?;
+        if !state.front(volume).admits(initiator) {
+            tracing::warn!(target = iqn, initiator, "not on the volume's access list");
+            return None;
+        }
         let device = VolumeDevice::by_target(&self.node, iqn)?;
         let tag = group(self.node.id());
         Some(Target {
             device,
-            auth: authentication(record.chap.as_ref()),
+            auth: self.authentication(volume, record),
             portal_group_tag: tag,
             relative_port_id: tag,
             port_groups: Some(Rc::new(VolumePorts {
@@ -57,11 +72,93 @@ impl Targets for Front {
     /// credentials and shows them is checked here already.
     fn discovery_auth(&self) -> TargetAuth {
         let state = self.node.state();
-        let chaps = state
-            .volumes
-            .values()
-            .filter_map(|record| record.chap.as_ref());
-        TargetAuth::Optional(chaps.map(credentials).collect())
+        let known = state.volumes.iter();
+        let known = known.flat_map(|(volume, record)| self.credentials(*volume, record));
+        TargetAuth::Optional(known.collect())
+    }
+
+    fn redirect(&self, iqn: &str, initiator: &str) -> Option<String> {
+        let state = self.node.state();
+        let (volume, record) = state.volume_by_target(iqn)?;
+        let front = state.front(volume);
+        let owner = record.owner.filter(|_| record.open)?;
+        if !front.redirect_to_owner || !front.admits(initiator) || owner.node == self.node.id() {
+            return None;
+        }
+        let portal = state.nodes.get(&owner.node).filter(|known| {
+            known.status == NodeStatus::Up && known.incarnation == owner.incarnation
+        })?;
+        let address = &portal.portal_address;
+        let now = self.node.context().runtime.now();
+        let moves = !address.is_empty() && self.redirects.permit(now, volume, initiator);
+        // Without a portal group tag: RFC 7143 13.8 wants none in a redirection.
+        moves.then(|| address.clone())
+    }
+}
+
+impl Front {
+    fn authentication(&self, volume: VolumeId, record: &VolumeRecord) -> TargetAuth {
+        match &record.chap {
+            None => TargetAuth::None,
+            Some(_) => TargetAuth::Chap(self.credentials(volume, record).collect()),
+        }
+    }
+
+    /// The present credentials of a volume, and earlier ones that are still good.
+    fn credentials(
+        &self,
+        volume: VolumeId,
+        record: &VolumeRecord,
+    ) -> impl Iterator<Item = Credentials> + use<> {
+        let state = self.node.state();
+        let front = state.front(volume);
+        let now_unix_ms = self.node.context().runtime.unix_time_ms();
+        let present = record.chap.iter().map(|chap| (chap, front.secret_number));
+        let earlier = front.retiring_at(now_unix_ms);
+        let earlier = earlier.map(|secret| (&secret.chap, secret.number));
+        let all: Vec<Credentials> = present.chain(earlier).map(credentials).collect();
+        all.into_iter()
+    }
+}
+
+/// Who may not go on with a session any more, as far as this node knows.
+pub(super) fn is_over(state: &ClusterState, session: &SessionSummary) -> bool {
+    let Some((volume, _)) = state.volume_by_target(&session.target) else {
+        return true;
+    };
+    let front = state.front(volume);
+    let void = session
+        .credential
+        .is_some_and(|number| number < front.oldest_secret);
+    void || !front.admits(&session.initiator)
+}
+
+/// Logins that were sent to an owner lately.
+///
+/// Two nodes may each take the other for the owner for a moment. An initiator that comes back to
+/// a node that has just sent it away is served there, so it is sent on by each node at most once
+/// and never in a circle.
+#[derive(Default)]
+struct Redirects {
+    lately: RefCell<BTreeMap<(VolumeId, String), Instant>>,
+}
+
+/// How long an initiator that was sent away and comes back is served here.
+const SERVED_HERE_FOR: Duration = Duration::from_secs(10);
+/// Initiators remembered; if there are more, all are served here. Names are not proven yet.
+const REDIRECTS_MAX: usize = 1024;
+
+impl Redirects {
+    /// Whether this login may be sent elsewhere.
+    fn permit(&self, now: Instant, volume: VolumeId, initiator: &str) -> bool {
+        let mut lately = self.lately.borrow_mut();
+        lately.retain(|_, sent| now.saturating_since(*sent) < SERVED_HERE_FOR);
+        let key = (volume, initiator.to_lowercase());
+        if lately.len() >= REDIRECTS_MAX || lately.contains_key(&key) {
+            return false;
+        }
+        lately.insert(key, now);
+        true
     }
 }
 
@@ -88,17 +185,14 @@ fn portals(state: &ClusterState) -> Vec<String> {
         .collect()
 }
 
-fn credentials(chap: &Chap) -> Credentials {
+fn credentials((chap, number): (&Chap, u64)) -> Credentials {
     let own = chap.mutual.as_ref();
     Credentials {
         username: chap.username.clone(),
         secret: Secret::from(chap.secret.as_str()),
         mutual: own.map(|(name, secret)| (name.clone(), Secret::from(secret.as_str()))),
+        number,
     }
-}
-
-fn authentication(chap: Option<&Chap>) -> TargetAuth {
-    chap.map_or(TargetAuth::None, |chap| TargetAuth::Chap(credentials(chap)))
 }
 
 /// The ways to one volume: through its owner, or through a node that forwards.
@@ -160,5 +254,41 @@ impl PortGroups for VolumePorts {
         let state = self.node.state();
         let record = state.volumes.get(&self.volume);
         Self::state_of(&state, record, local, NodeStatus::Up)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_initiator_is_sent_on_once_and_served_when_it_comes_back() {
+        let redirects = Redirects::default();
+        let at = |s| Instant::default() + Duration::from_secs(s);
+        assert!(redirects.permit(at(0), VolumeId(1), "iqn.a"));
+        assert!(
+            !redirects.permit(at(1), VolumeId(1), "IQN.a"),
+            "it came back"
+        );
+        assert!(
+            redirects.permit(at(1), VolumeId(2), "iqn.a"),
+            "another volume"
+        );
+        assert!(redirects.permit(at(1), VolumeId(1), "iqn.b"));
+        assert!(
+            redirects.permit(at(10), VolumeId(1), "iqn.a"),
+            "a login of its own"
+        );
+    }
+
+    #[test]
+    fn more_initiators_than_are_remembered_are_served_here() {
+        let redirects = Redirects::default();
+        let now = Instant::default();
+        for number in 0..REDIRECTS_MAX {
+            assert!(redirects.permit(now, VolumeId(1), &format!("iqn.{number}")));
+        }
+        assert!(!redirects.permit(now, VolumeId(1), "iqn.more"));
+        assert!(redirects.permit(now + SERVED_HERE_FOR, VolumeId(1), "iqn.more"));
     }
 }

@@ -1,13 +1,13 @@
 //! The serving node: recovery, the cluster, initiators, and the way out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
 use holdfast_api::Administration;
 use holdfast_config::group::GroupOptions;
-use holdfast_config::state::{ClusterIdentity, Refusal};
+use holdfast_config::state::{ClusterIdentity, Front as FrontSettings, Refusal};
 use holdfast_iscsi::{Limits, Server};
 use holdfast_node::{Failure as NodeFailure, Node, NodeError, NodeIdentity, NodeOptions};
 use holdfast_runtime::Runtime;
@@ -15,7 +15,7 @@ use holdfast_runtime::host::{HostLinks, LinkProblem, LinkRefusal, LinksConfig};
 use holdfast_wire::VolumeId;
 use tokio::sync::{oneshot, watch};
 
-use super::front::{Front, target_names};
+use super::front::{Front, is_over, target_names};
 use super::identity::Founding;
 use super::listen;
 use super::membership;
@@ -166,7 +166,7 @@ async fn serve(
     let end = loop {
         state.mark_unchanged();
         if let Some(portal) = &mut portal {
-            portal.drop_deleted(node);
+            portal.follow(node);
         } else if node.report().registered {
             // Only now does this node know every volume: earlier it would turn initiators away.
             let listener = listen::portal(process.ports.portal).await?;
@@ -219,6 +219,7 @@ struct Portal {
     shutdown: watch::Sender<bool>,
     ended: oneshot::Receiver<io::Result<()>>,
     targets: BTreeSet<(VolumeId, String)>,
+    fronts: BTreeMap<VolumeId, FrontSettings>,
 }
 
 impl Portal {
@@ -235,12 +236,19 @@ impl Portal {
             shutdown,
             ended,
             targets: target_names(&node.state()),
+            fronts: node.state().fronts.clone(),
         }
     }
 
-    /// Ends the sessions of volumes that are gone.
-    fn drop_deleted(&mut self, node: &Node) {
-        let targets = target_names(&node.state());
+    /// Ends the sessions of volumes that are gone, of initiators that may not use one any more,
+    /// and those that began with a secret that is void now.
+    fn follow(&mut self, node: &Node) {
+        let state = node.state();
+        if self.fronts != state.fronts {
+            self.server.end_sessions(|session| is_over(&state, session));
+            self.fronts.clone_from(&state.fronts);
+        }
+        let targets = target_names(&state);
         for (_, name) in self.targets.difference(&targets) {
             self.server.drop_target(name);
         }

@@ -60,6 +60,8 @@ pub(crate) async fn volume(fleet: &Fleet, name: &str, copies: u32) -> CreatedVol
         copies,
         block_size: 512,
         authentication: Authentication::Chap,
+        initiators: Vec::new(),
+        redirect_to_owner: false,
     };
     let created = fleet.client(0).create_volume(&wanted).await;
     created.expect("a volume")

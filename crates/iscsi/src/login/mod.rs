@@ -161,6 +161,8 @@ pub struct FullFeature {
     pub connection: u16,
     /// Portal group tag of the session.
     pub portal_group_tag: u16,
+    /// The number of the credentials that proved the initiator; `None` if it had to prove nothing.
+    pub credential: Option<u64>,
     /// What was negotiated.
     pub parameters: Parameters,
     /// CmdSN of the first command.
@@ -282,6 +284,7 @@ struct Exchange {
     kind: SessionKind,
     initiator: String,
     portal_group_tag: u16,
+    credential: Option<u64>,
     announced: bool,
     negotiation: Negotiation,
 }
@@ -300,6 +303,7 @@ impl Exchange {
             kind: SessionKind::Discovery,
             initiator: String::new(),
             portal_group_tag: 0,
+            credential: None,
             announced: false,
             negotiation: Negotiation::default(),
         }
@@ -389,9 +393,7 @@ impl Exchange {
             return Err(LoginStatus::NoSuchSession);
         }
         let admittance = policy.admit(&self.kind, &initiator)?;
-        if let TargetAuth::Chap(credentials) = &admittance.auth
-            && credentials.share_a_secret()
-        {
+        if admittance.auth.shares_a_secret() {
             return Err(LoginStatus::TargetError);
         }
         self.initiator = initiator;
@@ -408,6 +410,7 @@ impl Exchange {
             isid: self.isid,
             connection: self.connection,
             portal_group_tag: self.portal_group_tag,
+            credential: self.credential,
             parameters: self.negotiation.parameters(),
             command_number: self.command_number,
             status_number: self.status_number,

@@ -119,7 +119,8 @@ impl SecurityStage {
                 Ok(())
             }
             Progress::Challenged(algorithm, challenge) => {
-                self.verify(*algorithm, challenge, pairs, policy, writer)?;
+                let number = self.verify(*algorithm, challenge, pairs, policy, writer)?;
+                self.exchange.credential = Some(number);
                 self.progress = Progress::Done;
                 Ok(())
             }
@@ -152,7 +153,7 @@ impl SecurityStage {
 
     /// Checks the initiator's response, then answers its challenge if it sent one.
     ///
-    /// Every failure looks the same: it does not tell whether the name or the secret was wrong.
+    /// Answers the number of the credentials that held. Every failure looks the same: it does not tell whether the name or the secret was wrong.
     fn verify(
         &self,
         algorithm: Algorithm,
@@ -160,10 +161,10 @@ impl SecurityStage {
         pairs: &mut Vec<Pair>,
         policy: &dyn Policy,
         writer: &mut Writer,
-    ) -> Result<(), LoginStatus> {
+    ) -> Result<u64, LoginStatus> {
         let (known, required) = match &self.auth {
             TargetAuth::None => return Err(LoginStatus::InitiatorError),
-            TargetAuth::Chap(credentials) => (std::slice::from_ref(credentials), true),
+            TargetAuth::Chap(known) => (known.as_slice(), true),
             TargetAuth::Optional(known) => (known.as_slice(), false),
         };
         let failed = LoginStatus::AuthenticationFailed;
@@ -177,10 +178,10 @@ impl SecurityStage {
             let (identifier, secret) = (challenge.identifier, &credentials.secret);
             let holds = algorithm.verify(identifier, secret, &challenge.bytes, &response);
             if named & holds {
-                proven = Some(credentials.mutual.as_ref());
+                proven = Some((credentials.mutual.as_ref(), credentials.number));
             }
         }
-        let mutual = proven.ok_or(failed.clone())?;
+        let (mutual, number) = proven.ok_or(failed.clone())?;
         let theirs = match (take(pairs, "CHAP_I")?, take(pairs, "CHAP_C")?) {
             (None, None) => None,
             (Some(identifier), Some(bytes)) => {
@@ -191,8 +192,8 @@ impl SecurityStage {
             (Some(_), None) | (None, Some(_)) => return Err(failed),
         };
         match (mutual, theirs) {
-            (None, None) => Ok(()),
-            (Some(_), None) if !required => Ok(()),
+            (None, None) => Ok(number),
+            (Some(_), None) if !required => Ok(number),
             // Reflection: our own challenge must not be answered for the one we challenged.
             (Some(_), Some((_, bytes)))
                 if bytes == challenge.bytes || policy.is_outstanding(&bytes) =>
@@ -203,7 +204,7 @@ impl SecurityStage {
                 writer.put("CHAP_N", own_name);
                 let answer = algorithm.response(identifier, own_secret, &bytes);
                 writer.put("CHAP_R", &chap::encode_binary(&answer));
-                Ok(())
+                Ok(number)
             }
             (Some(_), None) | (None, Some(_)) => Err(failed),
         }

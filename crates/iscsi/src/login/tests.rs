@@ -53,11 +53,12 @@ fn policy(auth: TargetAuth) -> TestPolicy {
 }
 
 fn chap(mutual: bool) -> TestPolicy {
-    policy(TargetAuth::Chap(Credentials {
+    policy(TargetAuth::Chap(vec![Credentials {
         username: "user".to_owned(),
         secret: Secret::from("secretsecret1234"),
         mutual: mutual.then(|| ("target".to_owned(), Secret::from("othersecret12345"))),
-    }))
+        number: 0,
+    }]))
 }
 
 const SECURITY: u8 = 0;
@@ -295,11 +296,12 @@ fn chap_cannot_be_skipped() {
 #[test]
 fn equal_secrets_in_both_directions_are_a_target_error() {
     let secret = Secret::from("secretsecret1234");
-    let auth = TargetAuth::Chap(Credentials {
+    let auth = TargetAuth::Chap(vec![Credentials {
         username: "user".to_owned(),
         secret: secret.clone(),
         mutual: Some(("target".to_owned(), secret)),
-    });
+        number: 0,
+    }]);
     assert_eq!(refused(&policy(auth), &[request(SECURITY, &NAMES)]), [3, 0]);
 }
 
@@ -419,6 +421,7 @@ fn discovery_asks_for_chap_only_those_who_offer_it_and_then_insists() {
         username: "user".to_owned(),
         secret: Secret::from("secretsecret1234"),
         mutual: None,
+        number: 0,
     };
     let policy = policy(TargetAuth::Optional(vec![credentials]));
     // As open-iscsi does: no security stage at all.

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::time::Duration;
 
 use aws_lc_rs::rand::fill;
 use bytes::{Bytes, BytesMut};
@@ -39,7 +40,7 @@ use crate::login::{
 use crate::negotiation::RECEIVE_BYTES_MAX;
 use crate::pdu::framing::{Decoder, Digests, FrameError};
 use crate::session::{Action, Front, Session, SessionError, TaskId};
-use crate::targets::{TargetAuth, TargetSummary};
+use crate::targets::TargetSummary;
 
 /// Space made for received bytes at a time: it doubles when a call filled it and halves when most
 /// of it stayed empty, so that a busy connection takes a whole queue of commands with one call
@@ -50,6 +51,13 @@ const CHUNK_BYTES_MAX: usize = 256 << 10;
 
 /// Longest data segment of a login request: the default that holds until the login ends.
 const LOGIN_SEGMENT_BYTES_MAX: usize = 8192;
+
+/// Time that commands under way get to be answered once an initiator that was asked to leave has
+/// not: a takeover takes less, and a node that is told to stop must not wait for long.
+const FINISH_TIME: Duration = Duration::from_secs(1);
+
+/// Time that the last PDUs get to reach the initiator.
+const FAREWELL_TIME: Duration = Duration::from_secs(1);
 
 /// Why a connection ended before the initiator logged out.
 #[derive(Debug, Error)]
@@ -234,7 +242,20 @@ async fn open(server: &Rc<Server>, login: &FullFeature) -> Result<NodeFront, Log
         isid: login.isid,
         target_port: target.relative_port_id,
     };
-    let place = server.sessions.claim(iqn.clone(), nexus.clone()).await;
+    let (iqn_of_place, credential) = (iqn.clone(), login.credential);
+    let sessions = &server.sessions;
+    let place = sessions
+        .claim(iqn_of_place, nexus.clone(), credential)
+        .await;
+    // From here on whoever takes the target away finds the session in the table; what was taken
+    // away before is seen now.
+    let target = server
+        .targets
+        .open(&iqn, &initiator)
+        .ok_or(LoginStatus::NotFound)?;
+    if !target.auth.accepts(login.credential) {
+        return Err(LoginStatus::AuthenticationFailed);
+    }
     let (group, relative_id) = (target.portal_group_tag, target.relative_port_id);
     let groups = match &target.port_groups {
         Some(groups) => groups.clone(),
@@ -331,9 +352,7 @@ impl Policy for NodePolicy<'_> {
             return Err(LoginStatus::MovedTemporarily(address));
         }
         let target = targets.open(iqn, initiator).ok_or(LoginStatus::NotFound)?;
-        if let TargetAuth::Chap(credentials) = &target.auth
-            && credentials.share_a_secret()
-        {
+        if target.auth.shares_a_secret() {
             warn!(
                 target = iqn,
                 "the CHAP secrets of both directions are equal: login refused"
@@ -446,17 +465,24 @@ impl Connection<'_> {
         let mut pinged = false;
         let mut check_at = heard + silence;
         let mut leave_at = None;
+        let mut finishing = false;
         loop {
-            while let Some(pdu) = self.decoder.decode(&mut self.input.buffer)? {
+            while !finishing && let Some(pdu) = self.decoder.decode(&mut self.input.buffer)? {
                 self.session.receive(pdu, &self.front)?;
                 self.act();
             }
             self.start_reads();
+            if finishing && !self.closing && self.is_idle() {
+                self.session.drop_connection();
+                self.act();
+                leave_at = Some(Instant::now() + FAREWELL_TIME.min(silence));
+            }
             self.output.write_to(self.stream)?;
             if self.closing && self.output.is_empty() {
                 return Ok(());
             }
-            let interest = match (self.closing, self.output.is_empty()) {
+            let deaf = self.closing || finishing;
+            let interest = match (deaf, self.output.is_empty()) {
                 (false, true) => Interest::READABLE,
                 (false, false) => Interest::READABLE | Interest::WRITABLE,
                 (true, _) => Interest::WRITABLE,
@@ -476,9 +502,9 @@ impl Connection<'_> {
                     self.session.reset_done(ticket);
                     self.act();
                 }
-                ready = self.stream.ready(interest) => {
+                ready = self.stream.ready(interest), if !(deaf && self.output.is_empty()) => {
                     let ready = ready?;
-                    if ready.is_readable() && !self.closing {
+                    if ready.is_readable() && !deaf {
                         self.input.receive(self.stream, &self.decoder)?;
                         heard = Instant::now();
                         pinged = false;
@@ -496,10 +522,16 @@ impl Connection<'_> {
                         if self.closing {
                             return Err(End::ByTarget);
                         }
+                        if !finishing && !self.is_idle() {
+                            // What has begun is answered, if it ends soon; nothing new begins.
+                            finishing = true;
+                            leave_at = Some(now + FINISH_TIME);
+                            continue;
+                        }
                         self.session.drop_connection();
                         self.act();
                         // The farewell gets a moment, not more.
-                        leave_at = Some(now + silence.min(std::time::Duration::from_secs(1)));
+                        leave_at = Some(now + FAREWELL_TIME.min(silence));
                     } else if heard + silence > now {
                         check_at = heard + silence;
                     } else if pinged || self.closing {
@@ -513,6 +545,11 @@ impl Connection<'_> {
                 }
             }
         }
+    }
+
+    /// Whether the device has no command of the session, and none waits for it.
+    fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.reads_waiting.is_empty()
     }
 
     fn control(&mut self, control: Control) -> Result<(), End> {

@@ -207,6 +207,13 @@ impl Server {
         self.sessions.summaries()
     }
 
+    /// Ends the sessions that `concerned` picks: their initiators may not use the target any
+    /// more. Each is gone when its commands have drained; one that logs in meanwhile is refused
+    /// if [`Targets::open`] does not know it any more.
+    pub fn end_sessions(&self, concerned: impl Fn(&SessionSummary) -> bool) {
+        self.sessions.end_where(concerned);
+    }
+
     /// Ends every session of a target and forgets its reservations in memory: its volume was
     /// deleted or moved away.
     pub fn drop_target(&self, iqn: &str) {

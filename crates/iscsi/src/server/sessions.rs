@@ -30,6 +30,8 @@ pub struct SessionSummary {
     pub isid: [u8; 6],
     /// Target session identifying handle.
     pub handle: u16,
+    /// The number of the credentials by which the initiator proved itself, if it had to.
+    pub credential: Option<u64>,
 }
 
 /// Target name and nexus.
@@ -38,6 +40,7 @@ type Key = (Rc<str>, Nexus);
 #[derive(Clone)]
 struct Entry {
     handle: u16,
+    credential: Option<u64>,
     control: mpsc::UnboundedSender<Control>,
     gone: watch::Receiver<()>,
 }
@@ -66,7 +69,12 @@ impl Drop for Place {
 
 impl Sessions {
     /// Takes the place of a nexus, ending the session that has it.
-    pub(super) async fn claim(self: &Rc<Self>, target: Rc<str>, nexus: Nexus) -> Place {
+    pub(super) async fn claim(
+        self: &Rc<Self>,
+        target: Rc<str>,
+        nexus: Nexus,
+        credential: Option<u64>,
+    ) -> Place {
         let key = (target, nexus);
         loop {
             let present = self.entries.borrow().get(&key).cloned();
@@ -83,6 +91,7 @@ impl Sessions {
             key.clone(),
             Entry {
                 handle,
+                credential,
                 control,
                 gone,
             },
@@ -106,15 +115,16 @@ impl Sessions {
     /// Every session.
     pub(super) fn summaries(&self) -> Vec<SessionSummary> {
         let entries = self.entries.borrow();
-        entries
-            .iter()
-            .map(|((target, nexus), entry)| SessionSummary {
-                target: target.to_string(),
-                initiator: nexus.initiator.to_string(),
-                isid: nexus.isid,
-                handle: entry.handle,
-            })
-            .collect()
+        entries.iter().map(summary).collect()
+    }
+
+    /// Ends the sessions that `concerned` picks.
+    pub(super) fn end_where(&self, concerned: impl Fn(&SessionSummary) -> bool) {
+        for entry in self.entries.borrow().iter() {
+            if concerned(&summary(entry)) {
+                let _ = entry.1.control.send(Control::End);
+            }
+        }
     }
 
     /// Aborts the commands of a target's sessions that `concerned` picks, and waits for them.
@@ -151,6 +161,16 @@ impl Sessions {
             .filter(|((name, _), _)| &**name == target)
             .map(|((_, nexus), entry)| (nexus.clone(), entry.clone()))
             .collect()
+    }
+}
+
+fn summary(((target, nexus), entry): (&Key, &Entry)) -> SessionSummary {
+    SessionSummary {
+        target: target.to_string(),
+        initiator: nexus.initiator.to_string(),
+        isid: nexus.isid,
+        handle: entry.handle,
+        credential: entry.credential,
     }
 }
 

@@ -11,7 +11,7 @@ use crate::processes::{self, Signal};
 type Step = fn(&mut Scenario) -> anyhow::Result<String>;
 
 /// Each step's name, and what does it; it answers what it has seen.
-pub(crate) const STEPS: [(&str, Step); 15] = [
+pub(crate) const STEPS: [(&str, Step); 18] = [
     ("SendTargets at every portal", Scenario::discovery),
     ("wrong secrets are refused", Scenario::wrong_secrets),
     ("one path: the owner is killed", Scenario::single_path_owner),
@@ -25,11 +25,14 @@ pub(crate) const STEPS: [(&str, Step); 15] = [
     ),
     ("ext4: two paths, CHAP", Scenario::ext4_begin),
     ("ext4: the owner is killed", Scenario::ext4_kill),
+    ("ext4: the volume grows", Scenario::ext4_grow),
     ("ext4: fstrim", Scenario::trim),
     ("ext4: files and filesystem", Scenario::ext4_end),
     ("xfs: five paths, mutual CHAP", Scenario::xfs_begin),
     ("xfs: the owner is killed", Scenario::xfs_kill),
     ("xfs: the owner falls silent", Scenario::xfs_silence),
+    ("xfs: the owner is stopped", Scenario::xfs_stop),
+    ("xfs: the volume grows", Scenario::xfs_grow),
     ("xfs: fstrim", Scenario::trim),
     ("xfs: files and filesystem", Scenario::xfs_end),
     ("nothing is left behind", Scenario::end),
@@ -198,6 +201,12 @@ impl Scenario {
         self.kill_owner_of_paths(&volume, 2)
     }
 
+    /// From less than one slice of the volume into the next.
+    fn ext4_grow(&mut self) -> anyhow::Result<String> {
+        let volume = self.ext4.clone();
+        self.grow(&volume, "+512MiB")
+    }
+
     fn ext4_end(&mut self) -> anyhow::Result<String> {
         let volume = self.ext4.clone();
         self.end_on_paths(&volume)
@@ -231,6 +240,42 @@ impl Scenario {
         let all = format!("wait_for 60 has_active_paths {} {paths}", volume.iqn);
         self.machine.run(&all, WORK_LIMIT)?;
         Ok(note)
+    }
+
+    /// SIGTERM: the target asks for a logout, then its volumes go to other nodes.
+    fn xfs_stop(&mut self) -> anyhow::Result<String> {
+        let volume = self.xfs.clone();
+        self.start_load()?;
+        let (owner, _) = self.demo.owner_of(&volume.name)?;
+        let stopped = self.demo.stop(&owner)?;
+        self.reach()?;
+        let note = self.end_load()?;
+        self.demo.start_again(&stopped)?;
+        self.demo.wait_until_whole(&volume.name)?;
+        let paths = volume.portals.len();
+        let all = format!("wait_for 60 has_active_paths {} {paths}", volume.iqn);
+        self.machine.run(&all, WORK_LIMIT)?;
+        Ok(note)
+    }
+
+    fn xfs_grow(&mut self) -> anyhow::Result<String> {
+        let volume = self.xfs.clone();
+        self.grow(&volume, "+1GiB")
+    }
+
+    /// Everything from the volume to the mounted filesystem becomes larger under load.
+    fn grow(&mut self, volume: &NewVolume, size: &str) -> anyhow::Result<String> {
+        self.start_load()?;
+        let bytes = self.demo.resize(&volume.name, size)?;
+        let mounted = self.mounted.as_ref().context("a mounted filesystem")?;
+        let command = format!(
+            "grow {} {} {bytes} {} {}",
+            volume.iqn, mounted.device, mounted.kind, mounted.directory
+        );
+        let said = self.machine.run(&command, WORK_LIMIT)?;
+        self.reach()?;
+        let note = self.end_load()?;
+        Ok(format!("KiB before and after: {}; {note}", said.trim()))
     }
 
     fn xfs_end(&mut self) -> anyhow::Result<String> {

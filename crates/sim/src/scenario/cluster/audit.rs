@@ -262,18 +262,18 @@ impl Audit {
                             .iter()
                             .all(|copy| copy.status == CopyStatus::InSync || !healthy(copy.node))
                 };
-                volume.open && volume.slices.iter().all(complete)
+                let grows = state.growing.contains_key(id);
+                volume.open && !grows && volume.slices.iter().all(complete)
             })
     }
 
     async fn read_back(&self) -> Result<(), Failure> {
         let workload = &self.workload;
-        let nodes = &workload.nodes;
         for volume in 0..workload.volumes.len() {
             if self.lost.borrow().contains(&volume) {
                 continue;
             }
-            for region in nodes.shape.volumes[volume].regions.clone() {
+            for region in workload.regions(volume) {
                 for _ in 0..2 {
                     self.read_region(Range::whole(volume, region)).await?;
                 }

@@ -26,6 +26,8 @@ pub(super) struct Workload {
     pub(super) objection: RefCell<Option<Failure>>,
     next_value: Cell<u64>,
     pub(super) counts: Counts,
+    /// Where clients meet, volume by volume.
+    regions: RefCell<Vec<Vec<Region>>>,
 }
 
 /// How operations ended.
@@ -36,6 +38,7 @@ pub(super) struct Counts {
     pub(super) unknown: Cell<u64>,
     pub(super) failed: Cell<u64>,
     pub(super) damaged: Cell<u64>,
+    pub(super) grown: Cell<u64>,
 }
 
 /// A range of units (blocks, or sectors) of one volume.
@@ -104,7 +107,10 @@ const LIMITS: [Duration; 3] = [
 
 impl Workload {
     pub(super) fn new(nodes: Rc<Nodes>, volumes: Vec<VolumeId>) -> Rc<Self> {
+        let regions = nodes.shape.volumes.iter();
+        let regions = regions.map(|volume| volume.regions.clone()).collect();
         Rc::new(Self {
+            regions: RefCell::new(regions),
             nodes,
             volumes,
             checker: RefCell::default(),
@@ -112,6 +118,20 @@ impl Workload {
             next_value: Cell::new(1),
             counts: Counts::default(),
         })
+    }
+
+    /// The regions of a volume as it is now.
+    pub(super) fn regions(&self, volume: usize) -> Vec<Region> {
+        self.regions.borrow()[volume].clone()
+    }
+
+    /// A volume has grown: clients meet in the new range too, which nobody has written yet.
+    pub(super) fn note_grown(&self, volume: usize) {
+        let growth = self.nodes.shape.volumes[volume].growth.as_ref();
+        let added = growth.into_iter().flat_map(|growth| &growth.regions);
+        self.regions.borrow_mut()[volume].extend(added);
+        self.counts.grown.set(self.counts.grown.get() + 1);
+        self.say(0, || format!("volume {volume} has grown"));
     }
 
     /// One client's life until `stop`.
@@ -149,8 +169,11 @@ impl Workload {
 
     fn draw_range(&self, random: &Random) -> Range {
         let volume = random.below(self.volumes.len() as u64) as usize;
-        let regions = &self.nodes.shape.volumes[volume].regions;
-        let region = random.pick(regions).copied().expect("a volume has regions");
+        let regions = self.regions(volume);
+        let region = random
+            .pick(&regions)
+            .copied()
+            .expect("a volume has regions");
         // Half of all operations meet on the first few blocks.
         let hot = random.chance(500_000);
         let skipped = random.below(if hot { 3 } else { REGION_UNITS });
@@ -168,8 +191,11 @@ impl Workload {
         let epoch = simulation.now_ns() / FOCUS_EPOCH_NS;
         let common = simulation.random(&format!("focus {epoch}"));
         let volume = common.below(self.volumes.len() as u64) as usize;
-        let regions = &self.nodes.shape.volumes[volume].regions;
-        let region = common.pick(regions).copied().expect("a volume has regions");
+        let regions = self.regions(volume);
+        let region = common
+            .pick(&regions)
+            .copied()
+            .expect("a volume has regions");
         let skipped = common.below(REGION_UNITS / FOCUS_UNITS) * FOCUS_UNITS;
         let within = random.below(FOCUS_UNITS);
         let units = random.between(1, FOCUS_UNITS - within);

@@ -25,6 +25,7 @@ use crate::trace::TraceText;
 
 mod audit;
 mod client;
+mod growth;
 mod node;
 mod shape;
 #[cfg(test)]
@@ -74,6 +75,12 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
     background.add(runtime.spawn("audit", audit.clone().keep_sampling()));
     audit.begin_calm().await?;
     let stop = Rc::new(Cell::new(false));
+    for (index, volume) in shape.volumes.iter().enumerate() {
+        if let Some(growth) = volume.growth.clone() {
+            let growing = growth::grow(workload.clone(), index, growth);
+            background.add(runtime.spawn("grower", growing));
+        }
+    }
     for client in 1..=shape.clients {
         background.add(runtime.spawn("client", workload.clone().client(client, stop.clone())));
     }
@@ -130,6 +137,7 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
             ("writes of unknown outcome", counts.unknown.get()),
             ("operations failed", counts.failed.get()),
             ("errors because of damage", counts.damaged.get()),
+            ("volumes grown", counts.grown.get()),
             ("volumes lost to damage", audit.lost_volumes()),
             ("views with an owner", audit.views()),
             ("node starts refused", nodes.starts_refused.get()),

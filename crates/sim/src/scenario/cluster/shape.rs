@@ -46,6 +46,18 @@ pub(super) struct VolumeShape {
     pub(super) size_bytes: u64,
     pub(super) slice_bytes: u64,
     pub(super) regions: Vec<Region>,
+    /// The size that an operator gives the volume while it is used, if any does.
+    pub(super) growth: Option<Growth>,
+}
+
+/// How a volume grows.
+#[derive(Clone, Debug)]
+pub(super) struct Growth {
+    pub(super) size_bytes: u64,
+    /// Where clients meet in the new range, too.
+    pub(super) regions: Vec<Region>,
+    /// From the first operation on.
+    pub(super) after: Duration,
 }
 
 /// A part of a volume where clients meet.
@@ -102,7 +114,11 @@ impl Shape {
             mood,
             copies: if random.chance(850_000) { 3 } else { 2 },
             volumes: (0..random.between(1, 2))
-                .map(|_| VolumeShape::draw(random))
+                .map(|number| {
+                    // Drawn apart, so that seeds keep what else they decide.
+                    let growth = random.fork(&format!("growth {number}"));
+                    VolumeShape::draw(random).with_growth(&growth)
+                })
                 .collect(),
             clients: random.between(2, 6),
             think: Duration::from_millis([5, 30, 100][random.below(3) as usize]),
@@ -210,6 +226,31 @@ impl VolumeShape {
             size_bytes,
             slice_bytes,
             regions,
+            growth: None,
         }
+    }
+
+    /// The same volume, perhaps made larger later on.
+    fn with_growth(self, random: &Random) -> Self {
+        let block = BLOCK_BYTES as u64;
+        let growth = random.chance(500_000).then(|| {
+            // Not always whole slices: the last one may have an end of its own.
+            let size_bytes = self.size_bytes + random.between(1, 4) * self.slice_bytes / 2;
+            let blocks = (size_bytes - self.size_bytes) / block;
+            let beyond = Region {
+                first: self.size_bytes / block + random.below(blocks - REGION_UNITS + 1),
+                unit_bytes: block,
+            };
+            let at_the_end = Region {
+                first: size_bytes / block - REGION_UNITS,
+                unit_bytes: block,
+            };
+            Growth {
+                size_bytes,
+                regions: vec![beyond, at_the_end],
+                after: random.duration(Duration::ZERO, Duration::from_secs(15)),
+            }
+        });
+        Self { growth, ..self }
     }
 }

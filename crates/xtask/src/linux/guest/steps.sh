@@ -163,6 +163,41 @@ make_filesystem() {
     modprobe "$1" && mount -t "$1" "$2" "$3"
 }
 
+has_size() {
+    [ "$(blockdev --getsize64 "$1")" = "$2" ]
+}
+
+# paths_have_size TARGET BYTES: the disk of every session.
+paths_have_size() {
+    for disk in $(disks "$1"); do
+        has_size "/dev/$disk" "$2" || return 1
+    done
+}
+
+# filesystem_kib DIRECTORY
+filesystem_kib() {
+    df -kP "$1" | awk 'NR == 2 {print $2}'
+}
+
+# grow TARGET DEVICE BYTES ext4|xfs DIRECTORY: the volume has grown; lets disks, multipath device and
+# mounted filesystem follow, and prints the filesystem's size before and after.
+grow() {
+    before=$(filesystem_kib "$5")
+    iscsiadm -m session -R >/run/rescanned || return 1
+    wait_for 20 paths_have_size "$1" "$3" || return 1
+    multipathd resize map "$(basename "$2")" || return 1
+    wait_for 20 has_size "$2" "$3" || return 1
+    case $4 in
+    ext4) resize2fs "$2" ;;
+    xfs) xfs_growfs "$5" ;;
+    esac >/run/grown 2>&1 || fail "$(cat /run/grown)" || return 1
+    after=$(filesystem_kib "$5")
+    # What a filesystem keeps for itself is less than a tenth.
+    [ $((after - before)) -gt $((($3 / 1024 - before) * 9 / 10)) ] ||
+        fail "the filesystem has $after KiB, $before before" || return 1
+    echo "$before $after"
+}
+
 # check_filesystem ext4|xfs DEVICE: after umount, without changing anything.
 check_filesystem() {
     case $1 in

@@ -1,0 +1,268 @@
+//! How initiators reach a volume: who may log in, with which secrets, and where.
+//!
+//! Time is the proposers': a deadline is an absolute time that came in a change, and whoever lets
+//! an initiator in compares it with its own clock. Nothing here ends by itself.
+
+use std::collections::BTreeSet;
+
+use holdfast_wire::VolumeId;
+use serde::{Deserialize, Serialize};
+
+use super::change::{Outcome, Refusal, VolumeSpec};
+use super::records::{Chap, ClusterState};
+
+/// Most initiators on one volume's access list: it is config state, in memory on every node.
+pub const INITIATORS_MAX: usize = 256;
+/// Most earlier secrets of a volume that are valid at once.
+pub(super) const RETIRING_MAX: usize = 4;
+/// Longest iSCSI name in bytes (RFC 7143 4.2.7.1).
+const NAME_BYTES_MAX: usize = 223;
+
+/// See the module's header. The default is that of a new volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Front {
+    /// iSCSI names, in lower case, of the initiators that may log in. `None` lets everyone in who
+    /// has the credentials; nobody at all gets in while the list is empty.
+    pub initiators: Option<BTreeSet<String>>,
+    /// Whether a login at another node is sent to the owner.
+    pub redirect_to_owner: bool,
+    /// Number of the volume's present secret; the first one is 0.
+    pub secret_number: u64,
+    /// Earlier secrets that are still good for logins.
+    pub retiring: Vec<RetiringSecret>,
+    /// Sessions that used a secret before this one have to end.
+    pub oldest_secret: u64,
+}
+
+static DEFAULT: Front = Front {
+    initiators: None,
+    redirect_to_owner: false,
+    secret_number: 0,
+    retiring: Vec::new(),
+    oldest_secret: 0,
+};
+
+/// A secret that has been replaced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetiringSecret {
+    /// Its number.
+    pub number: u64,
+    /// The credentials.
+    pub chap: Chap,
+    /// Until when they are good for logins, in milliseconds since the Unix epoch.
+    pub until_unix_ms: u64,
+}
+
+/// What is to be different. The parts take effect in this order, or none of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrontChange {
+    /// Drops the access list.
+    pub anyone: bool,
+    /// Puts these on the access list, which comes into being if there is none.
+    pub allow: Vec<String>,
+    /// Takes these off the access list.
+    pub deny: Vec<String>,
+    /// Whether a login at another node is sent to the owner.
+    pub redirect_to_owner: Option<bool>,
+    /// Voids every secret but the present one, and ends the sessions that used one.
+    pub revoke_old_secrets: bool,
+}
+
+impl Front {
+    /// Whether the initiator with this name may log in, as far as its name goes. iSCSI names
+    /// differ in more than case (RFC 3722).
+    pub fn admits(&self, initiator: &str) -> bool {
+        self.initiators
+            .as_ref()
+            .is_none_or(|allowed| allowed.contains(&initiator.to_lowercase()))
+    }
+
+    /// Earlier secrets that are good for a login at this time.
+    pub fn retiring_at(&self, now_unix_ms: u64) -> impl Iterator<Item = &RetiringSecret> {
+        let valid = move |secret: &&RetiringSecret| secret.until_unix_ms > now_unix_ms;
+        self.retiring.iter().filter(valid)
+    }
+
+    fn changed(&self, change: &FrontChange) -> Result<Self, Refusal> {
+        let mut front = self.clone();
+        if change.anyone {
+            front.initiators = None;
+        }
+        for name in &change.allow {
+            let allowed = front.initiators.get_or_insert_default();
+            allowed.insert(initiator_name(name)?);
+            if allowed.len() > INITIATORS_MAX {
+                return Err(Refusal::TooManyInitiators);
+            }
+        }
+        for name in &change.deny {
+            let allowed = front.initiators.as_mut().ok_or(Refusal::NoAccessList)?;
+            allowed.remove(&initiator_name(name)?);
+        }
+        if let Some(redirect) = change.redirect_to_owner {
+            front.redirect_to_owner = redirect;
+        }
+        if change.revoke_old_secrets {
+            front.retiring.clear();
+            front.oldest_secret = front.secret_number;
+        }
+        Ok(front)
+    }
+}
+
+impl ClusterState {
+    /// How initiators reach a volume.
+    pub fn front(&self, volume: VolumeId) -> &Front {
+        self.fronts.get(&volume).unwrap_or(&DEFAULT)
+    }
+
+    pub(super) fn create_volume_with(
+        &mut self,
+        spec: VolumeSpec,
+        change: &FrontChange,
+    ) -> Result<Outcome, Refusal> {
+        let front = DEFAULT.changed(change)?;
+        let outcome = self.create_volume(spec)?;
+        if let Outcome::Created(volume) = outcome {
+            self.set_front(volume, front);
+        }
+        Ok(outcome)
+    }
+
+    pub(super) fn change_front(
+        &mut self,
+        volume: VolumeId,
+        change: &FrontChange,
+    ) -> Result<Outcome, Refusal> {
+        if !self.volumes.contains_key(&volume) {
+            return Err(Refusal::VolumeUnknown(volume));
+        }
+        let front = self.front(volume).changed(change)?;
+        self.set_front(volume, front);
+        Ok(Outcome::Done)
+    }
+
+    pub(super) fn rotate_secret(
+        &mut self,
+        volume: VolumeId,
+        chap: Chap,
+        now_unix_ms: u64,
+        old_until_unix_ms: u64,
+        revoke: bool,
+    ) -> Result<Outcome, Refusal> {
+        let mut front = self.front(volume).clone();
+        let record = self
+            .volumes
+            .get_mut(&volume)
+            .ok_or(Refusal::VolumeUnknown(volume))?;
+        let old = record.chap.as_mut().ok_or(Refusal::NoSecret)?;
+        front
+            .retiring
+            .retain(|secret| secret.until_unix_ms > now_unix_ms);
+        if revoke {
+            front.retiring.clear();
+        } else if old_until_unix_ms > now_unix_ms {
+            if front.retiring.len() >= RETIRING_MAX {
+                return Err(Refusal::TooManySecrets);
+            }
+            front.retiring.push(RetiringSecret {
+                number: front.secret_number,
+                chap: old.clone(),
+                until_unix_ms: old_until_unix_ms,
+            });
+        }
+        *old = chap;
+        front.secret_number += 1;
+        if revoke {
+            front.oldest_secret = front.secret_number;
+        }
+        self.set_front(volume, front);
+        Ok(Outcome::Done)
+    }
+
+    fn set_front(&mut self, volume: VolumeId, front: Front) {
+        if front == DEFAULT {
+            self.fronts.remove(&volume);
+        } else {
+            self.fronts.insert(volume, front);
+        }
+    }
+}
+
+/// The form in which names are compared.
+fn initiator_name(name: &str) -> Result<String, Refusal> {
+    let lower = name.trim().to_lowercase();
+    let is_name = ["iqn.", "eui.", "naa."]
+        .iter()
+        .any(|kind| lower.len() > kind.len() && lower.starts_with(kind));
+    let odd = |c: char| c.is_whitespace() || c.is_control() || c == ',';
+    if is_name && lower.len() <= NAME_BYTES_MAX && !lower.contains(odd) {
+        Ok(lower)
+    } else {
+        Err(Refusal::InitiatorInvalid(name.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAME: &str = "iqn.2026-11.io.holdfast:a";
+
+    fn allow(names: &[&str]) -> FrontChange {
+        FrontChange {
+            allow: names.iter().map(|name| (*name).to_owned()).collect(),
+            ..FrontChange::default()
+        }
+    }
+
+    fn deny(name: &str) -> FrontChange {
+        FrontChange {
+            deny: vec![name.to_owned()],
+            ..FrontChange::default()
+        }
+    }
+
+    #[test]
+    fn a_list_admits_whom_it_names_and_nobody_once_it_is_empty() {
+        assert!(DEFAULT.admits(NAME));
+        let front = DEFAULT
+            .changed(&allow(&["IQN.2026-11.io.holdfast:A"]))
+            .unwrap();
+        assert!(front.admits(NAME) && front.admits("iqn.2026-11.IO.holdfast:a"));
+        assert!(!front.admits("iqn.2026-11.io.holdfast:b"));
+        let front = front.changed(&deny(NAME)).unwrap();
+        assert!(
+            !front.admits(NAME),
+            "taking the last one off lets nobody in"
+        );
+        let anyone = FrontChange {
+            anyone: true,
+            ..FrontChange::default()
+        };
+        assert_eq!(front.changed(&anyone), Ok(DEFAULT.clone()));
+        assert_eq!(DEFAULT.changed(&deny(NAME)), Err(Refusal::NoAccessList));
+    }
+
+    #[test]
+    fn names_that_no_initiator_can_have_are_refused() {
+        for wrong in [
+            "",
+            "iqn.",
+            "db",
+            "iqn.a b",
+            "iqn.a,b",
+            "iqn.a\0",
+            &"iqn.x".repeat(50),
+        ] {
+            let refused = DEFAULT.changed(&allow(&[NAME, wrong]));
+            assert_eq!(refused, Err(Refusal::InitiatorInvalid(wrong.to_owned())));
+        }
+        let many: Vec<String> = (0..=INITIATORS_MAX).map(|n| format!("iqn.{n}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert_eq!(
+            DEFAULT.changed(&allow(&many)),
+            Err(Refusal::TooManyInitiators)
+        );
+    }
+}
