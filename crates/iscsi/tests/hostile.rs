@@ -40,11 +40,12 @@ impl Targets for OneTarget {
     fn open(&self, iqn: &str, _initiator: &str) -> Option<Target> {
         (iqn == IQN).then(|| Target {
             device: self.0.clone(),
-            auth: TargetAuth::Chap(Credentials {
+            auth: TargetAuth::Chap(vec![Credentials {
+                number: 1,
                 username: "user".to_owned(),
                 secret: SECRET.into(),
                 mutual: None,
-            }),
+            }]),
             portal_group_tag: 1,
             relative_port_id: 1,
             port_groups: None,
