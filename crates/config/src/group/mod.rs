@@ -124,7 +124,7 @@ impl GroupOptions {
             heartbeat: self.heartbeat,
             // Longer than a healthy leader's silence of 1.5 heartbeats and the way to a shared
             // wake-up, shorter than any wait for an election, so that its end holds up none.
-            lease: self.heartbeat * 5 / 2,
+            lease: self.heartbeat * 9 / 4,
             election_least: self.election_least,
             election_most: self.election_most,
         })

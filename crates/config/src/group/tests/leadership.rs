@@ -211,7 +211,7 @@ fn contradictory_options_are_refused() {
         ),
         (
             GroupOptions {
-                heartbeat: ms(101),
+                heartbeat: ms(117),
                 ..options()
             },
             OptionsError::ElectionTooSoon,
