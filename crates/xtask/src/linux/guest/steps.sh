@@ -186,7 +186,7 @@ grow() {
     added=$((($3 - $(blockdev --getsize64 "$2")) / 1024))
     iscsiadm -m session -R >/run/rescanned || return 1
     wait_for 20 paths_have_size "$1" "$3" || return 1
-    multipathd resize map "$(basename "$2")" || return 1
+    multipathd resize map "$(basename "$2")" >/run/resized || return 1
     wait_for 20 has_size "$2" "$3" || return 1
     case $4 in
     ext4) resize2fs "$2" ;;
