@@ -290,8 +290,8 @@ A volume without an access list serves every initiator that knows its secret. On
 been allowed, only those on the list get in, or see the volume in discovery. Taking one off the list
 ends its sessions; taking the last one off leaves nobody.
 
-A name is what an initiator says of itself: the list keeps honest ones apart, the secret keeps others
-out.
+A name is what an initiator says of itself: the list keeps honest ones apart, the secret keeps
+others out.
 
 Examples:
   holdfast volume access db                                    who may log in

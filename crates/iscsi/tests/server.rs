@@ -506,7 +506,8 @@ fn a_command_under_way_is_answered_before_the_goodbye_if_it_ends_in_time() {
             // What is not answered is still waited for; then the connection is closed.
             bench.device.gate.add_permits(2);
             assert_eq!(initiator.receive().await, None);
-            bench.ended.borrow_mut().take().unwrap().await.unwrap();
+            let ended = bench.ended.borrow_mut().take().unwrap();
+            ended.await.unwrap();
             assert_eq!((bench.device.begun.get(), bench.device.done.get()), (1, 1));
         });
     }

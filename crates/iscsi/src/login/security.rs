@@ -153,7 +153,8 @@ impl SecurityStage {
 
     /// Checks the initiator's response, then answers its challenge if it sent one.
     ///
-    /// Answers the number of the credentials that held. Every failure looks the same: it does not tell whether the name or the secret was wrong.
+    /// Answers the number of the credentials that held. Every failure looks the same: it does not
+    /// tell whether the name or the secret was wrong.
     fn verify(
         &self,
         algorithm: Algorithm,

@@ -183,9 +183,10 @@ filesystem_kib() {
 # mounted filesystem follow, and prints the filesystem's size before and after.
 grow() {
     before=$(filesystem_kib "$5")
+    added=$((($3 - $(blockdev --getsize64 "$2")) / 1024))
     iscsiadm -m session -R >/run/rescanned || return 1
     wait_for 20 paths_have_size "$1" "$3" || return 1
-    multipathd resize map "$(basename "$2")" || return 1
+    multipathd resize map "$(basename "$2")" >/run/resized || return 1
     wait_for 20 has_size "$2" "$3" || return 1
     case $4 in
     ext4) resize2fs "$2" ;;
@@ -193,7 +194,7 @@ grow() {
     esac >/run/grown 2>&1 || fail "$(cat /run/grown)" || return 1
     after=$(filesystem_kib "$5")
     # What a filesystem keeps for itself is less than a tenth.
-    [ $((after - before)) -gt $((($3 / 1024 - before) * 9 / 10)) ] ||
+    [ $((after - before)) -gt $((added * 9 / 10)) ] ||
         fail "the filesystem has $after KiB, $before before" || return 1
     echo "$before $after"
 }
