@@ -27,14 +27,15 @@ impl TestPolicy {
     /// 0: none, 1: CHAP, 2: mutual CHAP, 3: optional CHAP.
     pub fn new(kind: u8) -> Self {
         let credentials = |mutual: bool| Credentials {
+            number: u64::from(mutual),
             username: USER.to_owned(),
             secret: SECRET.into(),
             mutual: mutual.then(|| ("target".to_owned(), MUTUAL_SECRET.into())),
         };
         let auth = match kind & 3 {
             0 => TargetAuth::None,
-            1 => TargetAuth::Chap(credentials(false)),
-            2 => TargetAuth::Chap(credentials(true)),
+            1 => TargetAuth::Chap(vec![credentials(false)]),
+            2 => TargetAuth::Chap(vec![credentials(true)]),
             _ => TargetAuth::Optional(vec![credentials(true), credentials(false)]),
         };
         Self {
