@@ -207,9 +207,11 @@ fn candidates(inner: &Inner, dirty: &BTreeSet<SliceKey>) -> (Vec<Plan>, Vec<Cand
                 if skips && !inner.home.is_claimed(*slice, block) {
                     continue;
                 }
-                // In a copy in sync the stream is newer than whatever it had brought home.
+                // In a copy in sync the stream is newer than whatever it had brought home. But a
+                // zeroed range that was journaled again outlives what replaced it.
                 let is_doubtful = joining
                     || damaged
+                    || is_zero
                     || version.copied
                     || version.replayed
                     || version.seq <= index.joined_through;

@@ -99,7 +99,7 @@ pub(crate) async fn open(
     if home.edits() < header.home_edits {
         return Err(StoreError::Lost {
             area: home::AREA,
-            what: "manifest",
+            what: "manifest's last edit",
         });
     }
     report.lost_runs = home_scan.lost_runs;

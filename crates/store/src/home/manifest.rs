@@ -7,8 +7,10 @@
 //!          | length 8 | body
 //! ```
 //!
-//! Edits have numbers without gaps. When a region is full the other one gets a snapshot with the
-//! next generation, and only when that is durable the full one an entry that says so.
+//! Edits have numbers without gaps. When a region is full, and whenever the home is opened, the
+//! other one gets a snapshot with the next generation, and only when that is durable this one an
+//! entry that says so. When it is opened, because of the last edit: if its sync failed, the edit
+//! may be read until the machine loses its power, and no later sync makes it durable.
 //!
 //! | newest region with a readable snapshot | the other one | decision at open |
 //! |---|---|---|
@@ -227,8 +229,11 @@ impl Manifest {
             }
             return Err(lost("manifest"));
         };
-        if newest.is_continued || newest.has_gap {
-            return Err(lost("manifest"));
+        if newest.is_continued {
+            return Err(lost("manifest's newest snapshot"));
+        }
+        if newest.has_gap {
+            return Err(lost("manifest's edits"));
         }
         let manifest = Self {
             disk,
@@ -245,7 +250,9 @@ impl Manifest {
         layout
             .segments
             .resize(known, super::layout::Segment::default());
+        let restored = layout.clone();
         drop(layout);
+        manifest.move_on(restored, newest.number).await?;
         Ok(manifest)
     }
 
@@ -409,12 +416,14 @@ impl Region {
                     let applied = changes
                         .is_ok_and(|changes| region.layout.apply(entry.number, &changes).is_some());
                     if !applied {
-                        return Err(lost("manifest"));
+                        return Err(lost("manifest's edits"));
                     }
                     region.number = entry.number;
                     region.filled += entry.bytes();
                 }
-                EntryKind::Superblock | EntryKind::Snapshot => return Err(lost("manifest")),
+                EntryKind::Superblock | EntryKind::Snapshot => {
+                    return Err(lost("manifest's edits"));
+                }
             }
         }
     }
