@@ -4,6 +4,7 @@
 
 mod harness;
 
+use std::io::Read as _;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -176,11 +177,13 @@ fn copy_files(from: &Path, to: &Path) {
     std::fs::create_dir(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
-        // Sparse, as the original is: only the small and the journaled files matter here.
+        // Sparse, as the original is: of the home only its manifest matters here.
         let name = entry.file_name();
         if name == "home" {
             let size = entry.metadata().unwrap().len();
-            let home = std::fs::File::create(to.join(name)).unwrap();
+            let mut manifest = std::fs::File::open(entry.path()).unwrap().take(8 << 20);
+            let mut home = std::fs::File::create(to.join(name)).unwrap();
+            std::io::copy(&mut manifest, &mut home).unwrap();
             home.set_len(size).unwrap();
         } else {
             std::fs::copy(entry.path(), to.join(name)).unwrap();

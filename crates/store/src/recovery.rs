@@ -89,17 +89,12 @@ pub(crate) async fn open(
         });
     }
 
-    let (home, home_scan) = Home::open(home_disk, identity, report.created).await?;
+    let (home, home_scan) =
+        Home::open(home_disk, identity, report.created, header.home_edits).await?;
     if report.created && !home.is_blank() {
         return Err(StoreError::Lost {
             area: facts::AREA,
             what: "durable facts",
-        });
-    }
-    if home.edits() < header.home_edits {
-        return Err(StoreError::Lost {
-            area: home::AREA,
-            what: "manifest's last edit",
         });
     }
     report.lost_runs = home_scan.lost_runs;

@@ -44,13 +44,15 @@ impl HomeScan {
 }
 
 impl Home {
-    /// Opens the home of this store; a blank area becomes one if `may_create`.
+    /// Opens the home of this store; a blank area becomes one if `may_create`. A home that ends
+    /// before edit `edits_min` is damaged.
     pub(crate) async fn open(
         disk: Rc<dyn Disk>,
         identity: [u8; 16],
         may_create: bool,
+        edits_min: u64,
     ) -> Result<(Self, HomeScan), StoreError> {
-        let manifest = Manifest::open(disk.clone(), identity, may_create).await?;
+        let manifest = Manifest::open(disk.clone(), identity, may_create, edits_min).await?;
         let home = Self {
             disk,
             identity,

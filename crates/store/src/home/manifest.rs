@@ -207,6 +207,7 @@ impl Manifest {
         disk: Rc<dyn Disk>,
         identity: [u8; 16],
         may_create: bool,
+        edits_min: u64,
     ) -> Result<Self, StoreError> {
         let Some(geometry) = read_superblocks(&disk, identity).await? else {
             if may_create {
@@ -234,6 +235,9 @@ impl Manifest {
         }
         if newest.has_gap {
             return Err(lost("manifest's edits"));
+        }
+        if newest.number < edits_min {
+            return Err(lost("manifest's last edit"));
         }
         let manifest = Self {
             disk,

@@ -286,24 +286,21 @@ fn damage_in_the_manifest_is_refused_wherever_it_is() {
         let directory = MemoryDirectory::new(runtime.clone());
         let store = filled(&runtime, &directory, 10, |number| number as u8).await;
         let (store, _) = restarted(&runtime, &directory, store).await;
-        store.append(vec![write(11, 5, 99)]).await.unwrap();
-        store.set_stable(SLICE, Seq(11));
-        store.flush().await.unwrap();
+        for seq in [11, 12, 13] {
+            store.append(vec![write(seq, 5, 99)]).await.unwrap();
+            store.set_stable(SLICE, Seq(seq));
+            store.flush().await.unwrap();
+        }
         drop(store);
         directory.kill();
-        let region = directory.peek("home", REGION, 512 << 10);
-        let region = if region[..4096].iter().all(|byte| *byte == 0) {
-            (
-                REGION + (512 << 10),
-                directory.peek("home", REGION + (512 << 10), 512 << 10),
-            )
-        } else {
-            (REGION, region)
-        };
+        let generation = |at: u64| directory.peek("home", at + 40, 1)[0];
+        let regions = [REGION, REGION + (512 << 10)];
+        let newest = *regions.iter().max_by_key(|at| generation(**at)).unwrap();
+        let region = directory.peek("home", newest, 512 << 10);
         let entries: Vec<u64> = (0..)
-            .zip(region.1.chunks(4096))
-            .filter(|(_, page)| page[8..14] == *b"HFHOME")
-            .map(|(number, _)| region.0 + number * 4096)
+            .zip(region.chunks(4096))
+            .filter(|(_, page)| page[8..14] == *b"HFHOME" && page[40] == generation(newest))
+            .map(|(number, _)| newest + number * 4096)
             .collect();
         assert!(entries.len() >= 3, "a snapshot and two edits at least");
         for entry in entries {
