@@ -14,6 +14,8 @@ const SEED_LIMIT: Duration = Duration::from_millis(1200);
 /// Building with planted bugs rebuilds the workspace's crates; a hunt takes minutes if a bug is
 /// not found.
 const PLANTED_LIMIT: Duration = Duration::from_secs(15 * 60);
+/// A build, and sequences of three operations.
+const CRASH_STATES_LIMIT: Duration = Duration::from_secs(60 * 60);
 /// Apart from the product's own build: nothing with planted bugs shall be taken for it.
 const PLANTED_TARGET: &str = "target/planted";
 /// Seeds after which a bug counts as not found: several times what the shyest has needed, because
@@ -70,7 +72,26 @@ pub(crate) fn run(amount: Amount) -> anyhow::Result<()> {
     let binary = release_binary()?;
     let mut command = Command::new(binary);
     command.args(["sim", "run"]).args(amount.arguments());
+    process::run(&mut command, amount.limit())?;
+    let Amount::Seeds(seeds) = amount else {
+        return Ok(());
+    };
+    // One store alone meets its own faults far oftener than a cluster's stores do.
+    let amount = Amount::Seeds(seeds.div_ceil(4));
+    let mut command = Command::new(release_binary()?);
+    command
+        .args(["sim", "run", "--scenario", "store"])
+        .args(amount.arguments());
     process::run(&mut command, amount.limit())
+}
+
+/// Opens every state that a crash can leave of a store, for all sequences of up to `length`
+/// operations.
+pub(crate) fn crash_states(length: u32) -> anyhow::Result<()> {
+    let mut explore = cargo();
+    explore.args(["run", "--release", "--package", "holdfast-store"]);
+    explore.args(["--features", "testing", "--example", "crash_states", "--"]);
+    process::run(explore.arg(length.to_string()), CRASH_STATES_LIMIT)
 }
 
 /// Proves that the oracles see: each planted bug has to be found.
