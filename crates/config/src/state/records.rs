@@ -26,7 +26,7 @@ pub struct ClusterState {
     /// Join tokens not yet used, by SHA-256 of their secret.
     pub tokens: BTreeMap<[u8; 32], TokenRecord>,
     /// Volumes that are being made larger. Like everything that came after the first format of
-    /// snapshots, it travels in the [`super::Supplement`].
+    /// snapshots, it travels in the supplement.
     #[serde(skip)]
     pub growing: BTreeMap<VolumeId, Growth>,
     /// How initiators reach volumes, where that is not the default. In the supplement, too.

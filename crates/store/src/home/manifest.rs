@@ -249,13 +249,11 @@ impl Manifest {
             layout: RefCell::new(newest.layout.clone()),
         };
         let segments = geometry.segments_in(manifest.disk.size_bytes()) as usize;
-        let mut layout = manifest.layout.borrow_mut();
-        let known = layout.segments.len().max(segments);
-        layout
+        let mut restored = newest.layout.clone();
+        let known = restored.segments.len().max(segments);
+        restored
             .segments
             .resize(known, super::layout::Segment::default());
-        let restored = layout.clone();
-        drop(layout);
         manifest.move_on(restored, newest.number).await?;
         Ok(manifest)
     }
