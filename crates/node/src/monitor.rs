@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::future::{Either, LocalBoxFuture, select, select_all};
 use holdfast_config::state::{Change, NodeStatus};
 use holdfast_gossip::Status;
-use holdfast_runtime::{Incarnation, NodeId};
+use holdfast_runtime::{Incarnation, Instant, NodeId};
 
 use crate::node::Node;
 
@@ -15,6 +15,9 @@ const PROPOSAL_LIMIT: Duration = Duration::from_secs(2);
 /// A node of which this leader has never heard, since it started itself, counts as gone after
 /// this long: long enough for a whole cluster to come back from a power cut together.
 const NEVER_HEARD_FOR: Duration = Duration::from_secs(4);
+/// A node of which a newer start is heard, but not registered, counts as gone after this long: it
+/// does not get as far as registering, as one whose store cannot be opened.
+const SUPERSEDED_FOR: Duration = Duration::from_secs(2);
 /// How often nodes that were never heard of are looked at, while there are any.
 const RECHECK: Duration = Duration::from_secs(1);
 /// A node is not proposed to be down again sooner than this.
@@ -27,6 +30,7 @@ impl Node {
         let mut health = self.gossip.health();
         let mut state = self.group.watch();
         let mut proposed = BTreeMap::new();
+        let mut superseded = BTreeMap::new();
         loop {
             health.mark_unchanged();
             let leader = self.group.leader();
@@ -34,7 +38,7 @@ impl Node {
             let mut recheck = false;
             if self.group.is_leader() {
                 let now = self.context.runtime.now();
-                for (node, incarnation) in self.gone(&mut recheck) {
+                for (node, incarnation) in self.gone(&mut superseded, &mut recheck) {
                     // A node that registered again at once is reachable, whatever rumour says;
                     // rumour gets time to notice.
                     let again = proposed.insert((node, incarnation), now);
@@ -68,12 +72,21 @@ impl Node {
         }
     }
 
-    /// Running nodes, by the config state, that are gone by what this node hears.
-    fn gone(&self, recheck: &mut bool) -> Vec<(NodeId, Incarnation)> {
+    /// Running nodes, by the config state, that are gone by what this node hears. `superseded`
+    /// remembers since when newer starts of nodes have been heard.
+    fn gone(
+        &self,
+        superseded: &mut BTreeMap<(NodeId, Incarnation), Instant>,
+        recheck: &mut bool,
+    ) -> Vec<(NodeId, Incarnation)> {
         let state = self.group.state();
         let health = self.gossip.health().borrow().clone();
         let now = self.context.runtime.now();
         let mut gone = Vec::new();
+        superseded.retain(|(node, incarnation), _| {
+            let record = state.nodes.get(node);
+            record.is_some_and(|record| record.incarnation == *incarnation)
+        });
         for (node, record) in &state.nodes {
             let running = matches!(record.status, NodeStatus::Up | NodeStatus::Leaving);
             if !running || *node == self.id() {
@@ -89,8 +102,10 @@ impl Node {
                 now.saturating_since(belief.since) >= NEVER_HEARD_FOR
                     && self.context.rpc.peer_up(*node) != Some(record.incarnation)
             } else {
-                // A newer start is about to register itself.
-                false
+                // A newer start is about to register itself, or tries in vain, over and over.
+                *recheck = true;
+                let since = superseded.entry((*node, record.incarnation)).or_insert(now);
+                now.saturating_since(*since) >= SUPERSEDED_FOR
             };
             if silent {
                 gone.push((*node, record.incarnation));

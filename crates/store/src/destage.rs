@@ -200,13 +200,12 @@ fn candidates(inner: &Inner, dirty: &BTreeSet<SliceKey>) -> (Vec<Plan>, Vec<Cand
         for extent in index.extents_from(0) {
             for (block, version) in index.effective_in(extent) {
                 destaged.insert(block, version.seq);
-                // Zeroing what was never written changes nothing, unless it has to be told from
-                // an older version that is still on its way here.
-                let is_zero = version.content == Content::Zero && !version.copied;
-                let skips = is_zero && !joining && !damaged;
-                if skips && !inner.home.is_claimed(*slice, block) {
+                // Zeroing what was never written changes nothing.
+                let plain_zero = !joining && !damaged && index.is_plain_zero(&version);
+                if plain_zero && !inner.home.is_claimed(*slice, block) {
                     continue;
                 }
+                let is_zero = version.content == Content::Zero;
                 // In a copy in sync the stream is newer than whatever it had brought home. But a
                 // zeroed range that was journaled again outlives what replaced it.
                 let is_doubtful = joining

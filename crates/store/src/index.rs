@@ -381,6 +381,16 @@ impl SliceIndex {
         unpinned.extend(self.zeroes.values().flatten().map(|span| span.lsn));
     }
 
+    /// Whether a version zeroes and comes from the stream of a copy that was in sync: over a block
+    /// that was never written such a zero changes nothing, here and in every other copy. While
+    /// the copy was joining it may have missed a write that others have.
+    pub(crate) fn is_plain_zero(&self, version: &Version) -> bool {
+        version.content == Content::Zero
+            && !version.copied
+            && !version.replayed
+            && version.seq > self.joined_through
+    }
+
     /// The newest effective version of a block in the journal.
     pub(crate) fn newest_effective(&self, block: u32) -> Option<Version> {
         let versions = self

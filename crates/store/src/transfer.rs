@@ -76,6 +76,14 @@ impl Inner {
             .and_then(|index| index.newest_effective(block))
     }
 
+    fn is_plain_zero(&self, slice: SliceKey, block: u32) -> bool {
+        let slices = self.slices.borrow();
+        slices.get(&slice).is_some_and(|index| {
+            let newest = index.newest_effective(block);
+            newest.is_some_and(|version| index.is_plain_zero(&version))
+        })
+    }
+
     /// The newest stable version of a block; `None` if it was never written.
     pub(crate) async fn newest_stable(&self, slice: SliceKey, block: u32) -> Option<Found> {
         // The journal first: what leaves it meanwhile is found in the home.
@@ -254,7 +262,7 @@ impl Inner {
                 };
                 // A zero in the journal alone, over what was never written, is no change.
                 let nothing = in_sync
-                    && found.source == Source::Zero
+                    && self.is_plain_zero(slice, block)
                     && !self.home.is_claimed(slice, block)
                     && self.home.find(slice, block).await.is_none();
                 if !nothing {

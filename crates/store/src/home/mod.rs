@@ -55,6 +55,9 @@ pub(crate) const HOME_BYTES_MIN: u64 = 4 << 20;
 /// Blocks that one edit brings in: 16 MiB, which are copied into groups on the way.
 const ARRIVALS_AT_ONCE: usize = 4096;
 
+/// How often a read is tried.
+const READ_TRIES: u32 = 5;
+
 /// One block on its way into the home.
 #[derive(Clone, Debug)]
 pub(crate) struct Arrival {
@@ -190,10 +193,18 @@ impl Home {
         Some(bytes)
     }
 
-    /// Reads `pages` neighbouring pages of the area, unverified.
+    /// Reads `pages` neighbouring pages of the area, unverified. What fails is tried again: an
+    /// error that passes is no damage, and must not be taken for it by what reads to move.
     pub(crate) async fn read(&self, page: u32, pages: u32) -> Result<Buffer, DiskError> {
         let offset = u64::from(page) * PAGE_BYTES as u64;
-        self.disk.read(offset, pages as usize * PAGE_BYTES).await
+        let mut tries = 0;
+        loop {
+            let read = self.disk.read(offset, pages as usize * PAGE_BYTES).await;
+            tries += 1;
+            if read.is_ok() || tries == READ_TRIES {
+                return read;
+            }
+        }
     }
 
     /// Extents of a slice from `from` on whose facts may tell of a change after `after`.
