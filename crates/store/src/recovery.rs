@@ -289,7 +289,8 @@ fn replay(
             .hold(batch.lsn, batch.position, batch.previous, &batch.items);
         if batch.after_hole {
             let known = slices.iter().map(|(key, index)| (*key, index));
-            unproven.extend(known.map(|(key, i)| (key, i.durable.max(i.stable).next())));
+            // Not the stable point: what is stable may not have reached the home yet.
+            unproven.extend(known.map(|(key, i)| (key, i.durable.max(i.home_through).next())));
             for key in inner.home.slices() {
                 unproven.entry(key).or_insert(Seq(1));
             }

@@ -197,6 +197,11 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// So many facts name this segment.
+    pub(super) fn set_live(&mut self, segment: u32, live: u32) {
+        self.update(segment, |segment| segment.live = live);
+    }
+
     /// A run is gone.
     pub(super) fn forget_run(&mut self, pieces: &[Piece]) {
         for piece in pieces {

@@ -1,15 +1,15 @@
 //! Opening a home.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use holdfast_runtime::{Disk, DiskError};
 
 use super::Home;
 use super::draft::Draft;
-use super::fact::ExtentKey;
-use super::layout::{Change, Delta, Table};
+use super::fact::{ExtentKey, Leaf, State};
+use super::layout::{Change, Delta, Kind, Table};
 use super::manifest::Manifest;
 use super::map::{LeafCache, Map, OpenTable, pages_of};
 use super::run::{self, PAYLOAD_BYTES};
@@ -91,7 +91,13 @@ impl Home {
     /// Gives up the runs that cannot be read. The caller has made it durable that their slices
     /// are in doubt.
     pub(crate) async fn discard_lost(&self, scan: &HomeScan) -> Result<(), DiskError> {
+        if scan.lost_runs == 0 {
+            return Ok(());
+        }
         let mut draft = Draft::new(self);
+        for (segment, live) in self.recount().await {
+            draft.set_live(segment, live);
+        }
         for start in &scan.tables {
             let table = self
                 .manifest
@@ -115,6 +121,40 @@ impl Home {
             }
         }
         draft.commit().await
+    }
+
+    /// How many of the facts that are left name each segment with blocks: what was lost took its
+    /// share of the old counts with it, and what it had replaced is there again.
+    async fn recount(&self) -> BTreeMap<u32, u32> {
+        let mut counts: BTreeMap<u32, u32> = self.manifest.with(|layout| {
+            let numbered = layout.segments.iter().zip(0..);
+            let data = numbered.filter(|(segment, _)| match segment.kind {
+                Some(Kind::Data | Kind::Cold) => true,
+                Some(Kind::Map) | None => false,
+            });
+            data.map(|(_, number)| (number, 0)).collect()
+        });
+        let mut count = |leaf: &Leaf| {
+            for fact in leaf.facts() {
+                let number = self.segment_of(fact.place.page);
+                let epoch = self.manifest.with(|layout| layout.segment(number).epoch);
+                if fact.state == State::Present
+                    && fact.place.epoch == epoch
+                    && let Some(live) = counts.get_mut(&number)
+                {
+                    *live += 1;
+                }
+            }
+        };
+        let starts: Vec<ExtentKey> = self.map.borrow().tables.keys().copied().collect();
+        for start in starts {
+            self.table_leaves(start).await.values().for_each(&mut count);
+        }
+        let map = self.map.borrow();
+        map.recent_in(ExtentKey::LOWEST, None)
+            .for_each(|(_, leaf)| count(leaf));
+        drop(map);
+        counts
     }
 
     async fn load_table(&self, start: ExtentKey, table: Table, scan: &mut HomeScan) {

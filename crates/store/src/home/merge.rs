@@ -164,7 +164,7 @@ impl Home {
     }
 
     /// The leaves of the table that begins at `start`; those that cannot be read are lost.
-    async fn table_leaves(&self, start: ExtentKey) -> BTreeMap<ExtentKey, Leaf> {
+    pub(super) async fn table_leaves(&self, start: ExtentKey) -> BTreeMap<ExtentKey, Leaf> {
         let table = self.map.borrow().tables.get(&start).cloned();
         let Some(table) = table else {
             return BTreeMap::new();
