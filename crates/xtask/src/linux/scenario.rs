@@ -493,14 +493,8 @@ impl Scenario {
             after / MIB,
             before / MIB
         );
-        // What a node holds for a volume it keeps until the volume is deleted, in this version:
-        // then the step says so, and it is no failure.
-        let given = if after <= wanted {
-            "given back"
-        } else {
-            "NOT given back"
-        };
-        Ok(format!("{given}: {held}; {}", said.trim()))
+        ensure!(after <= wanted, "space was not given back: {held}");
+        Ok(format!("given back: {held}; {}", said.trim()))
     }
 
     fn no_complaints(&mut self, pattern: &str) -> anyhow::Result<()> {
