@@ -12,12 +12,10 @@ use super::fact::{ExtentKey, Leaf, State};
 use super::layout::{Change, Delta, Kind, Table};
 use super::manifest::Manifest;
 use super::map::{LeafCache, Map, OpenTable, pages_of};
-use super::run::{self, PAYLOAD_BYTES};
+use super::run;
 use crate::encoding::FieldReader;
 use crate::error::StoreError;
 use crate::record::SliceKey;
-
-const DIRECTORY_ENTRY_BYTES: usize = 64;
 
 /// What opening the home found.
 #[derive(Default)]
@@ -158,8 +156,8 @@ impl Home {
     }
 
     async fn load_table(&self, start: ExtentKey, table: Table, scan: &mut HomeScan) {
-        let pages = (table.leaves as usize * DIRECTORY_ENTRY_BYTES).div_ceil(PAYLOAD_BYTES);
-        let extents = pages_of(&table.pieces, table.leaf_pages, pages as u32);
+        let pages = run::directory_pages(table.leaves);
+        let extents = pages_of(&table.pieces, table.leaf_pages, pages);
         let bytes = self.read_run(&extents).await;
         let stream =
             bytes.and_then(|bytes| run::joined(self.identity, table.run, table.leaf_pages, &bytes));

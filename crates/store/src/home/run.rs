@@ -178,6 +178,11 @@ pub(super) fn leaf_at(place: &LeafPlace, payload: &[u8]) -> Option<Leaf> {
     (key == place.key).then_some(leaf)
 }
 
+/// Pages that the directory of `count` leaves takes.
+pub(super) fn directory_pages(count: u32) -> u32 {
+    (count as usize * DIRECTORY_ENTRY_BYTES).div_ceil(PAYLOAD_BYTES) as u32
+}
+
 /// Reads a directory of `count` leaves.
 pub(super) fn read_directory(bytes: &[u8], count: u32) -> Option<Vec<LeafPlace>> {
     let mut reader = FieldReader::new(bytes);
