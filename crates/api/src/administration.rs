@@ -7,7 +7,7 @@ use std::time::Duration;
 use holdfast_config::state::{
     Change, FrontChange, Outcome, Refusal, SLICE_BYTES, VolumeRecord, VolumeSpec,
 };
-use holdfast_node::Node;
+use holdfast_node::{Node, ScrubOrder as NodeScrubOrder};
 use holdfast_runtime::NodeId;
 use holdfast_runtime::host::{ClusterAuthority, HostLinks, JoinToken};
 use holdfast_wire::VolumeId;
@@ -19,7 +19,7 @@ use crate::requests::Request;
 use crate::secrets;
 use crate::types::{
     ClusterStatus, CreatedVolume, JoinTokenText, NewSecret, NewToken, NewVolume, NodeStatus,
-    RotatedSecret, SelfReport, VolumeChange, VolumeStatus,
+    RotatedSecret, ScrubAction, ScrubOrder, SelfReport, VolumeChange, VolumeStatus,
 };
 use crate::views::{self, Seen};
 
@@ -61,6 +61,9 @@ impl Administration {
             Request::OwnReport(reply) => reply.send(Ok(self.own_report())).is_ok(),
             Request::Nodes(reply) => reply.send(Ok(self.nodes().await)).is_ok(),
             Request::Node(id, reply) => reply.send(self.one_node(id).await).is_ok(),
+            Request::OrderScrub(id, order, reply) => {
+                reply.send(self.order_scrub(id, order).await).is_ok()
+            }
             Request::Volumes(reply) => reply.send(Ok(self.volumes().await)).is_ok(),
             Request::Volume(name, reply) => reply.send(self.volume(&name).await).is_ok(),
             Request::CreateVolume(wanted, reply) => {
@@ -149,6 +152,21 @@ impl Administration {
         let nodes = views::nodes(&self.seen(reports));
         let found = nodes.into_iter().find(|status| status.id == id);
         found.ok_or_else(|| Refusal::NodeUnknown(node).into())
+    }
+
+    async fn order_scrub(&self, id: u64, order: ScrubOrder) -> Result<NodeStatus, Problem> {
+        let node = NodeId(id);
+        if node == self.node.id() {
+            self.node.order_scrub(match order.action {
+                ScrubAction::Start => NodeScrubOrder::Start,
+                ScrubAction::Pause => NodeScrubOrder::Pause,
+                ScrubAction::Resume => NodeScrubOrder::Resume,
+            });
+            return self.one_node(id).await;
+        }
+        let state = self.node.state();
+        let record = state.nodes.get(&node).ok_or(Refusal::NodeUnknown(node))?;
+        peers::order_scrub(node, record, order).await
     }
 
     async fn volumes(&self) -> Vec<VolumeStatus> {

@@ -10,7 +10,7 @@ use thiserror::Error;
 use crate::problem::Problem;
 use crate::types::{
     ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewSecret, NewToken, NewVolume,
-    NodeStatus, RotatedSecret, SelfReport, VolumeChange, VolumeStatus,
+    NodeStatus, RotatedSecret, ScrubOrder, SelfReport, VolumeChange, VolumeStatus,
 };
 
 /// Why a request has no good answer.
@@ -92,6 +92,16 @@ impl Client {
     /// One node.
     pub async fn node(&self, id: u64) -> Result<NodeStatus, ClientError> {
         self.get(&["v1", "nodes", &id.to_string()]).await
+    }
+
+    /// Tells a node's scrub what to do.
+    pub async fn order_scrub(
+        &self,
+        id: u64,
+        order: &ScrubOrder,
+    ) -> Result<NodeStatus, ClientError> {
+        self.post(&["v1", "nodes", &id.to_string(), "scrub"], order)
+            .await
     }
 
     /// All volumes.

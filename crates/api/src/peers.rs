@@ -1,18 +1,21 @@
-//! Asks other nodes' APIs for what only they know.
+//! Asks other nodes' APIs for what only they know or can do.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream;
-use holdfast_config::state::{ClusterState, NodeStatus};
+use holdfast_config::state::{ClusterState, NodeRecord, NodeStatus as Recorded};
 use holdfast_runtime::NodeId;
 
-use crate::client::Client;
-use crate::types::SelfReport;
+use crate::client::{Client, ClientError};
+use crate::problem::{Problem, ProblemKind};
+use crate::types::{NodeStatus, ScrubOrder, SelfReport};
 
 /// Longer than a healthy node takes by far, shorter than a person's patience.
 const LIMIT: Duration = Duration::from_millis(800);
+/// Longer than a listing waits to be up to date.
+const ORDER_LIMIT: Duration = Duration::from_secs(4);
 /// Nodes asked at the same time.
 const AT_ONCE: usize = 16;
 
@@ -24,7 +27,7 @@ pub(crate) async fn reports(
 ) -> BTreeMap<NodeId, SelfReport> {
     let asked = wanted.into_iter().filter_map(|node| {
         let record = state.nodes.get(&node)?;
-        let runs = matches!(record.status, NodeStatus::Up | NodeStatus::Leaving);
+        let runs = matches!(record.status, Recorded::Up | Recorded::Leaving);
         (node != local && runs && !record.api_address.is_empty())
             .then(|| (node, record.api_address.clone()))
     });
@@ -39,4 +42,26 @@ pub(crate) async fn reports(
         .filter_map(async |answer| answer)
         .collect()
         .await
+}
+
+/// Passes an order on to the node it is for.
+pub(crate) async fn order_scrub(
+    node: NodeId,
+    record: &NodeRecord,
+    order: ScrubOrder,
+) -> Result<NodeStatus, Problem> {
+    let hint = "ask the node itself, with --api on its machine";
+    if record.api_address.is_empty() {
+        let detail = format!("the API of node {node} serves its own machine only");
+        return Err(Problem::new(ProblemKind::Unavailable, detail, hint));
+    }
+    let client = Client::new(&format!("http://{}", record.api_address), ORDER_LIMIT);
+    let answer = match client {
+        Ok(client) => client.order_scrub(node.0, &order).await,
+        Err(error) => Err(error),
+    };
+    answer.map_err(|error| match error {
+        ClientError::Problem(problem) => problem,
+        other => Problem::new(ProblemKind::Unavailable, other.to_string(), hint),
+    })
 }

@@ -5,7 +5,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::problem::{Problem, ProblemKind};
 use crate::types::{
     ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewSecret, NewToken, NewVolume,
-    NodeStatus, RotatedSecret, SelfReport, VolumeChange, VolumeStatus,
+    NodeStatus, RotatedSecret, ScrubOrder, SelfReport, VolumeChange, VolumeStatus,
 };
 
 /// Where an answer goes. Nobody waits for it any more if sending fails.
@@ -26,6 +26,8 @@ pub enum Request {
     Nodes(Reply<Vec<NodeStatus>>),
     /// One node.
     Node(u64, Reply<NodeStatus>),
+    /// Tells a node's scrub what to do.
+    OrderScrub(u64, ScrubOrder, Reply<NodeStatus>),
     /// All volumes.
     Volumes(Reply<Vec<VolumeStatus>>),
     /// One volume, by name.
@@ -49,7 +51,9 @@ impl Request {
             Self::AddToken(_, reply) => reply.send(Err(problem)).is_ok(),
             Self::OwnReport(reply) => reply.send(Err(problem)).is_ok(),
             Self::Nodes(reply) => reply.send(Err(problem)).is_ok(),
-            Self::Node(_, reply) => reply.send(Err(problem)).is_ok(),
+            Self::Node(_, reply) | Self::OrderScrub(_, _, reply) => {
+                reply.send(Err(problem)).is_ok()
+            }
             Self::Volumes(reply) => reply.send(Err(problem)).is_ok(),
             Self::Volume(_, reply) | Self::ChangeVolume(_, _, reply) => {
                 reply.send(Err(problem)).is_ok()

@@ -14,7 +14,7 @@ use crate::problem::{Problem, ProblemKind};
 use crate::requests::{Request, RequestSender};
 use crate::types::{
     ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewSecret, NewToken, NewVolume,
-    NodeStatus, RotatedSecret, SelfReport, VolumeChange, VolumeStatus,
+    NodeStatus, RotatedSecret, ScrubOrder, SelfReport, VolumeChange, VolumeStatus,
 };
 
 /// Largest request body; no request comes near it.
@@ -38,6 +38,7 @@ pub fn router(requests: RequestSender, access: Access) -> Router {
         .route("/v1/self", get(own_report))
         .route("/v1/nodes", get(nodes))
         .route("/v1/nodes/{id}", get(node))
+        .route("/v1/nodes/{id}/scrub", post(order_scrub))
         .route("/v1/volumes", get(volumes).post(create_volume))
         .route(
             "/v1/volumes/{name}",
@@ -142,6 +143,28 @@ pub(crate) async fn node(
     let Path(id) = id?;
     requests
         .ask(|reply| Request::Node(id, reply))
+        .await
+        .map(Json)
+}
+
+/// Tells a node's scrub what to do: it reads back everything that the node's disk holds.
+#[utoipa::path(post, path = "/v1/nodes/{id}/scrub", tag = "nodes",
+    params(("id" = u64, Path, description = "The node's number")),
+    request_body = ScrubOrder,
+    responses(
+        (status = 200, description = "The node after the order", body = NodeStatus),
+        (status = "default", description = "What went wrong", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn order_scrub(
+    State(requests): State<RequestSender>,
+    id: Result<Path<u64>, PathRejection>,
+    body: Result<Json<ScrubOrder>, JsonRejection>,
+) -> Result<Json<NodeStatus>, Problem> {
+    let (Path(id), Json(order)) = (id?, body?);
+    requests
+        .ask(|reply| Request::OrderScrub(id, order, reply))
         .await
         .map(Json)
 }

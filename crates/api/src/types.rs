@@ -126,8 +126,8 @@ pub struct NodeStatus {
     pub told: Knowledge,
     /// How full its store is.
     pub usage: Option<StoreUsage>,
-    /// Its recovery met damaged records.
-    pub damaged: Option<bool>,
+    /// What its disk has lost, and the search for it.
+    pub integrity: Option<Integrity>,
     /// Its links to the other nodes.
     pub links: Vec<LinkStatus>,
 }
@@ -153,6 +153,58 @@ pub struct StoreUsage {
     pub journal_used_bytes: u64,
 }
 
+/// What a node's disk has lost, and the scrub that looks for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Integrity {
+    /// Something is damaged, as far as that is known, and not healed yet.
+    pub damaged: bool,
+    /// Blocks of 4 KiB known to be damaged. Other copies give them back within seconds.
+    pub damaged_blocks: u64,
+    /// Of those, blocks that no other copy in sync had when they were last asked for: they read
+    /// as errors until they are written again.
+    pub lost_blocks: u64,
+    /// Blocks that other copies gave back since the node started.
+    pub healed_blocks: u64,
+    /// Whether an operator has stopped the scrub.
+    pub scrub_paused: bool,
+    /// The pass under way.
+    pub scrub: Option<ScrubPass>,
+    /// The pass before.
+    pub last_scrub: Option<ScrubPass>,
+}
+
+/// One pass of the scrub over everything that a node's disk holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ScrubPass {
+    /// When it began, in milliseconds since the Unix epoch.
+    pub begun_unix_ms: u64,
+    /// When it ended.
+    pub ended_unix_ms: Option<u64>,
+    /// Bytes read and compared with their checksums.
+    pub bytes: u64,
+    /// Blocks found damaged.
+    pub damaged_blocks: u64,
+}
+
+/// What a node's scrub shall do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ScrubOrder {
+    /// Which of these.
+    pub action: ScrubAction,
+}
+
+/// What a scrub can be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScrubAction {
+    /// Begin a pass now, from the start; a pass under way is given up.
+    Start,
+    /// Stand still until told to go on; outlasts a restart of the node.
+    Pause,
+    /// Go on.
+    Resume,
+}
+
 /// One link of a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LinkStatus {
@@ -175,8 +227,8 @@ pub struct SelfReport {
     pub registered: bool,
     /// How full its store is.
     pub usage: StoreUsage,
-    /// Its recovery met damaged records.
-    pub damaged: bool,
+    /// What its disk has lost, and the search for it.
+    pub integrity: Integrity,
     /// What it does for each volume that it owns.
     pub owners: Vec<OwnerReport>,
     /// Its links to the other nodes.

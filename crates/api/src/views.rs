@@ -9,14 +9,15 @@ use holdfast_config::group::VOTERS_MAX;
 use holdfast_config::state::{
     Chap, ClusterState, CopyStatus, NodeRecord, NodeStatus as RecordedStatus, VolumeRecord,
 };
-use holdfast_node::Node;
+use holdfast_node::{Node, NodeReport};
 use holdfast_runtime::NodeId;
 use holdfast_runtime::host::{ClusterId, HostLinks};
 use holdfast_wire::VolumeId;
 
 use crate::types::{
-    Authentication, ClusterPhase, ClusterStatus, Holder, Knowledge, LinkStatus, NodeState,
-    NodeStatus, OwnerReport, Redundancy, Resync, SelfReport, StoreUsage, VolumeState, VolumeStatus,
+    Authentication, ClusterPhase, ClusterStatus, Holder, Integrity, Knowledge, LinkStatus,
+    NodeState, NodeStatus, OwnerReport, Redundancy, Resync, ScrubPass, SelfReport, StoreUsage,
+    VolumeState, VolumeStatus,
 };
 
 /// Bytes of a block, in which resyncs count.
@@ -59,7 +60,7 @@ pub(crate) fn own_report(node: &Node, links: &HostLinks) -> SelfReport {
             journal_bytes: report.usage.journal_bytes,
             journal_used_bytes: report.usage.journal_used_bytes,
         },
-        damaged: report.damaged,
+        integrity: integrity(&report),
         owners: report.owners.iter().map(owner).collect(),
         links: links
             .status()
@@ -73,6 +74,24 @@ pub(crate) fn own_report(node: &Node, links: &HostLinks) -> SelfReport {
                 },
             })
             .collect(),
+    }
+}
+
+fn integrity(report: &NodeReport) -> Integrity {
+    let pass = |pass: holdfast_node::ScrubPass| ScrubPass {
+        begun_unix_ms: pass.begun_unix_ms,
+        ended_unix_ms: Some(pass.ended_unix_ms).filter(|ended| *ended > 0),
+        bytes: pass.bytes,
+        damaged_blocks: pass.damaged_blocks,
+    };
+    Integrity {
+        damaged: report.damaged,
+        damaged_blocks: report.damaged_blocks,
+        lost_blocks: report.lost_blocks,
+        healed_blocks: report.healed_blocks,
+        scrub_paused: report.scrub.paused,
+        scrub: report.scrub.current.map(pass),
+        last_scrub: report.scrub.last.map(pass),
     }
 }
 
@@ -137,7 +156,7 @@ pub(crate) fn cluster(seen: &Seen, confirmed: bool) -> ClusterStatus {
     for node in &not_up {
         explanations.push(format!(
             "node {node}: {}",
-            node_explanation(&state.nodes[node])
+            node_explanation(&state.nodes[node], None)
         ));
     }
     for volume in &volumes {
@@ -196,7 +215,7 @@ pub(crate) fn nodes(seen: &Seen) -> Vec<NodeStatus> {
                 RecordedStatus::Leaving => NodeState::Leaving,
                 RecordedStatus::Down => NodeState::Down,
             },
-            explanation: node_explanation(record),
+            explanation: node_explanation(record, report),
             incarnation: record.incarnation.0,
             link_address: record.link_address.clone(),
             api_address: record.api_address.clone(),
@@ -206,7 +225,7 @@ pub(crate) fn nodes(seen: &Seen) -> Vec<NodeStatus> {
             owns: owns.map(|volume| volume.name.clone()).collect(),
             told: known(report.is_some()),
             usage: report.map(|report| report.usage),
-            damaged: report.map(|report| report.damaged),
+            integrity: report.map(|report| report.integrity),
             links: report.map_or_else(Vec::new, |report| report.links.clone()),
         }
     };
@@ -340,9 +359,26 @@ fn holders(record: &VolumeRecord) -> Vec<Holder> {
     holders.into_values().collect()
 }
 
-fn node_explanation(record: &NodeRecord) -> String {
+fn node_explanation(record: &NodeRecord, report: Option<&SelfReport>) -> String {
     match record.status {
-        RecordedStatus::Up => String::new(),
+        RecordedStatus::Up => report.map_or_else(String::new, |report| {
+            let Integrity {
+                damaged_blocks,
+                lost_blocks,
+                ..
+            } = report.integrity;
+            match (damaged_blocks, lost_blocks) {
+                (0, _) => String::new(),
+                (damaged, 0) => format!(
+                    "its disk has lost {damaged} blocks; other copies give them back. If that \
+                     goes on, replace the disk"
+                ),
+                (_, lost) => format!(
+                    "its disk has lost {lost} blocks that no other copy in sync has: they read as \
+                     errors until they are written again. Restore what they belong to"
+                ),
+            }
+        }),
         RecordedStatus::Admitted => {
             "admitted, and its process has not started yet. Start it with its data directory".into()
         }
@@ -580,7 +616,7 @@ mod tests {
                     incarnation,
                     registered: true,
                     usage,
-                    damaged: false,
+                    integrity: Integrity::default(),
                     owners: Vec::new(),
                     links: Vec::new(),
                 },

@@ -67,6 +67,8 @@ pub(crate) enum NodeCommand {
     List(ListArgs),
     /// Show one node and what it waits for
     Show(ShowNodeArgs),
+    /// Read back everything a node's disk holds, and heal what it has lost
+    Scrub(ScrubArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -190,6 +192,40 @@ pub(crate) struct ShowNodeArgs {
     pub(crate) id: u64,
     #[command(flatten)]
     pub(crate) list: ListArgs,
+}
+
+const SCRUB_EXAMPLES: &str = "\
+Every node scrubs its disk once a week, at 4 to 32 MiB/s: each block that it holds, and the map of
+blocks, are read and compared with their checksums. What the disk has lost comes back from another
+copy within seconds; so does what a client's read finds damaged.
+
+Examples:
+  holdfast node scrub 3              how far it is, what it found
+  holdfast node scrub 3 start        begin a pass now, after trouble with a disk
+  holdfast node scrub 3 pause        stand still until told to go on, over restarts
+  holdfast node scrub 3 resume";
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = SCRUB_EXAMPLES)]
+pub(crate) struct ScrubArgs {
+    /// The node's number
+    pub(crate) id: u64,
+    /// What it shall do [default: nothing; show how it is]
+    #[arg(value_enum)]
+    pub(crate) action: Option<ScrubChoice>,
+    #[command(flatten)]
+    pub(crate) list: ListArgs,
+}
+
+/// What a scrub can be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum ScrubChoice {
+    /// Begin a pass now, from the start
+    Start,
+    /// Stand still until told to go on
+    Pause,
+    /// Go on
+    Resume,
 }
 
 #[derive(Clone, Debug, Args)]

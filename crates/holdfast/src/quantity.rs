@@ -103,6 +103,17 @@ pub(crate) fn show_size(bytes: u64) -> String {
     format!("{bytes} B")
 }
 
+/// Writes a duration in its largest whole unit.
+pub(crate) fn show_duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let units = [("d", 86_400), ("h", 3600), ("min", 60)];
+    let largest = units.iter().find(|(_, length)| seconds >= *length);
+    match largest {
+        Some((name, length)) => format!("{} {name}", seconds / length),
+        None => format!("{seconds} s"),
+    }
+}
+
 /// Reads a duration of at least a second.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, QuantityError> {
     let text = text.trim();
@@ -166,6 +177,15 @@ mod tests {
         assert_eq!(show_size(1_610_612_736), "1.50 GiB");
         assert_eq!(show_size(1023), "1023 B");
         assert_eq!(show_size((150 << 20) + 1), "150 MiB");
+    }
+
+    #[test]
+    fn durations_are_shown_in_their_largest_whole_unit() {
+        let shown = |seconds| show_duration(Duration::from_secs(seconds));
+        assert_eq!(shown(0), "0 s");
+        assert_eq!(shown(119), "1 min");
+        assert_eq!(shown(7300), "2 h");
+        assert_eq!(shown(90_000), "1 d");
     }
 
     #[test]

@@ -17,11 +17,13 @@
 mod config;
 mod device;
 mod follow;
+mod heal;
 mod monitor;
 mod node;
 mod options;
 mod register;
 mod reservations;
+mod scrub;
 mod shutdown;
 mod status;
 
@@ -29,6 +31,7 @@ pub use device::VolumeDevice;
 pub use node::{Failure, Node, NodeError};
 pub use options::{NodeIdentity, NodeOptions};
 pub use reservations::VolumeReservations;
+pub use scrub::{ScrubOptions, ScrubOrder, ScrubPass, ScrubStatus};
 pub use status::NodeReport;
 
 pub use holdfast_volume::{AccessError, IoError, Operation};

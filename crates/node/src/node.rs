@@ -13,13 +13,15 @@ use holdfast_replica::Holder;
 use holdfast_reservation::Standing;
 use holdfast_runtime::{Directory, Links, NodeId, Rpc, Runtime};
 use holdfast_store::{RecoveryReport, Store, StoreError, StoreOptions};
-use holdfast_volume::{AccessError, Context, IoError, Operation, Owner, Portal};
+use holdfast_volume::{AccessError, Context, IoError, Operation, Owner, Portal, serve_healing};
 use holdfast_wire::VolumeId;
 use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::config::GroupConfig;
+use crate::heal::Healing;
 use crate::options::NodeOptions;
+use crate::scrub::{Scrub, ScrubOrder};
 
 /// Blocks of the largest slice: what the store checks block numbers against.
 const SLICE_BLOCKS: u32 = (holdfast_config::state::SLICE_BYTES / 4096) as u32;
@@ -67,6 +69,8 @@ pub struct Node {
     pub(crate) recovery: RecoveryReport,
     pub(crate) failure: watch::Sender<Option<Failure>>,
     pub(crate) leaving: Cell<bool>,
+    pub(crate) healing: Healing,
+    pub(crate) scrub: Scrub,
 }
 
 impl Node {
@@ -89,6 +93,7 @@ impl Node {
         if recovery.found_damage() {
             tracing::warn!(?recovery, "the store was recovered with damage");
         }
+        let scrub = Scrub::open(&directory, options.scrub).await;
         let group =
             ConfigGroup::start(runtime.clone(), rpc.clone(), directory, options.group).await?;
         let holder = Holder::start(runtime.clone(), rpc.clone(), store.clone());
@@ -109,6 +114,7 @@ impl Node {
         };
         let owners: Rc<RefCell<BTreeMap<VolumeId, Rc<Owner>>>> = Rc::default();
         let portal = Portal::start(context.clone(), owners.clone());
+        serve_healing(&context, owners.clone());
         let node = Rc::new(Self {
             options,
             context,
@@ -119,6 +125,8 @@ impl Node {
             recovery,
             failure: watch::Sender::new(None),
             leaving: Cell::new(false),
+            healing: Healing::default(),
+            scrub,
         });
         node.connect();
         Ok(node)
@@ -150,6 +158,8 @@ impl Node {
         runtime.spawn("node-register", self.clone().keep_registered());
         runtime.spawn("node-monitor", self.clone().keep_monitoring());
         runtime.spawn("node-voters", self.clone().keep_voters());
+        runtime.spawn("node-heal", self.clone().keep_healing());
+        runtime.spawn("node-scrub", self.clone().keep_scrubbing());
         runtime.spawn("node-links", self.clone().keep_noting_links());
     }
 
@@ -244,6 +254,11 @@ impl Node {
         self.portal
             .run(volume, offset, length, operation, standing)
             .await
+    }
+
+    /// Tells the scrub what to do.
+    pub fn order_scrub(&self, order: ScrubOrder) {
+        self.scrub.order(order);
     }
 
     /// Becomes `Some` when the node has to stop.

@@ -4,6 +4,8 @@ use holdfast_config::group::GroupOptions;
 use holdfast_gossip::Options as GossipOptions;
 use holdfast_runtime::NodeId;
 
+use crate::scrub::ScrubOptions;
+
 /// Who the node is; fixed when it joined.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeIdentity {
@@ -32,6 +34,8 @@ pub struct NodeOptions {
     pub journal_bytes: u64,
     /// Bytes for destaged blocks.
     pub home_bytes: u64,
+    /// How the disk's content is verified.
+    pub scrub: ScrubOptions,
     /// Timing of the config group.
     pub group: GroupOptions,
     /// Timing of gossip.

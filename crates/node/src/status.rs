@@ -5,6 +5,7 @@ use holdfast_store::Usage;
 use holdfast_volume::OwnerStatus;
 
 use crate::node::Node;
+use crate::scrub::ScrubStatus;
 
 /// A snapshot of one node for displays.
 #[derive(Clone, Debug)]
@@ -19,8 +20,16 @@ pub struct NodeReport {
     pub usage: Usage,
     /// Its owners.
     pub owners: Vec<OwnerStatus>,
-    /// Its recovery met damaged records.
+    /// Something on its disk is damaged, as far as that is known, and not healed yet.
     pub damaged: bool,
+    /// Blocks known to be damaged.
+    pub damaged_blocks: u64,
+    /// Of those, blocks that no other copy had when they were last asked for.
+    pub lost_blocks: u64,
+    /// Blocks that other copies gave back since the node started.
+    pub healed_blocks: u64,
+    /// The scrub.
+    pub scrub: ScrubStatus,
 }
 
 impl Node {
@@ -38,7 +47,16 @@ impl Node {
                 .map(|owner| owner.status())
                 .collect(),
             damaged: self.context.store.damaged(),
+            damaged_blocks: self.context.store.damaged_block_count(),
+            lost_blocks: self.lost_blocks(),
+            healed_blocks: self.healing.healed.get(),
+            scrub: self.scrub.status(),
         }
+    }
+
+    fn lost_blocks(&self) -> u64 {
+        let lost = self.healing.lost.borrow();
+        lost.values().map(|blocks| blocks.len() as u64).sum()
     }
 
     /// What recovery found when the node started.

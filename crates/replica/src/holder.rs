@@ -279,6 +279,7 @@ impl Holder {
                 (install.volume, self.on_install(&install, payload).await)
             }
             Some(Body::JoinFinish(finish)) => (finish.volume, self.on_join_finish(&finish).await),
+            Some(Body::ReadVersions(read)) => (read.volume, self.on_read_versions(&read).await),
             Some(Body::Lease(lease)) => (0, Ok(self.on_lease(from, incarnation, &lease))),
             None => (0, Err(ReplicaRefusal::Unknown)),
         };

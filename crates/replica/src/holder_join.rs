@@ -1,15 +1,17 @@
-//! The holder's side of a resync: as the source of the difference, and as the joining copy.
+//! The holder's side of a resync and of healing: as the source of blocks, and as the copy that
+//! takes them.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use holdfast_runtime::PAGE_BYTES;
 use holdfast_runtime::planted::{self, Bug};
-use holdfast_store::{CopiedBlock, CopyState};
+use holdfast_store::{Copied, CopiedBlock, CopyState};
 use holdfast_wire::replica::{
-    BlockVersion, Changed, Install, JoinBegin, JoinFinish, ReplicaRefusal, ReplicaReply,
+    Changed, Install, JoinBegin, JoinFinish, ReadVersions, ReplicaRefusal, ReplicaReply,
 };
 use holdfast_wire::{Seq, SliceKey, View};
 
 use crate::holder::{Answer, Holder, refused};
+use crate::messages;
 use crate::receive::Receiver;
 
 impl Holder {
@@ -73,30 +75,39 @@ impl Holder {
             .read_versions(slice, &numbers)
             .await
             .map_err(refused)?;
-        let mut payload = BytesMut::new();
-        let mut blocks = Vec::with_capacity(copied.len());
-        for copy in copied {
-            blocks.push(BlockVersion {
-                block: copy.block,
-                view: copy.view.0,
-                seq: copy.seq.0,
-                zero: copy.data.is_none(),
-            });
-            if let Some(data) = copy.data {
-                payload.extend_from_slice(&data);
-            }
-        }
+        let (blocks, payload) = messages::versions(copied);
         Ok((
             ReplicaReply {
                 blocks,
                 complete,
                 ..ReplicaReply::default()
             },
-            payload.freeze(),
+            payload,
         ))
     }
 
-    /// As a joining copy: takes blocks, unless it has newer ones.
+    /// As a source of what another copy has lost: those of the blocks that are intact here.
+    pub(crate) async fn on_read_versions(&self, read: &ReadVersions) -> Answer {
+        let slice = SliceKey {
+            volume: read.volume,
+            slice: read.slice,
+        };
+        self.check_view(read.volume, read.view)?;
+        self.raise_stable(slice, View(read.view), Seq(read.stable))?;
+        let versions = self.store.read_versions(slice, &read.blocks).await;
+        let mut intact = versions.map_err(refused)?;
+        intact.retain(|version| version.content != Copied::Lost);
+        let (blocks, payload) = messages::versions(intact);
+        Ok((
+            ReplicaReply {
+                blocks,
+                ..ReplicaReply::default()
+            },
+            payload,
+        ))
+    }
+
+    /// As a joining copy, or one that has lost blocks: takes them, unless it has newer ones.
     pub(crate) async fn on_install(&self, install: &Install, mut payload: Bytes) -> Answer {
         let slice = SliceKey {
             volume: install.volume,
@@ -105,10 +116,12 @@ impl Holder {
         self.check_session(slice, install.view, install.session)?;
         let mut blocks = Vec::with_capacity(install.blocks.len());
         for version in &install.blocks {
-            let data = if version.zero {
-                None
+            let content = if version.zero {
+                Copied::Zero
+            } else if version.lost {
+                Copied::Lost
             } else if payload.len() >= PAGE_BYTES {
-                Some(payload.split_to(PAGE_BYTES))
+                Copied::Bytes(payload.split_to(PAGE_BYTES))
             } else {
                 return Err(ReplicaRefusal::Unknown);
             };
@@ -120,7 +133,7 @@ impl Holder {
                 block: version.block,
                 view,
                 seq,
-                data,
+                content,
             });
         }
         self.store.install(slice, blocks).await.map_err(refused)?;

@@ -1,11 +1,11 @@
 //! Between wire messages and the store's records.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use holdfast_runtime::{Frame, PAGE_BYTES};
-use holdfast_store::{Body, OperationId, Record};
+use holdfast_store::{Body, Copied, CopiedBlock, OperationId, Record};
 use holdfast_wire::replica::{
-    RecordHeader, ReplicaNotice, ReplicaRefusal, ReplicaReply, ReplicaRequest, replica_notice,
-    replica_request,
+    BlockVersion, RecordHeader, ReplicaNotice, ReplicaRefusal, ReplicaReply, ReplicaRequest,
+    replica_notice, replica_request,
 };
 use holdfast_wire::{Seq, SliceKey, View};
 use prost::Message;
@@ -32,6 +32,25 @@ pub fn refusal(refusal: ReplicaRefusal, promised: View) -> ReplicaReply {
         promised: promised.0,
         ..ReplicaReply::default()
     }
+}
+
+/// Copied blocks as they travel: versions, and the data of those that have any.
+pub fn versions(copied: Vec<CopiedBlock>) -> (Vec<BlockVersion>, Bytes) {
+    let mut payload = BytesMut::new();
+    let mut versions = Vec::with_capacity(copied.len());
+    for copy in copied {
+        versions.push(BlockVersion {
+            block: copy.block,
+            view: copy.view.0,
+            seq: copy.seq.0,
+            zero: copy.content == Copied::Zero,
+            lost: copy.content == Copied::Lost,
+        });
+        if let Copied::Bytes(bytes) = copy.content {
+            payload.extend_from_slice(&bytes);
+        }
+    }
+    (versions, payload.freeze())
 }
 
 /// The header of a record.

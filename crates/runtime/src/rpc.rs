@@ -39,6 +39,8 @@ pub enum Service {
     Replica = 4,
     /// I/O forwarded to a volume's owner.
     Volume = 5,
+    /// Requests to a volume's owner for blocks that a copy has lost.
+    Heal = 6,
 }
 
 impl Service {
@@ -49,6 +51,7 @@ impl Service {
             Self::Config,
             Self::Replica,
             Self::Volume,
+            Self::Heal,
         ]
         .into_iter()
         .find(|service| *service as u8 == byte)

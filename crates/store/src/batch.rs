@@ -262,6 +262,7 @@ fn kind_code(kind: Kind) -> u32 {
         Kind::CopyWrite => 4,
         Kind::CopyZero => 5,
         Kind::Stable => 6,
+        Kind::CopyLost => 7,
     }
 }
 
@@ -273,6 +274,7 @@ fn kind_of(code: u32) -> Option<Kind> {
         4 => Some(Kind::CopyWrite),
         5 => Some(Kind::CopyZero),
         6 => Some(Kind::Stable),
+        7 => Some(Kind::CopyLost),
         _ => None,
     }
 }

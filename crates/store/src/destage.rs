@@ -98,7 +98,7 @@ async fn round(inner: &Rc<Inner>) -> Result<(), StoreError> {
             .install(&arrivals)
             .await
             .map_err(|error| inner.poison.set(error))?;
-        inner.forget_bad(&arrivals);
+        inner.settle_bad(&arrivals);
     }
     let mut unpinned = released;
     let mut touched = BTreeSet::new();

@@ -34,6 +34,8 @@ pub(crate) enum Kind {
     CopyWrite,
     /// One copied block that reads zero.
     CopyZero,
+    /// One block that is lost in every copy.
+    CopyLost,
     /// The slice's stable point and nothing else.
     Stable,
 }
@@ -43,7 +45,7 @@ impl Kind {
     pub(crate) fn is_stream(self) -> bool {
         match self {
             Self::Write | Self::Zero | Self::Nothing => true,
-            Self::CopyWrite | Self::CopyZero | Self::Stable => false,
+            Self::CopyWrite | Self::CopyZero | Self::CopyLost | Self::Stable => false,
         }
     }
 
@@ -51,7 +53,7 @@ impl Kind {
     pub(crate) fn has_data(self) -> bool {
         match self {
             Self::Write | Self::CopyWrite => true,
-            Self::Zero | Self::Nothing | Self::CopyZero | Self::Stable => false,
+            Self::Zero | Self::Nothing | Self::CopyZero | Self::CopyLost | Self::Stable => false,
         }
     }
 }
@@ -79,6 +81,9 @@ pub(crate) struct Item {
 
 impl Item {
     fn content(&self, index: u32) -> Content {
+        if self.kind == Kind::CopyLost {
+            return Content::Unknown;
+        }
         if !self.kind.has_data() {
             return Content::Zero;
         }
@@ -199,7 +204,7 @@ impl SliceIndex {
     fn insert_versions(&mut self, item: &Item, lsn: u64, unpinned: &mut Vec<u64>) -> u32 {
         let mut pins = 0;
         match item.kind {
-            Kind::Write | Kind::CopyWrite | Kind::CopyZero => {
+            Kind::Write | Kind::CopyWrite | Kind::CopyZero | Kind::CopyLost => {
                 for index in 0..item.blocks {
                     let version = Version {
                         seq: item.seq,
@@ -583,7 +588,7 @@ impl SliceIndex {
                 first_block,
                 blocks: item.blocks,
             },
-            Kind::Nothing | Kind::Stable => Body::Nothing,
+            Kind::Nothing | Kind::CopyLost | Kind::Stable => Body::Nothing,
         };
         let (slice, stable, operation) = (item.slice, item.stable, item.operation);
         Ok(Some(Record {

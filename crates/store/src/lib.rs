@@ -39,6 +39,7 @@ mod submission;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod transfer;
+mod verify;
 mod writer;
 
 #[cfg(test)]
@@ -46,7 +47,8 @@ mod tests;
 
 pub use error::StoreError;
 pub use record::{
-    BLOCK_BYTES, Body, CopiedBlock, CopyState, JournalEnd, OperationId, Record, RecoveryReport,
-    Seq, SliceKey, TailEntry, Usage, View,
+    BLOCK_BYTES, Body, Copied, CopiedBlock, CopyState, JournalEnd, OperationId, Record,
+    RecoveryReport, Seq, SliceKey, TailEntry, Usage, View,
 };
 pub use store::{Store, StoreOptions};
+pub use verify::{DamagedBlocks, Verified, VerifyPosition};

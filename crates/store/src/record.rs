@@ -102,8 +102,20 @@ pub struct CopiedBlock {
     pub view: View,
     /// Sequence number of the record that wrote it; zero for a block never written.
     pub seq: Seq,
-    /// The bytes; `None` reads zero.
-    pub data: Option<Bytes>,
+    /// What is in it.
+    pub content: Copied,
+}
+
+/// What is in a copied block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Copied {
+    /// These bytes.
+    Bytes(Bytes),
+    /// Zeroes.
+    Zero,
+    /// Nobody knows any more: the block is damaged wherever it was looked for. With a sequence
+    /// number of zero its age is not known either.
+    Lost,
 }
 
 /// What this node's copy of a slice is good for.

@@ -139,8 +139,8 @@ pub(crate) async fn open(
         rounds_begun: Cell::new(0),
         rounds_ended: Cell::new(0),
         round_ended: Rc::new(Notify::new()),
-        damaged: Cell::new(false),
         bad: RefCell::default(),
+        found_bad: Notify::new(),
     });
     for listener in [
         &inner.journal.wake,
@@ -174,7 +174,7 @@ pub(crate) async fn open(
             .await
             .map_err(|error| poison.set(error))?;
     }
-    inner.damaged.set(report.damaged_records > 0);
+    inner.note_lost_records();
     report.suspect_slices = inner.facts.with(|facts| {
         let suspect = facts
             .slices

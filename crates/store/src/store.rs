@@ -40,7 +40,7 @@ pub struct StoreOptions {
 
 /// Journal, home and durable facts of one node.
 pub struct Store {
-    inner: Rc<Inner>,
+    pub(crate) inner: Rc<Inner>,
     _tasks: TaskGroup,
 }
 
@@ -75,9 +75,10 @@ pub(crate) struct Inner {
     pub(crate) rounds_ended: Cell<u64>,
     /// Signalled to all at the end of a round and when the store is poisoned.
     pub(crate) round_ended: Rc<Notify>,
-    pub(crate) damaged: Cell<bool>,
-    /// Blocks of the home whose bytes were found damaged and not written again yet.
+    /// Blocks whose newest stable version was found to be lost and not written again yet.
     pub(crate) bad: RefCell<BTreeSet<(SliceKey, u32)>>,
+    /// One was added.
+    pub(crate) found_bad: Notify,
 }
 
 impl Store {
@@ -258,8 +259,11 @@ impl Store {
         slice: SliceKey,
         blocks: Vec<CopiedBlock>,
     ) -> Result<(), StoreError> {
+        let numbers: Vec<u32> = blocks.iter().map(|copied| copied.block).collect();
         let submitted = self.inner.submit_copies(slice, blocks).await?;
-        submitted.outcome().await
+        submitted.outcome().await?;
+        self.inner.reconsider_bad(slice, &numbers).await;
+        Ok(())
     }
 
     /// The newest stable version of every block changed after `after`, from `from_block` on,
@@ -280,7 +284,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// `Damaged` when one of them is lost or cannot be told.
+    /// `Damaged` when nothing can be told of the slice.
     pub async fn read_versions(
         &self,
         slice: SliceKey,
@@ -398,7 +402,7 @@ impl Store {
     /// Whether recovery met records or blocks it could not tell, now or earlier, that are not
     /// healed yet as far as this store knows.
     pub fn damaged(&self) -> bool {
-        self.inner.damaged.get()
+        !self.inner.bad.borrow().is_empty()
             || self.inner.home.is_damaged()
             || self.inner.facts.with(|facts| {
                 facts.hole || facts.slices.values().any(|found| found.suspect.is_some())

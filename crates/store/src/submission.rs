@@ -11,13 +11,14 @@ use crate::encoding::block_checksum;
 use crate::error::StoreError;
 use crate::facts::{Removal, Void};
 use crate::home::Arrival;
-use crate::home::fact::{Blocks, EXTENT_BLOCKS};
+use crate::home::fact::{Blocks, EXTENT_BLOCKS, State};
 use crate::index::{Item, Kind};
 use crate::journal::Submission;
 use crate::record::{
-    BLOCK_BYTES, Body, CopiedBlock, CopyState, OperationId, Record, Seq, SliceKey,
+    BLOCK_BYTES, Body, Copied, CopiedBlock, CopyState, OperationId, Record, Seq, SliceKey,
 };
 use crate::store::Inner;
+use crate::transfer::version_of;
 
 /// A call whose items are queued.
 pub(crate) struct Submitted(Option<oneshot::Receiver<Result<(), StoreError>>>);
@@ -169,12 +170,10 @@ impl Inner {
         self.poison.check()?;
         let mut wanted = Vec::new();
         let mut items = Vec::new();
-        for copied in blocks {
+        for mut copied in blocks {
             self.check_range(slice, copied.block, 1)?;
-            if copied
-                .data
-                .as_ref()
-                .is_some_and(|data| data.len() != BLOCK_BYTES)
+            if let Copied::Bytes(bytes) = &copied.content
+                && bytes.len() != BLOCK_BYTES
             {
                 let (first_block, limit) = (copied.block, self.options.slice_blocks);
                 return Err(StoreError::OutOfRange {
@@ -184,10 +183,10 @@ impl Inner {
                     limit,
                 });
             }
-            if !self.wants_copy(slice, &copied).await {
+            if !self.wants_copy(slice, &mut copied).await {
                 continue;
             }
-            if copied.data.is_some() {
+            if copied.content != Copied::Zero {
                 wanted.push((slice, copied.block, 1));
             }
             items.push(copied_item(slice, copied));
@@ -199,7 +198,13 @@ impl Inner {
 
     /// Whether a copied block is newer than what is here. A copy in sync has the whole stable
     /// history, so nothing up to its stable point can be news, unless it is lost here.
-    async fn wants_copy(&self, slice: SliceKey, copied: &CopiedBlock) -> bool {
+    async fn wants_copy(&self, slice: SliceKey, copied: &mut CopiedBlock) -> bool {
+        if copied.content == Copied::Lost && copied.seq == Seq(0) {
+            // It may be newer than what is here, which is therefore not known any more either.
+            let here = self.newest_stable(slice, copied.block).await;
+            (copied.view, copied.seq) = version_of(here.as_ref());
+            return here.is_none_or(|found| !found.is_unknown());
+        }
         let is_bad = self.bad.borrow().contains(&(slice, copied.block));
         match self.newest_stable(slice, copied.block).await {
             Some(found) if found.is_unknown() || is_bad => copied.seq >= found.seq,
@@ -359,12 +364,16 @@ impl Inner {
         }
     }
 
-    /// Blocks that were bad and have been written again.
-    pub(crate) fn forget_bad(&self, arrivals: &[Arrival]) {
-        let mut bad = self.bad.borrow_mut();
-        if !bad.is_empty() {
-            for arrival in arrivals {
-                bad.remove(&(arrival.slice, arrival.block));
+    /// Blocks that have been written: what was bad is not any more, but for those of which the
+    /// journal had lost the data.
+    pub(crate) fn settle_bad(&self, arrivals: &[Arrival]) {
+        for arrival in arrivals {
+            match arrival.state {
+                State::Unknown => _ = self.note_bad(arrival.slice, arrival.block),
+                State::Present | State::Zero => {
+                    let mut bad = self.bad.borrow_mut();
+                    bad.remove(&(arrival.slice, arrival.block));
+                }
             }
         }
     }
@@ -416,6 +425,9 @@ impl Inner {
         self.unsealed
             .borrow_mut()
             .retain(|key| key.volume != volume);
+        self.bad
+            .borrow_mut()
+            .retain(|(key, _)| key.volume != volume);
         self.released.borrow_mut().extend(unpinned);
         self.home
             .clear_volume(volume)
@@ -478,9 +490,10 @@ fn item_of(record: Record) -> Item {
 }
 
 fn copied_item(slice: SliceKey, copied: CopiedBlock) -> Item {
-    let (kind, data) = match copied.data {
-        Some(data) => (Kind::CopyWrite, data),
-        None => (Kind::CopyZero, Bytes::new()),
+    let (kind, data) = match copied.content {
+        Copied::Bytes(data) => (Kind::CopyWrite, data),
+        Copied::Zero => (Kind::CopyZero, Bytes::new()),
+        Copied::Lost => (Kind::CopyLost, Bytes::new()),
     };
     let checksums = data
         .chunks(BLOCK_BYTES)

@@ -8,7 +8,7 @@ use crate::error::StoreError;
 use crate::home::fact::{EXTENT_BLOCKS, Fact, State};
 use crate::home::matches;
 use crate::index::{Content, Version};
-use crate::record::{BLOCK_BYTES, CopiedBlock, CopyState, Seq, SliceKey, View};
+use crate::record::{BLOCK_BYTES, Copied, CopiedBlock, CopyState, Seq, SliceKey, View};
 use crate::store::Inner;
 
 /// The newest stable version of a block and where it is.
@@ -30,6 +30,11 @@ enum Source {
 impl Found {
     pub(crate) fn is_unknown(&self) -> bool {
         self.source == Source::Unknown
+    }
+
+    /// Whether the disk is not needed to tell what it is.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        matches!(self.source, Source::Memory(_) | Source::Zero)
     }
 
     /// The newer one of what the journal and the home have of a block.
@@ -92,7 +97,7 @@ impl Inner {
     }
 
     /// The newest stable versions of neighbouring blocks.
-    async fn newest_stable_of(
+    pub(crate) async fn newest_stable_of(
         &self,
         slice: SliceKey,
         first_block: u32,
@@ -165,7 +170,7 @@ impl Inner {
 
     /// Reads neighbouring blocks of the home at once; `None` if they are anything else, or if
     /// one of them no longer is what it was when it was looked up.
-    async fn read_run(
+    pub(crate) async fn read_run(
         &self,
         slice: SliceKey,
         first_block: u32,
@@ -193,7 +198,7 @@ impl Inner {
 
     /// The bytes of one block; `None` reads zero. A mismatch is damage only if the block still
     /// is where it was looked up: else it was destaged meanwhile, and is looked up again.
-    async fn block(
+    pub(crate) async fn block(
         &self,
         slice: SliceKey,
         block: u32,
@@ -206,7 +211,10 @@ impl Inner {
             match &version.source {
                 Source::Memory(data) => return Ok(Some(data.clone())),
                 Source::Zero => return Ok(None),
-                Source::Unknown => return Err(StoreError::Damaged { slice, block }),
+                Source::Unknown => {
+                    self.note_bad(slice, block);
+                    return Err(StoreError::Damaged { slice, block });
+                }
                 Source::Home(fact) => {
                     let read = self.home.read(fact.place.page, 1).await;
                     let cause = match read {
@@ -218,9 +226,9 @@ impl Inner {
                     };
                     let now = self.newest_stable(slice, block).await;
                     if now == found {
-                        self.damaged.set(true);
-                        self.bad.borrow_mut().insert((slice, block));
-                        tracing::warn!(?slice, block, ?cause, "a block of the home is damaged");
+                        if self.note_bad(slice, block) {
+                            tracing::warn!(%slice, block, ?cause, "a block of the home is damaged");
+                        }
                         return Err(StoreError::Damaged { slice, block });
                     }
                     found = now;
@@ -294,26 +302,31 @@ impl Inner {
         loop {
             let found = self.newest_stable(slice, block).await;
             let (view, seq) = version_of(found.as_ref());
-            let data = self.block(slice, block, found.clone()).await?;
+            let content = match self.block(slice, block, found.clone()).await {
+                Ok(Some(bytes)) => Copied::Bytes(bytes),
+                Ok(None) => Copied::Zero,
+                Err(StoreError::Damaged { .. }) => Copied::Lost,
+                Err(other) => return Err(other),
+            };
             let now = self.newest_stable(slice, block).await;
             if version_of(now.as_ref()) == (view, seq) {
                 return Ok(CopiedBlock {
                     block,
                     view,
                     seq,
-                    data,
+                    content,
                 });
             }
         }
     }
 }
 
-fn version_of(found: Option<&Found>) -> (View, Seq) {
+pub(crate) fn version_of(found: Option<&Found>) -> (View, Seq) {
     found.map_or((View(0), Seq(0)), |found| (found.view, found.seq))
 }
 
 /// The fact about a block whose newest version is in the home.
-fn home_fact(found: &Option<Found>) -> Option<&Fact> {
+pub(crate) fn home_fact(found: &Option<Found>) -> Option<&Fact> {
     match found {
         Some(Found {
             source: Source::Home(fact),
@@ -324,7 +337,7 @@ fn home_fact(found: &Option<Found>) -> Option<&Fact> {
 }
 
 /// How many of the leading blocks lie side by side in the home; at least 1.
-fn run_length(found: &[Option<Found>]) -> usize {
+pub(crate) fn run_length(found: &[Option<Found>]) -> usize {
     let Some(first) = found.first().and_then(home_fact) else {
         return 1;
     };

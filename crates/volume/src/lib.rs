@@ -19,6 +19,7 @@
 
 mod context;
 mod growth;
+mod heal;
 mod io;
 mod leases;
 mod locks;
@@ -33,5 +34,6 @@ mod takeover;
 mod writes;
 
 pub use context::{Config, Context};
+pub use heal::{HEAL_BLOCKS_MAX, serve_healing};
 pub use owner::{Owner, OwnerStatus, ResyncStatus};
 pub use portal::{AccessError, IoError, Operation, Portal};

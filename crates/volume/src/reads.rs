@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use holdfast_replica::stream::Role;
 use holdfast_runtime::{NodeId, PAGE_BYTES};
 use holdfast_wire::Seq;
 use holdfast_wire::replica::{ReadBlocks, ReplicaRefusal, replica_request};
@@ -81,17 +80,7 @@ impl Owner {
         blocks: u32,
     ) -> Result<Bytes, IoStatus> {
         let (stable, sources) = self
-            .with_slice(index, |slice| {
-                let stable = slice.stream.stable();
-                // A copy being promoted counts for acknowledgements and not yet for reads.
-                let promoting = &slice.promoting;
-                let members = slice.stream.members().iter();
-                let sources: Vec<NodeId> = members
-                    .filter(|(node, m)| m.role == Role::Required && !promoting.contains(node))
-                    .map(|(node, _)| *node)
-                    .collect();
-                (stable, sources)
-            })
+            .with_slice(index, |slice| (slice.stream.stable(), slice.sources()))
             .ok_or(IoStatus::Interrupted)?;
         let mut intact_elsewhere = sources.is_empty();
         for node in self.nearest_first(sources) {

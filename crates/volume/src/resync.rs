@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | 1 | adds it to the stream as joining, from position `next` on | drops its unstable tail, answers its `base` |
 //! | 2 | waits until everything before `next` is stable | journals the stream |
-//! | 3 | copies the blocks whose newest stable version is after `base` from an in-sync copy | takes them unless it has newer ones |
+//! | 3 | copies the blocks whose newest stable version is after `base` from an in-sync copy | takes them unless it has newer ones; notes which are lost in every copy |
 //! | 4 | requires it; waits until all that was submitted is stable (so the copy has it) | |
 //! | 5 | | records that it is in sync |
 //! | 6 | `PromoteCopy` is agreed | counts from now on |
@@ -22,10 +22,11 @@ use holdfast_replica::stream::Role;
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::replica::{
-    Changed, Install, JoinBegin, JoinFinish, ReplicaReply, replica_request,
+    BlockVersion, Changed, Install, JoinBegin, JoinFinish, ReplicaReply, replica_request,
 };
 use holdfast_wire::{Seq, SliceKey};
 
+use crate::heal::Damaged;
 use crate::owner::{Owner, Phase, ResyncStatus};
 use crate::slice::Slice;
 
@@ -184,21 +185,14 @@ impl Owner {
     async fn copy_difference(&self, target: &Target, key: SliceKey, base: Seq) -> Option<()> {
         let mut from_block = 0;
         loop {
-            let (reply, payload) = self.changed(target, key, base, from_block).await?;
+            let (source, reply, payload) = self.changed(target, key, base, from_block).await?;
             if let Some(last) = reply.blocks.last() {
                 from_block = last.block + 1;
                 let copied = reply.blocks.len() as u64;
-                let install = Install {
-                    volume: key.volume,
-                    slice: key.slice,
-                    view: self.view.0,
-                    session: target.session,
-                    blocks: reply.blocks,
-                };
-                let body = replica_request::Body::Install(install);
-                self.ask(target.node, body, payload, STEP_LIMIT)
-                    .await
-                    .ok()?;
+                let (lost, intact): (Vec<BlockVersion>, Vec<BlockVersion>) =
+                    reply.blocks.into_iter().partition(|version| version.lost);
+                self.install(target, key, intact, payload).await?;
+                self.copy_lost(target, key, source, lost).await?;
                 self.note_resync(target, |status| status.blocks += copied);
             }
             if reply.complete || from_block >= self.slice_blocks() {
@@ -207,18 +201,63 @@ impl Owner {
         }
     }
 
-    /// The next changed blocks, from the nearest in-sync copy that has them intact.
+    /// Blocks that the source has lost come from other copies. Those that no copy has must not
+    /// keep the rest from being redundant again: the copy learns that they are lost.
+    async fn copy_lost(
+        &self,
+        target: &Target,
+        key: SliceKey,
+        source: NodeId,
+        mut lost: Vec<BlockVersion>,
+    ) -> Option<()> {
+        if lost.is_empty() {
+            return Some(());
+        }
+        let mut sources = self.with_slice(target.slice, |slice| slice.sources_but(source))?;
+        sources.retain(|node| *node != target.node);
+        let damaged = Damaged {
+            node: target.node,
+            session: target.session,
+            key,
+            blocks: lost.iter().map(|version| version.block).collect(),
+        };
+        let rest = self.give_back(damaged, sources).await?;
+        lost.retain(|version| rest.blocks.contains(&version.block));
+        self.install(target, key, lost, Bytes::new()).await
+    }
+
+    async fn install(
+        &self,
+        target: &Target,
+        key: SliceKey,
+        blocks: Vec<BlockVersion>,
+        payload: Bytes,
+    ) -> Option<()> {
+        if blocks.is_empty() {
+            return Some(());
+        }
+        let install = Install {
+            volume: key.volume,
+            slice: key.slice,
+            view: self.view.0,
+            session: target.session,
+            blocks,
+        };
+        let body = replica_request::Body::Install(install);
+        let answer = self.ask(target.node, body, payload, STEP_LIMIT).await;
+        answer.ok().map(drop)
+    }
+
+    /// The next changed blocks, from the nearest in-sync copy that can tell.
     async fn changed(
         &self,
         target: &Target,
         key: SliceKey,
         base: Seq,
         from_block: u32,
-    ) -> Option<(ReplicaReply, Bytes)> {
+    ) -> Option<(NodeId, ReplicaReply, Bytes)> {
         let (stable, sources) = self.with_slice(target.slice, |slice| {
-            let counts = |node: &NodeId| !slice.promoting.contains(node);
-            let sources: Vec<NodeId> = slice.stream.required().filter(counts).collect();
-            (slice.stream.stable(), sources)
+            (slice.stream.stable(), slice.sources_but(target.node))
         })?;
         for source in self.nearest_first(sources) {
             let changed = Changed {
@@ -231,8 +270,8 @@ impl Owner {
                 limit: BLOCKS_AT_ONCE,
             };
             let body = replica_request::Body::Changed(changed);
-            if let Ok(answer) = self.ask(source, body, Bytes::new(), STEP_LIMIT).await {
-                return Some(answer);
+            if let Ok((reply, payload)) = self.ask(source, body, Bytes::new(), STEP_LIMIT).await {
+                return Some((source, reply, payload));
             }
         }
         None

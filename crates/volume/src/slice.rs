@@ -102,6 +102,20 @@ impl Slice {
         }
     }
 
+    /// Where the whole stable history is: the copies in sync. One that is being promoted counts
+    /// for acknowledgements and not yet for reads.
+    pub(crate) fn sources(&self) -> Vec<NodeId> {
+        let promoted = |node: &NodeId| !self.promoting.contains(node);
+        self.stream.required().filter(promoted).collect()
+    }
+
+    /// The same without one node's copy.
+    pub(crate) fn sources_but(&self, node: NodeId) -> Vec<NodeId> {
+        let mut sources = self.sources();
+        sources.retain(|source| *source != node);
+        sources
+    }
+
     /// Remembers where an operation is in the stream. `is_over` tells of an operation whether
     /// its portal cannot ask for it again.
     pub(crate) fn remember(

@@ -5,6 +5,7 @@
 //! in the frame's payload and are never copied into a message.
 #![forbid(unsafe_code)]
 
+pub mod heal;
 pub mod ids;
 pub mod replica;
 pub mod volume;

@@ -310,9 +310,12 @@ pub struct BlockVersion {
     /// The block is zero.
     #[prost(bool, tag = "4")]
     pub zero: bool,
+    /// The block is damaged in every copy that was asked; there is no data.
+    #[prost(bool, tag = "5")]
+    pub lost: bool,
 }
 
-/// Owner to a joining copy: these are the newest stable versions of some blocks.
+/// Owner to a copy that is joining or has lost blocks: these are the newest stable versions of some blocks.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct Install {
     /// Volume.
@@ -330,6 +333,26 @@ pub struct Install {
     /// The blocks, ascending.
     #[prost(message, repeated, tag = "5")]
     pub blocks: Vec<BlockVersion>,
+}
+
+/// Owner to an in-sync copy: these blocks are lost elsewhere; send those that are intact.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ReadVersions {
+    /// Volume.
+    #[prost(uint64, tag = "1")]
+    pub volume: u64,
+    /// Slice.
+    #[prost(uint32, tag = "2")]
+    pub slice: u32,
+    /// The owner's view.
+    #[prost(uint64, tag = "3")]
+    pub view: u64,
+    /// The owner's stable position.
+    #[prost(uint64, tag = "4")]
+    pub stable: u64,
+    /// The blocks, ascending.
+    #[prost(uint32, repeated, tag = "5")]
+    pub blocks: Vec<u32>,
 }
 
 /// Owner to a joining copy: you hold everything up to `stable` now.
@@ -379,7 +402,10 @@ pub struct Lease {
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct ReplicaRequest {
     /// Which.
-    #[prost(oneof = "replica_request::Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(
+        oneof = "replica_request::Body",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10"
+    )]
     pub body: Option<replica_request::Body>,
 }
 
@@ -387,7 +413,7 @@ pub struct ReplicaRequest {
 pub mod replica_request {
     use super::{
         Changed, Fence, FetchRecord, Install, JoinBegin, JoinFinish, Lease, Oneof, ReadBlocks,
-        Reconcile,
+        ReadVersions, Reconcile,
     };
 
     /// Which request.
@@ -420,6 +446,9 @@ pub mod replica_request {
         /// Leases of the owner.
         #[prost(message, tag = "9")]
         Lease(Lease),
+        /// Healing: blocks for another copy.
+        #[prost(message, tag = "10")]
+        ReadVersions(ReadVersions),
     }
 }
 
@@ -463,7 +492,7 @@ pub struct ReplicaReply {
     /// Answer to `JoinBegin`: the copy holds everything up to here.
     #[prost(uint64, tag = "5")]
     pub base: u64,
-    /// Answer to `Changed`.
+    /// Answer to `Changed`, and to `ReadVersions`: of those asked for, the intact ones.
     #[prost(message, repeated, tag = "6")]
     pub blocks: Vec<BlockVersion>,
     /// Answer to `Changed`: nothing follows these blocks.

@@ -1,12 +1,16 @@
-//! `holdfast node list` and `holdfast node show`.
+//! `holdfast node list`, `show` and `scrub`.
 
-use holdfast_api::{Knowledge, NodeStatus, StoreUsage};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use holdfast_api::{
+    Integrity, Knowledge, NodeStatus, ScrubAction, ScrubOrder, ScrubPass, StoreUsage,
+};
 
 use super::{facts, with_client, word};
-use crate::cli::{ListArgs, ShowNodeArgs};
+use crate::cli::{ListArgs, ScrubArgs, ScrubChoice, ShowNodeArgs};
 use crate::failure::Failure;
 use crate::output::{Rows, print};
-use crate::quantity::show_size;
+use crate::quantity::{show_duration, show_size};
 
 pub(crate) fn list(args: &ListArgs) -> Result<(), Failure> {
     let nodes = with_client(&args.api, async |client| Ok(client.nodes().await?))?;
@@ -56,10 +60,6 @@ pub(crate) fn show(args: &ShowNodeArgs) -> Result<(), Failure> {
             (None, false) => format!("to node {}: being made", link.node),
         })
         .collect();
-    let damaged = match node.damaged {
-        Some(true) => "its recovery met damaged records; they are healed from other copies",
-        Some(false) | None => "",
-    };
     let rows = facts(vec![
         ("node", node.id.to_string()),
         ("state", word(node.state)),
@@ -79,13 +79,99 @@ pub(crate) fn show(args: &ShowNodeArgs) -> Result<(), Failure> {
                 (usage.journal_used_bytes, usage.journal_bytes)
             }),
         ),
-        ("damage", damaged.into()),
+        ("damage", damage(&node)),
+        ("scrub", scrub_line(&node)),
         ("link address", node.link_address.clone()),
         ("API address", node.api_address.clone()),
         ("portal address", node.portal_address.clone()),
         ("links", link_lines.join("\n")),
     ]);
     print(args.list.output, &node, rows)
+}
+
+pub(crate) fn scrub(args: &ScrubArgs) -> Result<(), Failure> {
+    let node = with_client(&args.list.api, async |client| {
+        let action = match args.action {
+            None => return Ok(client.node(args.id).await?),
+            Some(ScrubChoice::Start) => ScrubAction::Start,
+            Some(ScrubChoice::Pause) => ScrubAction::Pause,
+            Some(ScrubChoice::Resume) => ScrubAction::Resume,
+        };
+        Ok(client.order_scrub(args.id, &ScrubOrder { action }).await?)
+    })?;
+    let last = node.integrity.and_then(|integrity| integrity.last_scrub);
+    let healed = node
+        .integrity
+        .map_or(0, |integrity| integrity.healed_blocks);
+    let rows = facts(vec![
+        ("node", node.id.to_string()),
+        ("scrub", scrub_line(&node)),
+        (
+            "last pass",
+            last.map_or("none yet".into(), |pass| pass_line(&pass)),
+        ),
+        ("damage", damage(&node)),
+        ("healed", format!("{healed} blocks since the node started")),
+    ]);
+    print(args.list.output, &node, rows)
+}
+
+fn damage(node: &NodeStatus) -> String {
+    let Some(integrity) = node.integrity else {
+        return "unknown".into();
+    };
+    let Integrity {
+        damaged_blocks,
+        lost_blocks,
+        ..
+    } = integrity;
+    match (damaged_blocks, lost_blocks, integrity.damaged) {
+        (0, _, false) => "none known".into(),
+        (0, _, true) => "of the map or the journal; what it concerns is copied again".into(),
+        (_, 0, _) => format!("{damaged_blocks} blocks, being healed from other copies"),
+        _ => format!(
+            "{damaged_blocks} blocks; {lost_blocks} of them no copy has: they read as errors until \
+             they are written again"
+        ),
+    }
+}
+
+fn scrub_line(node: &NodeStatus) -> String {
+    match node.integrity {
+        None => "unknown".into(),
+        Some(integrity) if integrity.scrub_paused => "paused".into(),
+        Some(integrity) => match (integrity.scrub, integrity.last_scrub) {
+            (Some(pass), _) => {
+                let of = node.usage.map_or(0, |usage| usage.home_used_bytes);
+                format!("under way, {}, of {}", pass_line(&pass), show_size(of))
+            }
+            (None, Some(_)) => "waits for the next week".into(),
+            (None, None) => "about to begin".into(),
+        },
+    }
+}
+
+fn pass_line(pass: &ScrubPass) -> String {
+    let ScrubPass {
+        bytes,
+        damaged_blocks,
+        ..
+    } = pass;
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let ago = |unix_ms: u64| {
+        let age = now.saturating_sub(Duration::from_millis(unix_ms));
+        format!("{} ago", show_duration(age))
+    };
+    let when = match pass.ended_unix_ms {
+        Some(ended) => format!("ended {}", ago(ended)),
+        None => format!("begun {}", ago(pass.begun_unix_ms)),
+    };
+    format!(
+        "{when}: {} read, {damaged_blocks} blocks damaged",
+        show_size(*bytes)
+    )
 }
 
 fn links(node: &NodeStatus) -> String {

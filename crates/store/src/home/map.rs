@@ -299,6 +299,17 @@ impl Map {
         extents
     }
 
+    /// The first extent at or after `from` of which anything is known.
+    pub(super) fn extent_from(&self, from: ExtentKey) -> Option<ExtentKey> {
+        let recent = self.recent.range(from..).next().map(|(key, _)| *key);
+        let start = self.table_of(from).map_or(from, |(start, _)| start);
+        let tabled = self.tables.range(start..).find_map(|(_, table)| {
+            let after = table.leaves.partition_point(|leaf| leaf.key < from);
+            table.leaves.get(after).map(|leaf| leaf.key)
+        });
+        recent.into_iter().chain(tabled).min()
+    }
+
     /// Slices of which anything is known.
     pub(super) fn slices(&self) -> BTreeSet<SliceKey> {
         let mut slices: BTreeSet<SliceKey> = self.recent.keys().map(|key| key.slice).collect();
@@ -337,6 +348,13 @@ impl LeafCache {
         let leaf = self.old.remove(&(run, key))?;
         self.insert(run, key, leaf.clone());
         Some(leaf)
+    }
+
+    pub(super) fn forget(&mut self, run: u64, key: ExtentKey) {
+        if let Some(leaf) = self.young.remove(&(run, key)) {
+            self.young_facts -= leaf.facts().len();
+        }
+        self.old.remove(&(run, key));
     }
 
     pub(super) fn insert(&mut self, run: u64, key: ExtentKey, leaf: Rc<Leaf>) {

@@ -182,6 +182,19 @@ impl Home {
         Some(Some(Rc::new(Leaf::lost())))
     }
 
+    /// The first extent at or after `from` of which anything is known.
+    pub(crate) fn extent_from(&self, from: ExtentKey) -> Option<ExtentKey> {
+        self.map.borrow().extent_from(from)
+    }
+
+    /// The next look at an extent's leaf reads it from the disk.
+    pub(crate) fn forget_cached(&self, key: ExtentKey) {
+        let table = self.map.borrow().table_of(key);
+        if let Some((_, table)) = table {
+            self.cache.borrow_mut().forget(table.table.run, key);
+        }
+    }
+
     /// Reads pages of a run; `None` if one of them cannot be read.
     async fn read_run(&self, extents: &[(u32, u32, u32)]) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();

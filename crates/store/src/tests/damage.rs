@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::testing::run;
-use crate::{CopiedBlock, CopyState, JournalEnd, StoreError};
+use crate::{Copied, CopiedBlock, CopyState, JournalEnd, StoreError};
 
 const PAGE: u64 = 4096;
 /// The ring begins behind two header pages; its first page is the seal of the first opening.
@@ -110,7 +110,6 @@ fn recovery_damaged_middle_data_is_unknown_until_a_copy_heals_it() {
         directory.flip("journal", FIRST_BATCH + PAGE + 77);
         let (store, report) = open(&runtime, &directory).await;
         assert_eq!((report.end, report.damaged_records), (JournalEnd::Clean, 1));
-        assert!(store.damaged());
         assert_eq!(store.last_seq(SLICE), Seq(1), "unknown, never absent");
         assert!(store.tail(SLICE)[0].damaged);
         let lost = Err(StoreError::Damaged {
@@ -124,6 +123,7 @@ fn recovery_damaged_middle_data_is_unknown_until_a_copy_heals_it() {
             block: 5,
         });
         assert_eq!(store.read(SLICE, 5, 1).await, lost);
+        assert!(store.damaged());
         store.flush().await.unwrap();
         drop(store);
         directory.kill();
@@ -134,15 +134,15 @@ fn recovery_damaged_middle_data_is_unknown_until_a_copy_heals_it() {
             "the home keeps the knowledge"
         );
         assert_eq!(store.read(SLICE, 4, 1).await.unwrap(), block(0));
-        let data = Some(block(1));
         let copied = CopiedBlock {
             block: 5,
             view: View(1),
             seq: Seq(1),
-            data,
+            content: Copied::Bytes(block(1)),
         };
         store.install(SLICE, vec![copied]).await.unwrap();
         assert_eq!(store.read(SLICE, 5, 1).await.unwrap(), block(1));
+        assert!(!store.damaged());
         store.flush().await.unwrap();
         assert_eq!(store.read(SLICE, 5, 1).await.unwrap(), block(1));
     });

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::testing::run;
-use crate::{CopiedBlock, CopyState, StoreError};
+use crate::{Copied, CopiedBlock, CopyState, StoreError};
 
 const LOST: Result<Bytes, StoreError> = Err(StoreError::Damaged {
     slice: SLICE,
@@ -10,7 +10,7 @@ const LOST: Result<Bytes, StoreError> = Err(StoreError::Damaged {
 });
 
 /// Blocks 0 to `blocks` of `SLICE`, each in the home, written by as many records.
-async fn filled(
+pub(super) async fn filled(
     runtime: &Runtime,
     directory: &MemoryDirectory,
     blocks: u32,
@@ -157,7 +157,7 @@ fn a_damaged_block_is_healed_by_a_copy_of_the_same_version() {
             block: 5,
             view: View(1),
             seq: Seq(6),
-            data: Some(block(5)),
+            content: Copied::Bytes(block(5)),
         };
         store.install(SLICE, vec![healing]).await.unwrap();
         assert_eq!(store.read(SLICE, 5, 1).await.unwrap(), block(5));
@@ -224,7 +224,7 @@ fn a_damaged_delta_makes_its_slices_suspect_until_they_were_copied_again() {
             block: number,
             view: View(1),
             seq: Seq(u64::from(number) + 1),
-            data: Some(block(number as u8)),
+            content: Copied::Bytes(block(number as u8)),
         });
         let joining = CopyState::Joining { base: Seq(0) };
         store.set_copy_state(SLICE, joining).await.unwrap();

@@ -5,6 +5,7 @@ mod crashes;
 mod damage;
 mod home;
 mod resync;
+mod verify;
 
 use std::rc::Rc;
 

@@ -2,14 +2,14 @@
 
 use super::*;
 use crate::testing::run;
-use crate::{CopiedBlock, CopyState};
+use crate::{Copied, CopiedBlock, CopyState, StoreError};
 
 fn copied(block: u32, seq: u64, data: Option<Bytes>) -> CopiedBlock {
     CopiedBlock {
         block,
         view: View(1),
         seq: Seq(seq),
-        data,
+        content: data.map_or(Copied::Zero, Copied::Bytes),
     }
 }
 
@@ -182,5 +182,57 @@ fn a_copy_made_from_listed_changes_equals_its_source() {
         assert_eq!(target.base(SLICE), Seq(50));
         let read = target.read(SLICE, 0, 1024).await.unwrap();
         assert!(read == source.read(SLICE, 0, 1024).await.unwrap());
+    });
+}
+
+#[test]
+fn what_is_lost_in_every_copy_is_lost_in_a_joining_one_and_healed_by_whoever_has_it() {
+    run(1, |runtime| async move {
+        let directory = MemoryDirectory::new(runtime.clone());
+        let (store, _) = open(&runtime, &directory).await;
+        let joining = CopyState::Joining { base: Seq(0) };
+        store.set_copy_state(SLICE, joining).await.unwrap();
+        let old = copied(4, 2, Some(block(2)));
+        let older = copied(5, 3, Some(block(3)));
+        store.install(SLICE, vec![old, older]).await.unwrap();
+        let lost = |number, seq| CopiedBlock {
+            content: Copied::Lost,
+            ..copied(number, seq, None)
+        };
+        // One of which the age is known, one of which it is not, and one that is news here.
+        store
+            .install(SLICE, vec![lost(4, 9), lost(5, 0), lost(6, 0)])
+            .await
+            .unwrap();
+        store
+            .set_copy_state(SLICE, CopyState::InSync)
+            .await
+            .unwrap();
+        let mut store = store;
+        for _ in 0..3 {
+            for number in [4, 5, 6] {
+                let damaged = StoreError::Damaged {
+                    slice: SLICE,
+                    block: number,
+                };
+                assert_eq!(store.read(SLICE, number, 1).await, Err(damaged));
+            }
+            store.flush().await.unwrap();
+            drop(store);
+            directory.kill();
+            (store, _) = open(&runtime, &directory).await;
+        }
+        let versions = store.read_versions(SLICE, &[4]).await.unwrap();
+        assert_eq!(versions, vec![lost(4, 9)]);
+        // What is older than what was lost heals nothing; what may be it does.
+        let copies = vec![
+            copied(4, 8, Some(block(8))),
+            copied(5, 3, Some(block(3))),
+            copied(6, 0, None),
+        ];
+        store.install(SLICE, copies).await.unwrap();
+        assert!(store.read(SLICE, 4, 1).await.is_err());
+        assert_eq!(store.read(SLICE, 5, 1).await.unwrap(), block(3));
+        assert_eq!(store.read(SLICE, 6, 1).await.unwrap(), block(0));
     });
 }

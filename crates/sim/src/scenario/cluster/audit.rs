@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use futures::future::try_join_all;
 use holdfast_config::state::{ClusterState, CopyStatus, SliceRecord};
+use holdfast_node::{Node, ScrubOrder};
 use holdfast_runtime::{Incarnation, NodeId};
-use holdfast_wire::SliceKey;
+use holdfast_store::DamagedBlocks;
+use holdfast_wire::{SliceKey, VolumeId};
 
 use super::client::{Ended, Range, Workload};
 use super::shape::Mood;
@@ -22,6 +24,8 @@ const SAMPLE_EVERY: Duration = Duration::from_millis(100);
 const SERVICE_BOUND: Duration = Duration::from_secs(25);
 /// From the end of all faults to full redundancy.
 const REDUNDANCY_BOUND: Duration = Duration::from_secs(60);
+/// From then until nothing is damaged that another copy has.
+const HEALING_BOUND: Duration = Duration::from_secs(60);
 /// The client number of the auditor in reports.
 const AUDITOR: u64 = 99;
 
@@ -149,6 +153,7 @@ impl Audit {
     pub(super) async fn after_healing(&self) -> Result<(), Failure> {
         self.expect_service().await?;
         self.expect_redundancy().await?;
+        self.expect_healed().await?;
         self.read_back().await?;
         self.compare_all().await?;
         self.workload.verdict()
@@ -253,9 +258,14 @@ impl Audit {
                 if lost.iter().any(|lost| self.workload.volumes[*lost] == *id) {
                     return true;
                 }
-                let complete = |slice: &SliceRecord| {
-                    // If the damaged copy is the last one, the others cannot be made from it.
-                    let left_alone = damaged && !slice.in_sync().any(healthy);
+                let complete = |(index, slice): (usize, &SliceRecord)| {
+                    let key = SliceKey {
+                        volume: id.0,
+                        slice: index as u32,
+                    };
+                    // If nothing can be told of the last copy, the others cannot be made from it.
+                    let left_alone =
+                        damaged && !slice.in_sync().any(healthy) && self.is_suspect(key);
                     left_alone
                         || slice
                             .copies
@@ -263,8 +273,72 @@ impl Audit {
                             .all(|copy| copy.status == CopyStatus::InSync || !healthy(copy.node))
                 };
                 let grows = state.growing.contains_key(id);
-                volume.open && !grows && volume.slices.iter().all(complete)
+                volume.open && !grows && volume.slices.iter().enumerate().all(complete)
             })
+    }
+
+    /// Whether the victim does not run, or may have lost records of the slice without a trace.
+    fn is_suspect(&self, slice: SliceKey) -> bool {
+        let nodes = &self.workload.nodes;
+        let victim = nodes.shape.victim.and_then(|victim| nodes.get(victim));
+        victim.is_none_or(|(_, node)| node.context().store.suspect_slices().contains(&slice))
+    }
+
+    /// What the victim's disk has lost comes back, if another copy in sync has it.
+    async fn expect_healed(&self) -> Result<(), Failure> {
+        let simulation = &self.workload.nodes.simulation;
+        let Some(victim) = self.workload.nodes.shape.victim else {
+            return Ok(());
+        };
+        let deadline = simulation.runtime().now() + HEALING_BOUND;
+        let mut passes = None;
+        loop {
+            self.workload.verdict()?;
+            let Some((incarnation, node)) = self.workload.nodes.get(victim) else {
+                // Its own damage keeps it from starting, or will have stopped it.
+                return Ok(());
+            };
+            let report = node.report();
+            let last = report.scrub.last.map(|pass| pass.ended_unix_ms);
+            if passes.is_none_or(|(seen, _)| seen != incarnation) {
+                // What nobody has read is found by this pass at the latest.
+                node.order_scrub(ScrubOrder::Start);
+                passes = Some((incarnation, last));
+            }
+            let scrubbed = passes.is_some_and(|(_, before)| before != last);
+            let unhealed = self.unhealed(victim, &node);
+            if scrubbed && unhealed.is_empty() {
+                return Ok(());
+            }
+            if simulation.runtime().now() >= deadline {
+                let what = format!(
+                    "node {victim} keeps damaged blocks: {unhealed:?}, scrub {:?}",
+                    report.scrub
+                );
+                return Err(Failure::oracle("healing", what));
+            }
+            drop(node);
+            simulation.runtime().sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Damaged blocks of copies in sync of which there is another one.
+    fn unhealed(&self, victim: NodeId, node: &Node) -> Vec<DamagedBlocks> {
+        let mut unhealed = Vec::new();
+        let (state, mut after) = (node.state(), None);
+        while let Some(found) = node.context().store.damaged_blocks(after, usize::MAX) {
+            after = found.blocks.last().map(|block| (found.slice, *block));
+            let volume = state.volumes.get(&VolumeId(found.slice.volume));
+            let slice = volume.and_then(|volume| volume.slices.get(found.slice.slice as usize));
+            let open = volume.is_some_and(|volume| volume.open);
+            let curable = |slice: &SliceRecord| {
+                slice.is_in_sync(victim) && slice.in_sync().any(|id| id != victim)
+            };
+            if open && slice.is_some_and(curable) {
+                unhealed.push(found);
+            }
+        }
+        unhealed
     }
 
     async fn read_back(&self) -> Result<(), Failure> {
@@ -341,7 +415,7 @@ impl Audit {
                     slice: index as u32,
                 };
                 let mut copies = Vec::new();
-                for id in slice.in_sync().filter(|id| Some(*id) != nodes.shape.victim) {
+                for id in slice.in_sync() {
                     let Some((_, node)) = nodes.get(id) else {
                         continue;
                     };

@@ -116,6 +116,7 @@ impl Nodes {
             },
             journal_bytes: self.shape.journal_bytes,
             home_bytes: self.shape.home_bytes,
+            scrub: self.shape.scrub,
             group: GroupOptions {
                 may_create: !self.members[&id].settled.get(),
                 half_bytes: HALF_BYTES,
@@ -314,6 +315,7 @@ impl Drop for FreeAtEnd {
             Service::Config,
             Service::Replica,
             Service::Volume,
+            Service::Heal,
         ] {
             context
                 .rpc

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use holdfast_gossip::Options as GossipOptions;
+use holdfast_node::ScrubOptions;
 use holdfast_runtime::NodeId;
 
 use crate::disk::DiskTiming;
@@ -38,6 +39,7 @@ pub(super) struct Shape {
     pub(super) victim: Option<NodeId>,
     pub(super) journal_bytes: u64,
     pub(super) home_bytes: u64,
+    pub(super) scrub: ScrubOptions,
     pub(super) gossip: GossipOptions,
 }
 
@@ -128,6 +130,7 @@ impl Shape {
             journal_bytes: [2, 4, 8][random.below(3) as usize] * MIB,
             // Owners refuse writes while a copy has less than 64 MiB free.
             home_bytes: 160 * MIB,
+            scrub: draw_scrub(&random.fork("scrub")),
             gossip: draw_gossip(random, mood),
             nodes,
         }
@@ -170,6 +173,14 @@ fn draw_nemesis(random: &Random, mood: Mood, nodes: usize, damage: bool) -> Neme
         }
     }
     nemesis
+}
+
+/// From all the time to almost never, as fast as disks allow or with pauses in between.
+fn draw_scrub(random: &Random) -> ScrubOptions {
+    ScrubOptions {
+        interval: Duration::from_secs([1, 20, 3600][random.below(3) as usize]),
+        bytes_per_second: [1 << 30, 8 << 20][random.below(2) as usize],
+    }
 }
 
 fn draw_gossip(random: &Random, mood: Mood) -> GossipOptions {
