@@ -61,6 +61,7 @@ impl Administration {
             Request::OwnReport(reply) => reply.send(Ok(self.own_report())).is_ok(),
             Request::Nodes(reply) => reply.send(Ok(self.nodes().await)).is_ok(),
             Request::Node(id, reply) => reply.send(self.one_node(id).await).is_ok(),
+            Request::Evict(id, reply) => reply.send(self.evict(id).await).is_ok(),
             Request::OrderScrub(id, order, reply) => {
                 reply.send(self.order_scrub(id, order).await).is_ok()
             }
@@ -152,6 +153,12 @@ impl Administration {
         let nodes = views::nodes(&self.seen(reports));
         let found = nodes.into_iter().find(|status| status.id == id);
         found.ok_or_else(|| Refusal::NodeUnknown(node).into())
+    }
+
+    async fn evict(&self, id: u64) -> Result<NodeStatus, Problem> {
+        let node = NodeId(id);
+        self.propose(Change::Evict { node }).await?;
+        self.one_node(id).await
     }
 
     async fn order_scrub(&self, id: u64, order: ScrubOrder) -> Result<NodeStatus, Problem> {

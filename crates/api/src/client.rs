@@ -104,6 +104,13 @@ impl Client {
             .await
     }
 
+    /// Takes a node out for good.
+    pub async fn evict(&self, id: u64) -> Result<NodeStatus, ClientError> {
+        let url = self.url(&["v1", "nodes", &id.to_string()]);
+        let request = self.http.request(Method::DELETE, url);
+        self.decode(self.send(request).await?).await
+    }
+
     /// All volumes.
     pub async fn volumes(&self) -> Result<Vec<VolumeStatus>, ClientError> {
         self.get(&["v1", "volumes"]).await

@@ -18,6 +18,7 @@ use crate::routes;
         routes::own_report,
         routes::nodes,
         routes::node,
+        routes::evict,
         routes::order_scrub,
         routes::volumes,
         routes::create_volume,

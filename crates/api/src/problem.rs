@@ -176,6 +176,18 @@ impl From<Refusal> for Problem {
                 "`holdfast volume show` shows what the volume waits for; resize it again then"
                     .into(),
             ),
+            Refusal::NodeRuns(_) => (
+                ProblemKind::Conflict,
+                "an eviction is for nodes that will not come back".into(),
+            ),
+            Refusal::Evicted(_) => (
+                ProblemKind::Conflict,
+                "`holdfast cluster token` makes a token for it".into(),
+            ),
+            Refusal::HoldsLastCopy { .. } => (
+                ProblemKind::Conflict,
+                "`holdfast volume show` shows where the volume's copies are".into(),
+            ),
             Refusal::ViewStale => (ProblemKind::Unavailable, "try again".into()),
         };
         Self::new(kind, refusal.to_string(), hint)

@@ -28,6 +28,8 @@ pub enum Request {
     Node(u64, Reply<NodeStatus>),
     /// Tells a node's scrub what to do.
     OrderScrub(u64, ScrubOrder, Reply<NodeStatus>),
+    /// Takes a node out for good.
+    Evict(u64, Reply<NodeStatus>),
     /// All volumes.
     Volumes(Reply<Vec<VolumeStatus>>),
     /// One volume, by name.
@@ -51,7 +53,7 @@ impl Request {
             Self::AddToken(_, reply) => reply.send(Err(problem)).is_ok(),
             Self::OwnReport(reply) => reply.send(Err(problem)).is_ok(),
             Self::Nodes(reply) => reply.send(Err(problem)).is_ok(),
-            Self::Node(_, reply) | Self::OrderScrub(_, _, reply) => {
+            Self::Node(_, reply) | Self::Evict(_, reply) | Self::OrderScrub(_, _, reply) => {
                 reply.send(Err(problem)).is_ok()
             }
             Self::Volumes(reply) => reply.send(Err(problem)).is_ok(),

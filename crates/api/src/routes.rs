@@ -37,7 +37,7 @@ pub fn router(requests: RequestSender, access: Access) -> Router {
         .route("/v1/cluster/tokens", post(add_token))
         .route("/v1/self", get(own_report))
         .route("/v1/nodes", get(nodes))
-        .route("/v1/nodes/{id}", get(node))
+        .route("/v1/nodes/{id}", get(node).delete(evict))
         .route("/v1/nodes/{id}/scrub", post(order_scrub))
         .route("/v1/volumes", get(volumes).post(create_volume))
         .route(
@@ -143,6 +143,27 @@ pub(crate) async fn node(
     let Path(id) = id?;
     requests
         .ask(|reply| Request::Node(id, reply))
+        .await
+        .map(Json)
+}
+
+/// Takes a node that does not run out of the cluster for good. Its copies are made anew on other
+/// nodes, and its data directory is refused from then on.
+#[utoipa::path(delete, path = "/v1/nodes/{id}", tag = "nodes",
+    params(("id" = u64, Path, description = "The node's number")),
+    responses(
+        (status = 200, description = "The node after its eviction", body = NodeStatus),
+        (status = "default", description = "What went wrong", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn evict(
+    State(requests): State<RequestSender>,
+    id: Result<Path<u64>, PathRejection>,
+) -> Result<Json<NodeStatus>, Problem> {
+    let Path(id) = id?;
+    requests
+        .ask(|reply| Request::Evict(id, reply))
         .await
         .map(Json)
 }

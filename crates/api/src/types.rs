@@ -97,6 +97,8 @@ pub enum NodeState {
     Leaving,
     /// Its process is gone or silent.
     Down,
+    /// It was taken out for good; its copies are made anew on other nodes.
+    Evicted,
 }
 
 /// One node.

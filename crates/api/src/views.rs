@@ -112,13 +112,13 @@ pub(crate) fn cluster(seen: &Seen, confirmed: bool) -> ClusterStatus {
         .iter()
         .filter(|volume| volume.state == VolumeState::Open);
     let not_up: Vec<NodeId> = state
-        .nodes
-        .iter()
+        .members()
         .filter(|(_, record)| record.status != RecordedStatus::Up)
-        .map(|(node, _)| *node)
+        .map(|(node, _)| node)
         .collect();
     // An even number tolerates no more failures than the odd one below it.
-    let voters_wanted = state.nodes.len().clamp(1, VOTERS_MAX).div_ceil(2) * 2 - 1;
+    let members = state.members().count();
+    let voters_wanted = members.clamp(1, VOTERS_MAX).div_ceil(2) * 2 - 1;
     let mut explanations = Vec::new();
     let phase = if state.cluster.is_none() {
         explanations.push("this node is waiting for the cluster's state from other nodes".into());
@@ -176,8 +176,8 @@ pub(crate) fn cluster(seen: &Seen, confirmed: bool) -> ClusterStatus {
         leader: seen.leader.map(|leader| leader.0),
         voters: seen.voters.iter().map(|voter| voter.0).collect(),
         view: state.view.0,
-        nodes_up: (state.nodes.len() - not_up.len()) as u64,
-        nodes: state.nodes.len() as u64,
+        nodes_up: (members - not_up.len()) as u64,
+        nodes: members as u64,
         volumes_open: open.count() as u64,
         volumes: volumes.len() as u64,
     }
@@ -214,6 +214,7 @@ pub(crate) fn nodes(seen: &Seen) -> Vec<NodeStatus> {
                 RecordedStatus::Up => NodeState::Up,
                 RecordedStatus::Leaving => NodeState::Leaving,
                 RecordedStatus::Down => NodeState::Down,
+                RecordedStatus::Evicted => NodeState::Evicted,
             },
             explanation: node_explanation(record, report),
             incarnation: record.incarnation.0,
@@ -385,9 +386,11 @@ fn node_explanation(record: &NodeRecord, report: Option<&SelfReport>) -> String 
         RecordedStatus::Leaving => "stopping: it owns nothing any more and can end".into(),
         RecordedStatus::Down => format!(
             "its process is gone or does not answer at {}. Start it again with its data \
-             directory: only the difference is copied",
+             directory: only the difference is copied. If it is lost for good, \
+             `holdfast node evict` lets other nodes have its copies",
             record.link_address
         ),
+        RecordedStatus::Evicted => "taken out for good; its data directory is void".into(),
     }
 }
 

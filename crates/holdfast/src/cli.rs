@@ -69,6 +69,8 @@ pub(crate) enum NodeCommand {
     Show(ShowNodeArgs),
     /// Read back everything a node's disk holds, and heal what it has lost
     Scrub(ScrubArgs),
+    /// Take a node out that will not come back; other nodes get its copies
+    Evict(EvictArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -190,6 +192,30 @@ pub(crate) struct ListArgs {
 pub(crate) struct ShowNodeArgs {
     /// The node's number
     pub(crate) id: u64,
+    #[command(flatten)]
+    pub(crate) list: ListArgs,
+}
+
+const EVICT_HELP: &str = "\
+For a node whose machine or disk is lost. Its copies are made anew on other nodes that have none of
+the same data; that copies everything it held, so do not do it for an outage that ends: a node that
+comes back gets only the difference.
+
+The node's data directory is refused from then on. Its machine can join again with an empty one.
+A node whose disk fails three times within an hour is evicted without being asked about.
+
+Examples:
+  holdfast node evict 3
+  holdfast node evict 3 --yes -o json";
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = EVICT_HELP)]
+pub(crate) struct EvictArgs {
+    /// The node's number
+    pub(crate) id: u64,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
     #[command(flatten)]
     pub(crate) list: ListArgs,
 }

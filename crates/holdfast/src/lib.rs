@@ -50,6 +50,7 @@ pub fn run() -> ExitCode {
         }
         Command::Node(NodeCommand::List(args)) => commands::node::list(&args),
         Command::Node(NodeCommand::Show(args)) => commands::node::show(&args),
+        Command::Node(NodeCommand::Evict(args)) => commands::node::evict(&args),
         Command::Node(NodeCommand::Scrub(args)) => commands::node::scrub(&args),
         Command::Cluster(command) => commands::cluster::run(&command),
         Command::Volume(command) => commands::volume::run(&command),

@@ -36,9 +36,8 @@ impl Node {
     fn follow_peers(&self, state: &ClusterState, known: &mut Vec<(NodeId, String)>) {
         let local = self.id();
         let mut peers: Vec<(NodeId, String)> = state
-            .nodes
-            .iter()
-            .map(|(node, record)| (*node, record.link_address.clone()))
+            .members()
+            .map(|(node, record)| (node, record.link_address.clone()))
             .filter(|(node, address)| *node != local && !address.is_empty())
             .collect();
         if peers.is_empty() {

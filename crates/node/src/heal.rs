@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures::future::select;
 use holdfast_config::state::CopyStatus;
 use holdfast_runtime::{Frame, NodeId, Service};
 use holdfast_store::DamagedBlocks;
@@ -46,7 +47,9 @@ enum Left {
 impl Node {
     /// Asks for lost blocks as they are found.
     pub(crate) async fn keep_healing(self: Rc<Self>) {
+        let mut state = self.group.watch();
         loop {
+            state.mark_unchanged();
             let found = self.context.store.damage_found();
             let pause = match self.heal_all().await {
                 Left::Nothing => {
@@ -56,7 +59,9 @@ impl Node {
                 Left::Waiting => RETRY_PAUSE,
                 Left::Lost => LOST_PAUSE,
             };
-            self.context.runtime.timeout(pause, found).await;
+            // A copy that has come into sync may have what the others have lost.
+            let news = select(Box::pin(found), Box::pin(state.changed()));
+            self.context.runtime.timeout(pause, news).await;
         }
     }
 

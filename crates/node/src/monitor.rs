@@ -120,9 +120,11 @@ impl Node {
         loop {
             let leader = self.group.leader();
             state.mark_unchanged();
-            let eligible: Vec<NodeId> = self.group.state().nodes.keys().copied().collect();
+            let state_now = self.group.state();
+            let eligible: Vec<NodeId> = state_now.members().map(|(node, _)| node).collect();
             let mut unsettled = false;
-            if self.group.is_leader() && !eligible.is_empty() {
+            // One that was evicted itself is about to end, and leaves that to its successor.
+            if self.group.is_leader() && eligible.contains(&self.id()) {
                 let result = self.group.reconcile_voters(&eligible, VOTERS_LIMIT).await;
                 if let Err(error) = result {
                     tracing::debug!(%error, "the members of the config group are not settled");

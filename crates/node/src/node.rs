@@ -26,6 +26,9 @@ use crate::scrub::{Scrub, ScrubOrder};
 /// Blocks of the largest slice: what the store checks block numbers against.
 const SLICE_BLOCKS: u32 = (holdfast_config::state::SLICE_BYTES / 4096) as u32;
 
+/// How long a node whose disk has failed tries to say so.
+const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
+
 /// Why a node did not start.
 #[derive(Debug, Error)]
 pub enum NodeError {
@@ -172,7 +175,33 @@ impl Node {
             error = store.failed() => Failure::Store(error.to_string()),
             cause = self.group.failed() => Failure::Group(cause),
         };
+        if let Failure::Store(_) = failure {
+            self.say_last_words().await;
+        }
         self.fail(failure);
+    }
+
+    /// Tells the others that this node's disk has failed: they need not find out by themselves,
+    /// and they count how often it happens.
+    async fn say_last_words(&self) {
+        for owner in self.owners.borrow().values() {
+            owner.close();
+        }
+        let change = Change::DiskFailed {
+            node: self.id(),
+            incarnation: self.context.incarnation(),
+            now_unix_ms: self.context.runtime.unix_time_ms(),
+        };
+        tokio::select! {
+            biased;
+            // The log is on the same disk.
+            _ = self.group.failed() => {}
+            said = self.group.propose(change, LAST_WORDS_LIMIT) => {
+                if let Err(error) = said {
+                    tracing::debug!(%error, "nobody took the last words");
+                }
+            }
+        }
     }
 
     /// Makes a new cluster with this node as its first. The links must know the node as number 1.

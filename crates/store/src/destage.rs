@@ -1,10 +1,18 @@
 //! The task that moves stable blocks from the journal to the home and frees the ring.
 //!
+//! A block that is overwritten while its record is still in the ring never goes home: so rounds
+//! come late, and take only what they have to. Under writes a round empties the oldest part of a
+//! ring that is half full: of the blocks there, those that nothing newer in the ring replaces.
+//! When nobody writes any more, or what waits is old, a *whole* round empties all of it.
+//!
 //! One round, in this order:
-//! 1. note the stable points and choose the newest effective version of each block;
-//! 2. make those stable points durable: from here on recovery knows what the home may hold;
+//! 1. note the stable points and choose the newest effective version of each block, if the part
+//!    of the ring that is to be emptied has it;
+//! 2. make those stable points durable: from here on recovery knows what the home may hold, and
+//!    that the versions which stay in the ring count;
 //! 3. write blocks and descriptions, sync;
-//! 4. forget the versions, take their pins off, write the new tail.
+//! 4. forget the versions, and older ones of blocks whose newest stays, take their pins off,
+//!    write the new tail.
 //!
 //! A crash between any two leaves the whole record in the journal, or its block whole in the
 //! home. What other code unpins meanwhile rests on stable points that may be newer than those
@@ -17,23 +25,26 @@ use std::time::Duration;
 use crate::error::StoreError;
 use crate::home::Arrival;
 use crate::home::fact::{EXTENT_BLOCKS, State};
-use crate::index::{Content, Version};
+use crate::index::{Content, Newest, Version};
 use crate::journal::Submission;
 use crate::record::{CopyState, Seq, SliceKey};
 use crate::store::Inner;
 
-/// How long destageable blocks may wait, in the hope that they are overwritten, while the ring
-/// has room. It bounds what a recovery has to replay.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// A whole round begins when nothing was appended for so long,
+const IDLE: Duration = Duration::from_secs(1);
+/// or when destageable blocks have waited for so long. It bounds, with the size of the ring, what
+/// a recovery has to replay and what memory holds.
+const AGE_MAX: Duration = Duration::from_secs(30);
 
 /// Runs rounds when the ring fills, when asked, and a while after something became stable.
 pub(crate) async fn run(inner: Rc<Inner>) {
     loop {
         inner.pressure.notified().await;
         if !inner.urgent.get() && inner.destageable.get() {
-            let deadline = inner.runtime.now() + PATIENCE;
+            let latest = inner.runtime.now() + AGE_MAX;
             while !inner.urgent.get() {
-                let left = deadline - inner.runtime.now();
+                let deadline = latest.min(inner.appended.get() + IDLE);
+                let left = deadline.saturating_since(inner.runtime.now());
                 if left.is_zero() {
                     break;
                 }
@@ -44,18 +55,30 @@ pub(crate) async fn run(inner: Rc<Inner>) {
             inner.round_ended.notify_waiters();
             continue;
         }
+        let whole = !inner.urgent.get() || inner.whole.get();
         inner.urgent.set(false);
         inner.destageable.set(false);
-        inner.rounds_begun.set(inner.rounds_begun.get() + 1);
+        let through_lsn = if whole {
+            inner.whole.set(false);
+            inner.rounds_begun.set(inner.rounds_begun.get() + 1);
+            inner.journal.written_lsn()
+        } else {
+            // What stays waits for its own round.
+            inner.destageable.set(true);
+            inner.journal.oldest_part()
+        };
         // A failure has poisoned the store; whoever waits asks the poison.
-        let ended = round(&inner).await;
-        if ended.is_ok() {
+        let ended = round(&inner, through_lsn).await;
+        if ended.is_ok() && whole {
             inner.rounds_ended.set(inner.rounds_begun.get());
         }
         inner.round_ended.notify_waiters();
         if ended.is_ok() {
             // A failure has poisoned the store here too.
             let _ = tidy(&inner).await;
+        }
+        if inner.destageable.get() {
+            inner.pressure.notify_one();
         }
     }
 }
@@ -71,6 +94,7 @@ pub(crate) async fn flush(inner: &Rc<Inner>) -> Result<(), StoreError> {
         if inner.rounds_ended.get() >= wanted {
             return Ok(());
         }
+        inner.whole.set(true);
         inner.press();
         ended.await;
     }
@@ -82,15 +106,15 @@ struct Plan {
     through: Seq,
     /// Where an earlier, completed round left this slice.
     home_through: Seq,
-    destaged: BTreeMap<u32, Seq>,
+    /// The newest effective version of every block that has one in the part that is emptied.
+    newest: BTreeMap<u32, Newest>,
 }
 
-async fn round(inner: &Rc<Inner>) -> Result<(), StoreError> {
+async fn round(inner: &Rc<Inner>, through_lsn: u64) -> Result<(), StoreError> {
     let _writers = inner.home_writers.lock().await;
     let released = std::mem::take(&mut *inner.released.borrow_mut());
-    let through_lsn = inner.journal.written_lsn();
     let dirty = std::mem::take(&mut *inner.dirty.borrow_mut());
-    let (plans, arrivals) = plan(inner, &dirty).await;
+    let (plans, arrivals) = plan(inner, &dirty, through_lsn).await;
     persist_stable(inner, &plans).await?;
     if !arrivals.is_empty() {
         inner
@@ -108,11 +132,12 @@ async fn round(inner: &Rc<Inner>) -> Result<(), StoreError> {
             let Some(index) = slices.get_mut(&plan.slice) else {
                 continue;
             };
-            let extents = plan.destaged.keys().map(|block| block / EXTENT_BLOCKS);
+            let extents = plan.newest.keys().map(|block| block / EXTENT_BLOCKS);
             touched.extend(extents.map(|extent| (plan.slice, extent)));
-            index.settle(plan.through, through_lsn, &plan.destaged, &mut unpinned);
+            index.settle(plan.through, through_lsn, &plan.newest, &mut unpinned);
             if inner.copy_state(plan.slice) == CopyState::InSync {
-                index.home_through = index.home_through.max(plan.through);
+                let through = index.settled_through(plan.through);
+                index.home_through = index.home_through.max(through);
             }
             if !index.is_settled() {
                 inner.dirty.borrow_mut().insert(plan.slice);
@@ -135,23 +160,23 @@ async fn round(inner: &Rc<Inner>) -> Result<(), StoreError> {
     inner.renew_promises(&touched);
     relocate(inner);
     let (ring, used) = inner.journal.usage();
-    inner.press_above.set((ring / 4).max(used + ring / 16));
+    inner.press_above.set((ring / 2).max(used + ring / 16));
     Ok(())
 }
 
-/// Keeps the home in order until nothing is left to do, or a round is wanted.
+/// Keeps the home in order until nothing is left to do, or a round is wanted. One step at least:
+/// what rounds leave behind must not pile up while one follows the other.
 async fn tidy(inner: &Rc<Inner>) -> Result<(), StoreError> {
-    while !inner.urgent.get() {
+    loop {
         let _writers = inner.home_writers.lock().await;
         let tidied = match inner.home.tidy_map().await {
             Ok(false) => inner.home.collect_some().await,
             outcome => outcome,
         };
-        if !tidied.map_err(|error| inner.poison.set(error))? {
-            break;
+        if !tidied.map_err(|error| inner.poison.set(error))? || inner.urgent.get() {
+            return Ok(());
         }
     }
-    Ok(())
 }
 
 /// A version that may go home.
@@ -165,8 +190,12 @@ struct Candidate {
 
 /// Chooses what goes home. The caller holds the lock of the home's writers, so what is looked up
 /// there stays.
-async fn plan(inner: &Inner, dirty: &BTreeSet<SliceKey>) -> (Vec<Plan>, Vec<Arrival>) {
-    let (plans, candidates) = candidates(inner, dirty);
+async fn plan(
+    inner: &Inner,
+    dirty: &BTreeSet<SliceKey>,
+    through_lsn: u64,
+) -> (Vec<Plan>, Vec<Arrival>) {
+    let (plans, candidates) = candidates(inner, dirty, through_lsn);
     let mut arrivals = Vec::with_capacity(candidates.len());
     for candidate in candidates {
         let Candidate {
@@ -186,48 +215,61 @@ async fn plan(inner: &Inner, dirty: &BTreeSet<SliceKey>) -> (Vec<Plan>, Vec<Arri
     (plans, arrivals)
 }
 
-fn candidates(inner: &Inner, dirty: &BTreeSet<SliceKey>) -> (Vec<Plan>, Vec<Candidate>) {
+fn candidates(
+    inner: &Inner,
+    dirty: &BTreeSet<SliceKey>,
+    through_lsn: u64,
+) -> (Vec<Plan>, Vec<Candidate>) {
     let slices = inner.slices.borrow();
+    let mut touched = inner.journal.blocks_through(through_lsn);
     let mut plans = Vec::new();
     let mut candidates = Vec::new();
     for slice in dirty {
         let Some(index) = slices.get(slice) else {
             continue;
         };
-        let mut destaged = BTreeMap::new();
+        let mut newest = BTreeMap::new();
         let joining = inner.remembers_zeroes(*slice);
         let damaged = inner.home.is_damaged();
-        for extent in index.extents_from(0) {
-            for (block, version) in index.effective_in(extent) {
-                destaged.insert(block, version.seq);
-                // Zeroing what was never written changes nothing.
-                let plain_zero = !joining && !damaged && index.is_plain_zero(&version);
-                if plain_zero && !inner.home.is_claimed(*slice, block) {
-                    continue;
-                }
-                let is_zero = version.content == Content::Zero;
-                // In a copy in sync the stream is newer than whatever it had brought home. But a
-                // zeroed range that was journaled again outlives what replaced it.
-                let is_doubtful = joining
-                    || damaged
-                    || is_zero
-                    || version.copied
-                    || version.replayed
-                    || version.seq <= index.joined_through;
-                candidates.push(Candidate {
-                    slice: *slice,
-                    block,
-                    version,
-                    is_doubtful,
-                });
+        for block in touched.remove(slice).into_iter().flatten().flatten() {
+            let Some(version) = index.newest_effective(block) else {
+                continue;
+            };
+            newest.insert(block, Newest::of(&version));
+            let is_zero = version.content == Content::Zero;
+            let stays = version.lsn > through_lsn;
+            // It stays, and in the ring it is as durable as at home. But where it zeroes what is
+            // about to leave the ring, the home has to say so from now on: a copy that was away
+            // may have that, and will ask what has changed.
+            if stays && !(is_zero && index.is_written_in(block, through_lsn)) {
+                continue;
             }
+            // Zeroing what was never written changes nothing.
+            let plain_zero = !stays && !joining && !damaged && index.is_plain_zero(&version);
+            if plain_zero && !inner.home.is_claimed(*slice, block) {
+                continue;
+            }
+            // In a copy in sync the stream is newer than whatever it had brought home. But a
+            // zeroed range that was journaled again outlives what replaced it.
+            let is_doubtful = joining
+                || damaged
+                || is_zero
+                || version.copied
+                || version.replayed
+                || version.seq <= index.joined_through;
+            candidates.push(Candidate {
+                slice: *slice,
+                block,
+                version,
+                is_doubtful,
+            });
         }
         let (through, home_through) = (index.stable, index.home_through);
         plans.push(Plan {
             slice: *slice,
             through,
             home_through,
-            destaged,
+            newest,
         });
     }
     (plans, candidates)

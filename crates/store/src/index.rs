@@ -121,7 +121,22 @@ pub(crate) struct Version {
     pub(crate) replayed: bool,
     /// Came from another copy's stable state, not from the stream.
     pub(crate) copied: bool,
+    /// The batch that has it.
+    pub(crate) lsn: u64,
+}
+
+/// Which version of a block is its newest effective one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Newest {
+    seq: Seq,
     lsn: u64,
+}
+
+impl Newest {
+    pub(crate) fn of(version: &Version) -> Self {
+        let (seq, lsn) = (version.seq, version.lsn);
+        Self { seq, lsn }
+    }
 }
 
 /// A zeroed range within one extent; blocks counted within the slice, the end excluded.
@@ -159,6 +174,8 @@ pub(crate) struct SliceIndex {
     pub(crate) truncations: u32,
     /// What is inserted comes from recovery.
     pub(crate) replaying: bool,
+    /// It may have versions that no stream record stands for.
+    has_copies: bool,
     stream: BTreeMap<Seq, Resident>,
     blocks: BTreeMap<u32, Vec<Version>>,
     zeroes: BTreeMap<u32, Vec<ZeroSpan>>,
@@ -205,6 +222,7 @@ impl SliceIndex {
         let mut pins = 0;
         match item.kind {
             Kind::Write | Kind::CopyWrite | Kind::CopyZero | Kind::CopyLost => {
+                self.has_copies |= !item.kind.is_stream();
                 for index in 0..item.blocks {
                     let version = Version {
                         seq: item.seq,
@@ -421,6 +439,12 @@ impl SliceIndex {
         }
     }
 
+    /// Whether batches up to `through_lsn` have a version of a block that is no zeroed range.
+    pub(crate) fn is_written_in(&self, block: u32, through_lsn: u64) -> bool {
+        let versions = self.blocks.get(&block);
+        versions.is_some_and(|versions| versions.iter().any(|v| v.lsn <= through_lsn))
+    }
+
     /// Blocks of an extent that the journal holds data for.
     pub(crate) fn data_in(&self, extent: u32) -> Blocks {
         let blocks = extent * EXTENT_BLOCKS..(extent + 1) * EXTENT_BLOCKS;
@@ -484,14 +508,15 @@ impl SliceIndex {
         newest.into_iter().collect()
     }
 
-    /// Forgets what a destage round made durable: records and zeroed ranges up to the stable
-    /// point `through` of that round in batches up to `through_lsn`, and versions not newer than
-    /// the one of their block in `destaged`.
+    /// Forgets what a destage round made durable at home, which is what was effective in batches
+    /// up to `through_lsn`, and what in these batches is replaced by a version that stays: records
+    /// and zeroed ranges up to the stable point `through` of that round, and of the blocks in
+    /// `newest` the versions up to that one.
     pub(crate) fn settle(
         &mut self,
         through: Seq,
         through_lsn: u64,
-        destaged: &BTreeMap<u32, Seq>,
+        newest: &BTreeMap<u32, Newest>,
         unpinned: &mut Vec<u64>,
     ) {
         for resident in self
@@ -503,13 +528,20 @@ impl SliceIndex {
                 unpinned.push(resident.lsn);
             }
         }
-        self.blocks.retain(|block, versions| {
-            let Some(newest) = destaged.get(block) else {
-                return true;
+        for (block, newest) in newest {
+            let Some(versions) = self.blocks.get_mut(block) else {
+                continue;
             };
-            take(versions, unpinned, |version| version.seq <= *newest);
-            !versions.is_empty()
-        });
+            let went_home = newest.lsn <= through_lsn;
+            take(versions, unpinned, |version| {
+                // An older one in the part that stays (it was journaled again) is needed there: it
+                // tells that a zero which replaces it must go home, or recovery would find it.
+                version.seq <= newest.seq && (went_home || version.lsn <= through_lsn)
+            });
+            if versions.is_empty() {
+                self.blocks.remove(block);
+            }
+        }
         self.zeroes.retain(|_, spans| {
             spans.retain(|span| {
                 let settled = span.seq <= through && span.lsn <= through_lsn;
@@ -520,6 +552,18 @@ impl SliceIndex {
             });
             !spans.is_empty()
         });
+        self.has_copies &= !self.is_settled();
+    }
+
+    /// Up to where every stream record is at home, or replaced by a later one, after a round for
+    /// the stable point `through`.
+    pub(crate) fn settled_through(&self, through: Seq) -> Seq {
+        if self.has_copies {
+            return Seq(0);
+        }
+        let mut stable = self.stream.range(..=through);
+        let held = stable.find(|(_, resident)| resident.pinned);
+        held.map_or(through, |(seq, _)| Seq(seq.0 - 1))
     }
 
     /// The batch holding record `seq` has left the ring.

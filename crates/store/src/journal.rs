@@ -13,8 +13,10 @@
 //!   full ring can still be opened and emptied.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::rc::Rc;
+use std::time::Duration;
 
 use holdfast_runtime::{Buffer, Disk, DiskError, PAGE_BYTES};
 use tokio::sync::{Notify, oneshot};
@@ -38,6 +40,9 @@ const MAGIC: u64 = u64::from_le_bytes(*b"HFJOURNL");
 /// Format 1 did not know of the home's edits.
 const VERSION: u32 = 2;
 const HEADER_BYTES: usize = 8 + 4 + 4 + 16 + 7 * 8;
+
+/// The pause between batches when the ring is as good as full.
+const SLOPE_END: Duration = Duration::from_millis(20);
 
 /// What a header page says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +83,8 @@ struct Held {
     previous: u64,
     pins: u64,
     records: Vec<(SliceKey, Seq)>,
+    /// Blocks of its items: slice, first, how many.
+    blocks: Vec<(SliceKey, u32, u32)>,
 }
 
 /// The ring and the queue in front of it.
@@ -202,12 +209,15 @@ impl Journal {
             .filter(|item| item.kind.is_stream())
             .map(|item| (item.slice, item.seq))
             .collect();
+        let blocks = items.iter().filter(|item| item.blocks > 0);
+        let blocks = blocks.map(|item| (item.slice, item.first_block, item.blocks));
         self.held.borrow_mut().push_back(Held {
             lsn,
             position,
             previous,
             pins: 0,
             records,
+            blocks: blocks.collect(),
         });
     }
 
@@ -230,6 +240,49 @@ impl Journal {
             assert!(*pins > 0, "batch {lsn} lost a pin it never had");
             *pins -= 1;
         }
+    }
+
+    /// How long the next batch has to wait: nothing while the ring is emptied as fast as it is
+    /// filled, and longer the nearer it is to being full, so that writers are slowed down to the
+    /// home's pace before they are stopped.
+    pub(crate) fn slope(&self) -> Duration {
+        let used = self.head.get() - self.tail.get();
+        let (begin, end) = (self.ring_bytes / 4 * 3, self.ring_bytes / 8 * 7);
+        let over = used.saturating_sub(begin).min(end - begin);
+        SLOPE_END * u32::try_from(over >> 10).unwrap_or(u32::MAX)
+            / u32::try_from((end - begin) >> 10)
+                .unwrap_or(u32::MAX)
+                .max(1)
+    }
+
+    /// The last lsn of the part that a round has to empty so that less than half of the ring is
+    /// used: what is newer may still be replaced.
+    pub(crate) fn oldest_part(&self) -> u64 {
+        let keep = self.ring_bytes / 16 * 7;
+        let end = self.head.get().saturating_sub(keep);
+        let held = self.held.borrow();
+        let behind = held.partition_point(|batch| batch.position < end);
+        match behind.checked_sub(1) {
+            Some(last) => held[last].lsn,
+            None => self.tail_lsn() - 1,
+        }
+    }
+
+    /// Which blocks the batches up to `through_lsn` have anything of: ranges that follow each
+    /// other.
+    pub(crate) fn blocks_through(&self, through_lsn: u64) -> BTreeMap<SliceKey, Vec<Range<u32>>> {
+        let mut blocks: BTreeMap<SliceKey, Vec<Range<u32>>> = BTreeMap::new();
+        let held = self.held.borrow();
+        for batch in held.iter().take_while(|batch| batch.lsn <= through_lsn) {
+            for (slice, first, count) in &batch.blocks {
+                blocks
+                    .entry(*slice)
+                    .or_default()
+                    .push(*first..first + count);
+            }
+        }
+        blocks.values_mut().for_each(merge_ranges);
+        blocks
     }
 
     /// The last lsn whose batch begins in the older half of the used ring, if more than half of
@@ -308,6 +361,18 @@ impl Journal {
             .front()
             .map_or(self.written_lsn.get() + 1, |batch| batch.lsn)
     }
+}
+
+/// Sorts ranges and merges those that overlap or touch.
+fn merge_ranges(ranges: &mut Vec<Range<u32>>) {
+    ranges.sort_unstable_by_key(|range| range.start);
+    ranges.dedup_by(|next, range| {
+        let touches = next.start <= range.end;
+        if touches {
+            range.end = range.end.max(next.end);
+        }
+        touches
+    });
 }
 
 /// Most blocks of data in one record for a ring of this size.

@@ -119,6 +119,7 @@ pub(crate) async fn open(
         state.clone(),
         sequence,
     );
+    let now = runtime.now();
     let inner = Rc::new(Inner {
         runtime,
         options,
@@ -134,8 +135,10 @@ pub(crate) async fn open(
         pressure: Rc::new(Notify::new()),
         destageable: Cell::new(false),
         urgent: Cell::new(false),
+        whole: Cell::new(false),
+        appended: Cell::new(now),
         blocked: Cell::new(false),
-        press_above: Cell::new(header.ring_bytes / 4),
+        press_above: Cell::new(header.ring_bytes / 2),
         rounds_begun: Cell::new(0),
         rounds_ended: Cell::new(0),
         round_ended: Rc::new(Notify::new()),

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use holdfast_runtime::task::TaskGroup;
-use holdfast_runtime::{Directory, Runtime};
+use holdfast_runtime::{Directory, Instant, Runtime};
 use tokio::sync::{Mutex, Notify};
 
 use crate::destage;
@@ -67,6 +67,10 @@ pub(crate) struct Inner {
     pub(crate) destageable: Cell<bool>,
     /// The round is wanted now.
     pub(crate) urgent: Cell<bool>,
+    /// The next round shall empty the whole ring.
+    pub(crate) whole: Cell<bool>,
+    /// When anything was last appended.
+    pub(crate) appended: Cell<Instant>,
     /// The writer waits for room.
     pub(crate) blocked: Cell<bool>,
     /// Use of the ring, in bytes, above which a round is wanted.

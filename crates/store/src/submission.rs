@@ -102,6 +102,17 @@ impl Inner {
         self.pressure.notify_one();
     }
 
+    /// Promises room for blocks. If there is none, what was freed in the journal and does not count
+    /// yet is made to.
+    fn reserve(&self, wanted: &[(SliceKey, u32, u32)]) -> Result<(), StoreError> {
+        let reserved = self.home.reserve(wanted);
+        if reserved.is_err() && self.destageable.get() {
+            self.whole.set(true);
+            self.press();
+        }
+        reserved
+    }
+
     pub(crate) fn submit_records(&self, records: Vec<Record>) -> Result<Submitted, StoreError> {
         self.poison.check()?;
         let mut last: BTreeMap<SliceKey, Seq> = BTreeMap::new();
@@ -154,7 +165,7 @@ impl Inner {
                 wanted.push((slice, first, blocks));
             }
         }
-        self.home.reserve(&wanted)?;
+        self.reserve(&wanted)?;
         let mut slices = self.slices.borrow_mut();
         for (slice, seq) in last {
             slices.entry(slice).or_default().reserved = seq;
@@ -192,7 +203,7 @@ impl Inner {
             items.push(copied_item(slice, copied));
         }
         self.poison.check()?;
-        self.home.reserve(&wanted)?;
+        self.reserve(&wanted)?;
         Ok(self.submit(items))
     }
 

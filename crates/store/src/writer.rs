@@ -32,6 +32,11 @@ pub(crate) async fn run(inner: Rc<Inner>) {
             continue;
         }
         let queued = !inner.journal.queue.borrow().is_empty();
+        let pause = inner.journal.slope();
+        if queued && !pause.is_zero() {
+            // What comes meanwhile goes into the same batch.
+            inner.runtime.sleep(pause).await;
+        }
         if queued && write_next(&inner).await {
             unsealed_batch = true;
             continue;
@@ -62,6 +67,7 @@ async fn write_next(inner: &Rc<Inner>) -> bool {
     *inner.journal.in_flight.borrow_mut() = data
         .map(|item| (item.slice, item.first_block, item.blocks))
         .collect();
+    inner.appended.set(inner.runtime.now());
     let outcome = match inner.journal.write(&items).await {
         Ok(lsn) => {
             inner.absorb(&items, lsn);

@@ -21,6 +21,7 @@ mod process;
 mod processes;
 mod simulator;
 mod steps;
+mod store_bench;
 mod targets;
 mod tidy;
 mod trixie;
@@ -112,6 +113,8 @@ enum Command {
 enum BenchCommand {
     /// One node against Debian's tgt: 4 KiB at random, on memory, in turns. Takes two minutes.
     Targets(targets::Options),
+    /// The store on a real disk, beside what fio gets from it. Takes about five minutes.
+    Store(store_bench::Options),
 }
 
 #[derive(Clone, Copy, Default, ValueEnum)]
@@ -206,6 +209,10 @@ fn run(command: Command) -> anyhow::Result<()> {
             what: Some(BenchCommand::Targets(options)),
             ..
         } => targets::bench(&options),
+        Command::Bench {
+            what: Some(BenchCommand::Store(options)),
+            ..
+        } => store_bench::bench(&options),
         Command::Bench {
             what: None,
             directory,

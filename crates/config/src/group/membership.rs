@@ -45,6 +45,9 @@ struct Members {
     caught_up: BTreeSet<NodeId>,
 }
 
+/// Pause before a change is tried again while another one is on its way.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
 /// See [`super::ConfigGroup::reconcile_voters`].
 pub(super) async fn reconcile<M: Machine>(
     runtime: &Runtime,
@@ -97,10 +100,9 @@ pub(super) async fn reconcile<M: Machine>(
                         | ChangeMembershipError::LearnerNotFound(_)
                         | ChangeMembershipError::EmptyMembership(_),
                     ))) => {
-                        // Somebody else's change is on its way.
-                        if metrics.changed().await.is_err() {
-                            return Err(MembershipError::Stopped);
-                        }
+                        // Another change is on its way. Metrics change with every try: waiting for
+                        // them would try again at once, for ever.
+                        runtime.sleep(RETRY_PAUSE).await;
                     }
                     Err(RaftError::Fatal(_)) => return Err(MembershipError::Stopped),
                 },

@@ -39,6 +39,12 @@ impl ClusterState {
             Change::NodeStarted(start) => self.node_started(start),
             Change::NodeDown { node, incarnation } => self.node_down(node, incarnation),
             Change::HandOver { node, incarnation } => self.hand_over(node, incarnation),
+            Change::Evict { node } => self.evict(node),
+            Change::DiskFailed {
+                node,
+                incarnation,
+                now_unix_ms,
+            } => self.disk_failed(node, incarnation, now_unix_ms),
             Change::CreateVolume(spec) => self.create_volume(spec),
             Change::DeleteVolume { volume } => match self.volumes.remove(&volume) {
                 Some(_) => {
@@ -159,6 +165,9 @@ impl ClusterState {
         if record.uuid != start.uuid {
             return Err(Refusal::IdentityReused(node));
         }
+        if record.status == NodeStatus::Evicted {
+            return Err(Refusal::Evicted(node));
+        }
         if start.incarnation < record.incarnation {
             return Err(Refusal::IncarnationStale(node));
         }
@@ -175,10 +184,15 @@ impl ClusterState {
         } else if !was_running {
             self.settle_return(node);
         }
+        self.rehome();
         Ok(Outcome::Done)
     }
 
-    fn node_down(&mut self, node: NodeId, incarnation: Incarnation) -> Result<Outcome, Refusal> {
+    pub(super) fn node_down(
+        &mut self,
+        node: NodeId,
+        incarnation: Incarnation,
+    ) -> Result<Outcome, Refusal> {
         let record = self
             .nodes
             .get_mut(&node)
@@ -267,6 +281,7 @@ impl ClusterState {
             self.growing.remove(&volume);
         }
         self.view.0 += 1;
+        self.rehome();
         Ok(Outcome::Done)
     }
 
@@ -323,6 +338,7 @@ impl ClusterState {
         }
         if removed {
             self.view.0 += 1;
+            self.rehome();
         }
         if last {
             Err(Refusal::LastCopy)

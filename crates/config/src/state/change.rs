@@ -149,6 +149,20 @@ pub enum Change {
         /// Whether every earlier secret is void at once and sessions that used one end.
         revoke: bool,
     },
+    /// Takes a node out for good; its copies are made anew on other nodes.
+    Evict {
+        /// The node.
+        node: NodeId,
+    },
+    /// A node's disk has failed, and its process ends.
+    DiskFailed {
+        /// The node.
+        node: NodeId,
+        /// Its start.
+        incarnation: Incarnation,
+        /// The node's wall clock, in milliseconds since the Unix epoch.
+        now_unix_ms: u64,
+    },
 }
 
 /// A node asks to join.
@@ -336,4 +350,24 @@ pub enum Refusal {
     /// Too many secrets are valid at once.
     #[error("{RETIRING_MAX} earlier secrets of the volume are still valid")]
     TooManySecrets,
+    /// The node runs.
+    #[error("node {0} runs: stop it first, or let it be down for good before it is evicted")]
+    NodeRuns(NodeId),
+    /// The node was evicted.
+    #[error(
+        "node {0} was evicted: its copies are elsewhere. To use this machine again, let it join \
+         with an empty data directory"
+    )]
+    Evicted(NodeId),
+    /// Data would be lost.
+    #[error(
+        "node {node} has the only complete copy of a part of volume {volume}. Start it again, or \
+         delete the volume"
+    )]
+    HoldsLastCopy {
+        /// The node.
+        node: NodeId,
+        /// The volume's name.
+        volume: String,
+    },
 }

@@ -17,6 +17,7 @@
 
 mod apply;
 mod change;
+mod eviction;
 mod front;
 mod growth;
 mod ownership;

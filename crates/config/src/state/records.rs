@@ -32,6 +32,9 @@ pub struct ClusterState {
     /// How initiators reach volumes, where that is not the default. In the supplement, too.
     #[serde(skip)]
     pub fronts: BTreeMap<VolumeId, Front>,
+    /// When disks failed of late, in milliseconds since the Unix epoch. In the supplement, too.
+    #[serde(skip)]
+    pub disk_failures: BTreeMap<NodeId, Vec<u64>>,
 }
 
 /// How far a volume is to grow. Its slices are in the directory already, its size is the old one.
@@ -74,6 +77,8 @@ pub enum NodeStatus {
     Leaving,
     /// Its current incarnation is gone or silent.
     Down,
+    /// It was taken out for good. Its record stays, so that nothing can pose as it.
+    Evicted,
 }
 
 /// One node.
@@ -192,6 +197,12 @@ pub struct TokenRecord {
 }
 
 impl ClusterState {
+    /// Nodes that belong to the cluster: all but those that were evicted.
+    pub fn members(&self) -> impl Iterator<Item = (NodeId, &NodeRecord)> {
+        let members = self.nodes.iter().map(|(node, record)| (*node, record));
+        members.filter(|(_, record)| record.status != NodeStatus::Evicted)
+    }
+
     /// The node's record if exactly this start of it is up (or leaving: its copies still serve).
     pub fn running(&self, node: NodeId, incarnation: Incarnation) -> bool {
         self.nodes.get(&node).is_some_and(|record| {

@@ -6,20 +6,29 @@
 
 use std::collections::BTreeMap;
 
+use holdfast_runtime::NodeId;
 use holdfast_wire::VolumeId;
 use serde::{Deserialize, Serialize};
 
 use super::front::Front;
 use super::records::{ClusterState, Growth};
 
-/// The format of the supplement itself, its first byte.
+/// The formats of the supplement itself, its first byte. The second has [`Later`] behind the
+/// first, and is written only if there is something in that.
 const FORMAT: u8 = 1;
+const FORMAT_LATER: u8 = 2;
 
 /// See the module's header.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Supplement {
     growing: BTreeMap<VolumeId, Growth>,
     fronts: BTreeMap<VolumeId, Front>,
+}
+
+/// What was added to the supplement later.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Later {
+    disk_failures: BTreeMap<NodeId, Vec<u64>>,
 }
 
 impl ClusterState {
@@ -29,24 +38,34 @@ impl ClusterState {
             growing: self.growing.clone(),
             fronts: self.fronts.clone(),
         };
-        if supplement == Supplement::default() {
+        let later = Later {
+            disk_failures: self.disk_failures.clone(),
+        };
+        let encoded = if later != Later::default() {
+            postcard::to_extend(&(supplement, later), vec![FORMAT_LATER])
+        } else if supplement != Supplement::default() {
+            postcard::to_extend(&supplement, vec![FORMAT])
+        } else {
             return Vec::new();
-        }
-        postcard::to_extend(&supplement, vec![FORMAT]).expect("plain data always encodes")
+        };
+        encoded.expect("plain data always encodes")
     }
 
     /// Takes what [`Self::encode_supplement`] gave; false if it is of a newer format or damaged.
     pub(crate) fn decode_supplement(&mut self, bytes: &[u8]) -> bool {
-        let supplement = match bytes.split_first() {
-            None => Supplement::default(),
-            Some((&FORMAT, body)) => match postcard::from_bytes(body) {
-                Ok(supplement) => supplement,
-                Err(_) => return false,
-            },
+        let decoded = match bytes.split_first() {
+            None => Ok((Supplement::default(), Later::default())),
+            Some((&FORMAT, body)) => {
+                postcard::from_bytes(body).map(|supplement| (supplement, Later::default()))
+            }
+            Some((&FORMAT_LATER, body)) => postcard::from_bytes(body),
             Some(_) => return false,
         };
-        let Supplement { growing, fronts } = supplement;
+        let Ok((Supplement { growing, fronts }, Later { disk_failures })) = decoded else {
+            return false;
+        };
         (self.growing, self.fronts) = (growing, fronts);
+        self.disk_failures = disk_failures;
         true
     }
 }

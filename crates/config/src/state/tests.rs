@@ -8,6 +8,8 @@ use holdfast_wire::VolumeId;
 
 use super::*;
 
+mod eviction;
+
 fn identity() -> ClusterIdentity {
     ClusterIdentity {
         id: [7; 16],

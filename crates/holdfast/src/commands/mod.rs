@@ -5,6 +5,7 @@ pub(crate) mod node;
 pub(crate) mod volume;
 
 use std::future::Future;
+use std::io::{BufRead, IsTerminal, Write};
 use std::time::Duration;
 
 use holdfast_api::Client;
@@ -46,5 +47,25 @@ fn word(value: impl serde::Serialize) -> String {
         Ok(serde_json::Value::String(word)) => word.replace('-', " "),
         Ok(other) => other.to_string(),
         Err(_) => "?".into(),
+    }
+}
+
+/// Lets the operator type `answer` before something that cannot be undone.
+fn confirm(what: &str, question: &str, answer: &str) -> Result<(), Failure> {
+    if !std::io::stdin().is_terminal() {
+        let text = format!("{what}: say --yes where nobody can be asked");
+        return Err(Failure::Usage(text));
+    }
+    eprint!("{question}");
+    std::io::stderr().flush().map_err(Failure::of)?;
+    let mut typed = String::new();
+    std::io::stdin()
+        .lock()
+        .read_line(&mut typed)
+        .map_err(Failure::of)?;
+    if typed.trim() == answer {
+        Ok(())
+    } else {
+        Err(Failure::Failed("nothing was done".into()))
     }
 }

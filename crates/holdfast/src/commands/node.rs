@@ -6,8 +6,8 @@ use holdfast_api::{
     Integrity, Knowledge, NodeStatus, ScrubAction, ScrubOrder, ScrubPass, StoreUsage,
 };
 
-use super::{facts, with_client, word};
-use crate::cli::{ListArgs, ScrubArgs, ScrubChoice, ShowNodeArgs};
+use super::{confirm, facts, with_client, word};
+use crate::cli::{EvictArgs, ListArgs, ScrubArgs, ScrubChoice, ShowNodeArgs};
 use crate::failure::Failure;
 use crate::output::{Rows, print};
 use crate::quantity::{show_duration, show_size};
@@ -85,6 +85,29 @@ pub(crate) fn show(args: &ShowNodeArgs) -> Result<(), Failure> {
         ("API address", node.api_address.clone()),
         ("portal address", node.portal_address.clone()),
         ("links", link_lines.join("\n")),
+    ]);
+    print(args.list.output, &node, rows)
+}
+
+pub(crate) fn evict(args: &EvictArgs) -> Result<(), Failure> {
+    if !args.yes {
+        let what = "an evicted node's data directory is void for ever";
+        let question = format!(
+            "Node {}'s data directory will be void. Type the node's number to go on: ",
+            args.id
+        );
+        confirm(what, &question, &args.id.to_string())?;
+    }
+    let node = with_client(&args.list.api, async |client| {
+        Ok(client.evict(args.id).await?)
+    })?;
+    let rows = facts(vec![
+        ("node", node.id.to_string()),
+        ("state", word(node.state)),
+        (
+            "next",
+            "`holdfast volume list` shows how its copies are made anew".into(),
+        ),
     ]);
     print(args.list.output, &node, rows)
 }

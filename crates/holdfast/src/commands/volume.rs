@@ -1,13 +1,11 @@
 //! `holdfast volume …`
 
-use std::io::{BufRead, IsTerminal, Write};
-
 use holdfast_api::{
     Authentication, ChapCredentials, CreatedVolume, NewSecret, NewVolume, OwnerReport,
     VolumeChange, VolumeStatus,
 };
 
-use super::{facts, with_client, word};
+use super::{confirm, facts, with_client, word};
 use crate::cli::{
     AccessArgs, CreateVolumeArgs, DeleteVolumeArgs, ListArgs, RedirectArgs, RedirectTo,
     ResizeVolumeArgs, RevokeSecretsArgs, RotateSecretArgs, ShowVolumeArgs, VolumeCommand,
@@ -291,32 +289,18 @@ fn secrets(chap: &ChapCredentials) -> [(&'static str, String); 4] {
 
 fn delete(args: &DeleteVolumeArgs) -> Result<(), Failure> {
     if !args.yes {
-        confirm(&args.name)?;
+        let what = "deleting a volume destroys its data";
+        let question = format!(
+            "This destroys all data of {}. Type its name to go on: ",
+            args.name
+        );
+        confirm(what, &question, &args.name)?;
     }
     with_client(&args.api, async |client| {
         Ok(client.delete_volume(&args.name).await?)
     })?;
     eprintln!("volume {} and its data are deleted", args.name);
     Ok(())
-}
-
-fn confirm(name: &str) -> Result<(), Failure> {
-    if !std::io::stdin().is_terminal() {
-        let text = "deleting a volume destroys its data: say --yes where nobody can be asked";
-        return Err(Failure::Usage(text.into()));
-    }
-    eprint!("This destroys all data of {name}. Type its name to go on: ");
-    std::io::stderr().flush().map_err(Failure::of)?;
-    let mut answer = String::new();
-    std::io::stdin()
-        .lock()
-        .read_line(&mut answer)
-        .map_err(Failure::of)?;
-    if answer.trim() == name {
-        Ok(())
-    } else {
-        Err(Failure::Failed("not deleted".into()))
-    }
 }
 
 fn copies(volume: &VolumeStatus) -> String {

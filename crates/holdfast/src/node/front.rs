@@ -209,7 +209,7 @@ impl VolumePorts {
         status: NodeStatus,
     ) -> AccessState {
         match status {
-            NodeStatus::Admitted | NodeStatus::Down => AccessState::Offline,
+            NodeStatus::Admitted | NodeStatus::Down | NodeStatus::Evicted => AccessState::Offline,
             NodeStatus::Leaving => AccessState::NonOptimized,
             // A node waits for a takeover itself, so the path stays usable while one goes on.
             NodeStatus::Up => {

@@ -57,6 +57,7 @@ impl Home {
             manifest,
             map: RefCell::new(Map::default()),
             cache: RefCell::new(LeafCache::default()),
+            ahead: RefCell::default(),
             merging: Cell::new(None),
             damaged: Cell::new(false),
             broken: RefCell::default(),

@@ -54,15 +54,22 @@ impl OpenTable {
         }
     }
 
-    /// The place of an extent's leaf, and its number within the table.
-    pub(super) fn place(&self, key: ExtentKey) -> Option<LeafPlace> {
-        let number = self
-            .leaves
-            .binary_search_by_key(&key, |leaf| leaf.key)
-            .ok()?;
-        let leaf = self.leaves[number];
-        Some(LeafPlace {
-            key,
+    /// The number of an extent's leaf within the table, and its place.
+    pub(super) fn place(&self, key: ExtentKey) -> Option<(usize, LeafPlace)> {
+        let number = self.leaves.binary_search_by_key(&key, |leaf| leaf.key);
+        let number = number.ok()?;
+        Some((number, self.places(number, 1).next()?))
+    }
+
+    /// The places of leaves `first..first + count`, as far as there are any.
+    pub(super) fn places(
+        &self,
+        first: usize,
+        count: usize,
+    ) -> impl Iterator<Item = LeafPlace> + '_ {
+        let leaves = self.leaves.iter().skip(first).take(count);
+        leaves.map(|leaf| LeafPlace {
+            key: leaf.key,
             at: leaf.at,
             bytes: leaf.bytes,
             seq_max: leaf.seq_max,
@@ -350,11 +357,10 @@ impl LeafCache {
         Some(leaf)
     }
 
-    pub(super) fn forget(&mut self, run: u64, key: ExtentKey) {
-        if let Some(leaf) = self.young.remove(&(run, key)) {
-            self.young_facts -= leaf.facts().len();
-        }
-        self.old.remove(&(run, key));
+    pub(super) fn forget_run(&mut self, run: u64) {
+        self.young.retain(|(of, _), _| *of != run);
+        self.old.retain(|(of, _), _| *of != run);
+        self.young_facts = self.young.values().map(|leaf| leaf.facts().len()).sum();
     }
 
     pub(super) fn insert(&mut self, run: u64, key: ExtentKey, leaf: Rc<Leaf>) {

@@ -18,6 +18,7 @@
 //! [Where blocks are](map), [what segments are](layout), [how that is kept](manifest),
 //! [how changes are made](draft), [how tables come about](merge), [how space returns](collect).
 
+mod ahead;
 mod collect;
 mod draft;
 pub(crate) mod fact;
@@ -37,13 +38,14 @@ use std::rc::Rc;
 use bytes::Bytes;
 use holdfast_runtime::{Buffer, Disk, DiskError, PAGE_BYTES};
 
+use self::ahead::Ahead;
 use self::draft::{Draft, Outgoing};
 use self::fact::{ExtentKey, Fact, Leaf, Place, State};
 use self::group::GroupEntry;
 use self::layout::{Change, Delta, Kind, Segment};
 use self::manifest::Manifest;
 use self::map::{LeafCache, Map, OpenTable};
-use self::run::Stream;
+use self::run::{LeafPlace, Stream};
 use crate::encoding::block_checksum;
 use crate::record::{Seq, SliceKey, View};
 
@@ -78,6 +80,7 @@ pub(crate) struct Home {
     manifest: Manifest,
     map: RefCell<Map>,
     cache: RefCell<LeafCache>,
+    ahead: RefCell<Ahead>,
     /// Where the next step of a merge begins; `None` while none is under way.
     merging: Cell<Option<merge::Pass>>,
     /// Something that should be readable was not.
@@ -157,20 +160,24 @@ impl Home {
         table: &Rc<OpenTable>,
         key: ExtentKey,
     ) -> Option<Option<Rc<Leaf>>> {
-        let Some(place) = table.place(key) else {
+        let Some((number, place)) = table.place(key) else {
             return Some(None);
         };
         let run = table.table.run;
         if let Some(leaf) = self.cache.borrow_mut().get(run, key) {
             return Some(Some(leaf));
         }
-        let (first, count) = place.pages();
-        let pages = self.read_run(&table.extents_of(first, count)).await;
-        let payload = pages.and_then(|pages| run::joined(self.identity, run, first, &pages));
-        let leaf = payload.and_then(|payload| run::leaf_at(&place, &payload));
-        if let Some(leaf) = leaf {
-            let leaf = Rc::new(leaf);
-            self.cache.borrow_mut().insert(run, key, leaf.clone());
+        let leaves = self.ahead.borrow_mut().leaves(run, number);
+        if leaves > 1 {
+            let places: Vec<LeafPlace> = table.places(number, leaves).collect();
+            // If one of them is damaged, this one is read alone.
+            self.read_leaves(table, &places).await;
+            if let Some(leaf) = self.cache.borrow_mut().get(run, key) {
+                return Some(Some(leaf));
+            }
+        }
+        self.read_leaves(table, &[place]).await;
+        if let Some(leaf) = self.cache.borrow_mut().get(run, key) {
             return Some(Some(leaf));
         }
         let current = self.map.borrow().tables.get(&start).cloned();
@@ -182,16 +189,41 @@ impl Home {
         Some(Some(Rc::new(Leaf::lost())))
     }
 
+    /// Reads neighbouring leaves into the cache, if all of their pages are intact.
+    async fn read_leaves(&self, table: &OpenTable, places: &[LeafPlace]) {
+        let (Some(first), Some(last)) = (places.first(), places.last()) else {
+            return;
+        };
+        let run = table.table.run;
+        let (first_page, _) = first.pages();
+        let (last_page, last_pages) = last.pages();
+        let count = last_page + last_pages - first_page;
+        let pages = self.read_run(&table.extents_of(first_page, count)).await;
+        let payload = pages.and_then(|pages| run::joined(self.identity, run, first_page, &pages));
+        let Some(payload) = payload else {
+            return;
+        };
+        let mut cache = self.cache.borrow_mut();
+        for place in places {
+            if let Some(leaf) = run::leaf_in(place, first_page, &payload) {
+                cache.insert(run, place.key, Rc::new(leaf));
+            }
+        }
+    }
+
     /// The first extent at or after `from` of which anything is known.
     pub(crate) fn extent_from(&self, from: ExtentKey) -> Option<ExtentKey> {
         self.map.borrow().extent_from(from)
     }
 
-    /// The next look at an extent's leaf reads it from the disk.
+    /// The next looks at the leaves of a table read them from the disk, if the extent's leaf is
+    /// the first one in it.
     pub(crate) fn forget_cached(&self, key: ExtentKey) {
         let table = self.map.borrow().table_of(key);
-        if let Some((_, table)) = table {
-            self.cache.borrow_mut().forget(table.table.run, key);
+        if let Some((_, table)) = table
+            && table.keys().next() == Some(key)
+        {
+            self.cache.borrow_mut().forget_run(table.table.run);
         }
     }
 

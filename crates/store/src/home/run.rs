@@ -169,10 +169,9 @@ pub(super) fn next_leaf(reader: &mut FieldReader<'_>) -> Option<(ExtentKey, Leaf
     Some((key, leaf))
 }
 
-/// The leaf at a place of which the payload of its pages is known.
-pub(super) fn leaf_at(place: &LeafPlace, payload: &[u8]) -> Option<Leaf> {
-    let (first, _) = place.pages();
-    let start = (place.at - first * PAYLOAD_BYTES as u32) as usize;
+/// The leaf at a place, of which the payload of pages from `first_page` on is known.
+pub(super) fn leaf_in(place: &LeafPlace, first_page: u32, payload: &[u8]) -> Option<Leaf> {
+    let start = (place.at as usize).checked_sub(first_page as usize * PAYLOAD_BYTES)?;
     let bytes = payload.get(start..start + place.bytes as usize)?;
     let (key, leaf) = next_leaf(&mut FieldReader::new(bytes))?;
     (key == place.key).then_some(leaf)
@@ -251,7 +250,7 @@ mod tests {
             let (first, count) = place.pages();
             let range = first as usize * PAGE_BYTES..(first + count) as usize * PAGE_BYTES;
             let some = joined(IDENTITY, 7, first, &pages[range]).unwrap();
-            assert_eq!(leaf_at(place, &some), Some(leaf));
+            assert_eq!(leaf_in(place, first, &some), Some(leaf));
         }
         let directory = stream.directory(IDENTITY, 7);
         let first = pages.len() / PAGE_BYTES;

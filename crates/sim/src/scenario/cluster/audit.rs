@@ -6,8 +6,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures::future::try_join_all;
-use holdfast_config::state::{ClusterState, CopyStatus, SliceRecord};
-use holdfast_node::{Node, ScrubOrder};
+use holdfast_config::state::{ClusterState, CopyStatus, NodeStatus, SliceRecord};
+use holdfast_node::{ScrubOrder, ScrubPass};
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_store::DamagedBlocks;
 use holdfast_wire::{SliceKey, VolumeId};
@@ -25,7 +25,7 @@ const SERVICE_BOUND: Duration = Duration::from_secs(25);
 /// From the end of all faults to full redundancy.
 const REDUNDANCY_BOUND: Duration = Duration::from_secs(60);
 /// From then until nothing is damaged that another copy has.
-const HEALING_BOUND: Duration = Duration::from_secs(60);
+const HEALING_BOUND: Duration = Duration::from_secs(90);
 /// The client number of the auditor in reports.
 const AUDITOR: u64 = 99;
 
@@ -211,13 +211,12 @@ impl Audit {
         let record = state
             .as_ref()
             .and_then(|state| state.volumes.get(&self.workload.volumes[volume]));
+        let gone = |id: NodeId| {
+            Some(id) == victim || state.as_ref().is_some_and(|state| is_evicted(state, id))
+        };
         self.workload.damage_was_done()
-            && record.is_some_and(|record| {
-                record
-                    .slices
-                    .iter()
-                    .any(|slice| slice.in_sync().all(|id| Some(id) == victim))
-            })
+            && record
+                .is_some_and(|record| record.slices.iter().any(|slice| slice.in_sync().all(gone)))
     }
 
     /// How many volumes went out of service because of damage.
@@ -246,13 +245,15 @@ impl Audit {
             return false;
         };
         let nodes = &self.workload.nodes;
+        let evicted = |id: NodeId| is_evicted(&state, id);
+        let present = |id: NodeId| !evicted(id) && !nodes.is_doomed(id);
         let healthy = |id: NodeId| Some(id) != nodes.shape.victim;
         let damaged = self.workload.damage_was_done();
         nodes
             .shape
             .nodes
             .iter()
-            .all(|id| !healthy(*id) || nodes.is_registered(*id))
+            .all(|id| !healthy(*id) || !present(*id) || nodes.is_registered(*id))
             && state.volumes.iter().all(|(id, volume)| {
                 let lost = self.lost.borrow();
                 if lost.iter().any(|lost| self.workload.volumes[*lost] == *id) {
@@ -266,11 +267,17 @@ impl Audit {
                     // If nothing can be told of the last copy, the others cannot be made from it.
                     let left_alone =
                         damaged && !slice.in_sync().any(healthy) && self.is_suspect(key);
+                    // A copy that was evicted stays missing while no node is there to have it.
+                    let placed = |node: NodeId| slice.copies.iter().any(|copy| copy.node == node);
+                    let nowhere = state
+                        .members()
+                        .all(|(node, record)| record.status != NodeStatus::Up || placed(node));
                     left_alone
-                        || slice
-                            .copies
-                            .iter()
-                            .all(|copy| copy.status == CopyStatus::InSync || !healthy(copy.node))
+                        || slice.copies.iter().all(|copy| {
+                            copy.status == CopyStatus::InSync
+                                || !healthy(copy.node)
+                                || evicted(copy.node) && nowhere
+                        })
                 };
                 let grows = state.growing.contains_key(id);
                 volume.open && !grows && volume.slices.iter().enumerate().all(complete)
@@ -284,58 +291,81 @@ impl Audit {
         victim.is_none_or(|(_, node)| node.context().store.suspect_slices().contains(&slice))
     }
 
-    /// What the victim's disk has lost comes back, if another copy in sync has it.
+    /// What the victim's disk has lost comes back, if another copy in sync has it: at the victim,
+    /// and at copies that were made from it.
     async fn expect_healed(&self) -> Result<(), Failure> {
         let simulation = &self.workload.nodes.simulation;
-        let Some(victim) = self.workload.nodes.shape.victim else {
-            return Ok(());
-        };
         let deadline = simulation.runtime().now() + HEALING_BOUND;
-        let mut passes = None;
+        let mut pass = None;
         loop {
             self.workload.verdict()?;
-            let Some((incarnation, node)) = self.workload.nodes.get(victim) else {
-                // Its own damage keeps it from starting, or will have stopped it.
-                return Ok(());
-            };
-            let report = node.report();
-            let last = report.scrub.last.map(|pass| pass.ended_unix_ms);
-            if passes.is_none_or(|(seen, _)| seen != incarnation) {
-                // What nobody has read is found by this pass at the latest.
-                node.order_scrub(ScrubOrder::Start);
-                passes = Some((incarnation, last));
-            }
-            let scrubbed = passes.is_some_and(|(_, before)| before != last);
-            let unhealed = self.unhealed(victim, &node);
+            let scrubbed = self.is_scrubbed(&mut pass);
+            let unhealed = self.unhealed();
             if scrubbed && unhealed.is_empty() {
                 return Ok(());
             }
             if simulation.runtime().now() >= deadline {
                 let what = format!(
-                    "node {victim} keeps damaged blocks: {unhealed:?}, scrub {:?}",
-                    report.scrub
+                    "scrubbed {scrubbed}, damaged and curable {unhealed:?}; {}",
+                    self.explain()
                 );
                 return Err(Failure::oracle("healing", what));
             }
-            drop(node);
             simulation.runtime().sleep(Duration::from_millis(100)).await;
         }
     }
 
-    /// Damaged blocks of copies in sync of which there is another one.
-    fn unhealed(&self, victim: NodeId, node: &Node) -> Vec<DamagedBlocks> {
-        let mut unhealed = Vec::new();
-        let (state, mut after) = (node.state(), None);
-        while let Some(found) = node.context().store.damaged_blocks(after, usize::MAX) {
-            after = found.blocks.last().map(|block| (found.slice, *block));
-            let volume = state.volumes.get(&VolumeId(found.slice.volume));
-            let slice = volume.and_then(|volume| volume.slices.get(found.slice.slice as usize));
-            let open = volume.is_some_and(|volume| volume.open);
-            let curable = |slice: &SliceRecord| {
-                slice.is_in_sync(victim) && slice.in_sync().any(|id| id != victim)
+    /// Whether the victim's disk was read back since the first call, if the victim runs. What
+    /// keeps it from running may be its own damage.
+    fn is_scrubbed(&self, pass: &mut Option<(Incarnation, Option<ScrubPass>)>) -> bool {
+        let victim = self.workload.nodes.shape.victim;
+        let running = victim.and_then(|victim| self.workload.nodes.get(victim));
+        let Some((incarnation, node)) = running else {
+            return true;
+        };
+        let last = node.report().scrub.last;
+        match pass {
+            Some((seen, before)) if *seen == incarnation => *before != last,
+            Some(_) | None => {
+                node.order_scrub(ScrubOrder::Start);
+                *pass = Some((incarnation, last));
+                false
+            }
+        }
+    }
+
+    /// Damaged blocks of copies in sync of which another copy in sync is intact.
+    fn unhealed(&self) -> Vec<(NodeId, DamagedBlocks)> {
+        let Some(state) = self.newest_state() else {
+            return Vec::new();
+        };
+        let mut damaged: BTreeMap<(SliceKey, u32), Vec<NodeId>> = BTreeMap::new();
+        for id in &self.workload.nodes.shape.nodes {
+            let Some((_, node)) = self.workload.nodes.get(*id) else {
+                continue;
             };
-            if open && slice.is_some_and(curable) {
-                unhealed.push(found);
+            let mut after = None;
+            while let Some(found) = node.context().store.damaged_blocks(after, usize::MAX) {
+                after = found.blocks.last().map(|block| (found.slice, *block));
+                for block in found.blocks {
+                    damaged.entry((found.slice, block)).or_default().push(*id);
+                }
+            }
+        }
+        let mut unhealed = Vec::new();
+        for ((slice, block), nodes) in damaged {
+            let volume = state.volumes.get(&VolumeId(slice.volume));
+            let placed = volume.and_then(|volume| volume.slices.get(slice.slice as usize));
+            let Some(placed) = placed.filter(|_| volume.is_some_and(|volume| volume.open)) else {
+                continue;
+            };
+            if placed.in_sync().all(|id| nodes.contains(&id)) {
+                continue;
+            }
+            let blocks = vec![block];
+            for id in nodes.into_iter().filter(|id| placed.is_in_sync(*id)) {
+                let blocks = blocks.clone();
+                unhealed.push((id, DamagedBlocks { slice, blocks }));
             }
         }
         unhealed
@@ -500,4 +530,9 @@ impl Audit {
         }
         words.join("; ")
     }
+}
+
+fn is_evicted(state: &ClusterState, node: NodeId) -> bool {
+    let record = state.nodes.get(&node);
+    record.is_some_and(|record| record.status == NodeStatus::Evicted)
 }

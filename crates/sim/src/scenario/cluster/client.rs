@@ -39,6 +39,7 @@ pub(super) struct Counts {
     pub(super) failed: Cell<u64>,
     pub(super) damaged: Cell<u64>,
     pub(super) grown: Cell<u64>,
+    pub(super) evicted: Cell<u64>,
 }
 
 /// A range of units (blocks, or sectors) of one volume.
@@ -132,6 +133,12 @@ impl Workload {
         self.regions.borrow_mut()[volume].extend(added);
         self.counts.grown.set(self.counts.grown.get() + 1);
         self.say(0, || format!("volume {volume} has grown"));
+    }
+
+    /// A node was evicted.
+    pub(super) fn note_evicted(&self) {
+        self.counts.evicted.set(self.counts.evicted.get() + 1);
+        self.say(0, || "a node was evicted".to_owned());
     }
 
     /// One client's life until `stop`.

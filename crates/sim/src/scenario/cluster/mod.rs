@@ -25,6 +25,7 @@ use crate::trace::TraceText;
 
 mod audit;
 mod client;
+mod eviction;
 mod growth;
 mod node;
 mod shape;
@@ -80,6 +81,10 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
             let growing = growth::grow(workload.clone(), index, growth);
             background.add(runtime.spawn("grower", growing));
         }
+    }
+    if let Some(doom) = shape.doom.clone() {
+        let evicting = eviction::evict(workload.clone(), doom);
+        background.add(runtime.spawn("evictor", evicting));
     }
     for client in 1..=shape.clients {
         background.add(runtime.spawn("client", workload.clone().client(client, stop.clone())));
@@ -138,6 +143,7 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
             ("operations failed", counts.failed.get()),
             ("errors because of damage", counts.damaged.get()),
             ("volumes grown", counts.grown.get()),
+            ("nodes evicted", counts.evicted.get()),
             ("volumes lost to damage", audit.lost_volumes()),
             ("views with an owner", audit.views()),
             ("node starts refused", nodes.starts_refused.get()),

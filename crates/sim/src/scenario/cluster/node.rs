@@ -29,6 +29,8 @@ pub(super) struct Nodes {
     pub(super) shape: Shape,
     members: BTreeMap<NodeId, Member>,
     pub(super) starts_refused: Cell<u64>,
+    /// The node whose machine is lost for good.
+    doomed: Cell<Option<NodeId>>,
 }
 
 #[derive(Default)]
@@ -62,11 +64,15 @@ impl Nodes {
             shape,
             members,
             starts_refused: Cell::new(0),
+            doomed: Cell::new(None),
         })
     }
 
-    /// Starts the node's process.
+    /// Starts the node's process, if its machine still exists.
     pub(super) fn start(self: &Rc<Self>, node: NodeId) {
+        if self.doomed.get() == Some(node) {
+            return;
+        }
         let nodes = self.clone();
         self.simulation
             .start(node, move |machine| nodes.live(node, machine));
@@ -135,6 +141,15 @@ impl Nodes {
             .then(|| node.upgrade())
             .flatten()
             .map(|node| (present, node))
+    }
+
+    /// From now on this node's machine exists no more.
+    pub(super) fn doom(&self, node: Option<NodeId>) {
+        self.doomed.set(node);
+    }
+
+    pub(super) fn is_doomed(&self, node: NodeId) -> bool {
+        self.doomed.get() == Some(node)
     }
 
     /// Nodes whose process runs, started or not.

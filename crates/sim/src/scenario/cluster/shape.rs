@@ -35,6 +35,8 @@ pub(super) struct Shape {
     pub(super) think: Duration,
     pub(super) disturbed_for: Duration,
     pub(super) nemesis: NemesisOptions,
+    /// A machine that is lost for good, if any is.
+    pub(super) doom: Option<Doom>,
     /// The one node whose data at rest may be damaged.
     pub(super) victim: Option<NodeId>,
     pub(super) journal_bytes: u64,
@@ -50,6 +52,26 @@ pub(super) struct VolumeShape {
     pub(super) regions: Vec<Region>,
     /// The size that an operator gives the volume while it is used, if any does.
     pub(super) growth: Option<Growth>,
+}
+
+/// The end of a machine.
+#[derive(Clone, Debug)]
+pub(super) struct Doom {
+    pub(super) node: NodeId,
+    /// From the first operation on.
+    pub(super) after: Duration,
+}
+
+impl Doom {
+    fn draw(random: &Random, mood: Mood, nodes: &[NodeId]) -> Option<Self> {
+        let possible = mood == Mood::Hostile && nodes.len() >= 4;
+        let node = random.pick(nodes).copied();
+        node.filter(|_| random.chance(300_000) && possible)
+            .map(|node| Self {
+                node,
+                after: random.duration(Duration::from_secs(1), Duration::from_secs(25)),
+            })
+    }
 }
 
 /// How a volume grows.
@@ -126,6 +148,7 @@ impl Shape {
             think: Duration::from_millis([5, 30, 100][random.below(3) as usize]),
             disturbed_for: random.duration(Duration::from_secs(15), Duration::from_secs(60)),
             nemesis: draw_nemesis(random, mood, nodes.len(), victim.is_some()),
+            doom: Doom::draw(&random.fork("doom"), mood, &nodes),
             victim,
             journal_bytes: [2, 4, 8][random.below(3) as usize] * MIB,
             // Owners refuse writes while a copy has less than 64 MiB free.

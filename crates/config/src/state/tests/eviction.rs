@@ -1,0 +1,171 @@
+//! Nodes that are taken out for good.
+
+use super::*;
+
+fn evict(state: &mut ClusterState, node: u64) -> Outcome {
+    let outcome = state.apply(Change::Evict { node: NodeId(node) });
+    state.check();
+    outcome
+}
+
+/// Takes the copies of a node out of all in-sync sets, as the owner does.
+fn remove_copies(state: &mut ClusterState, node: NodeId) {
+    let record = &state.volumes[&VolumeId(1)];
+    let (view, slices) = (record.view, (0..record.slices.len() as u32).collect());
+    let removal = Change::RemoveCopies {
+        volume: VolumeId(1),
+        view,
+        slices,
+        node,
+    };
+    assert_eq!(state.apply(removal), Outcome::Done);
+}
+
+fn copies_on(state: &ClusterState, node: NodeId) -> usize {
+    let slices = &state.volumes[&VolumeId(1)].slices;
+    let copies = slices.iter().flat_map(|slice| &slice.copies);
+    copies.filter(|copy| copy.node == node).count()
+}
+
+/// Node 5 is down, and not the owner; the volume is open.
+fn with_node_5_down() -> ClusterState {
+    let mut state = cluster();
+    state.apply(down(NodeId(5)));
+    open(&mut state);
+    assert!(copies_on(&state, NodeId(5)) > 0);
+    state
+}
+
+#[test]
+fn copies_of_an_evicted_node_move_to_nodes_that_have_none_of_the_slice() {
+    let mut state = with_node_5_down();
+    assert_eq!(evict(&mut state, 5), Outcome::Done);
+    assert_eq!(copies_on(&state, NodeId(5)), 0);
+    for slice in &state.volumes[&VolumeId(1)].slices {
+        let mut nodes: Vec<NodeId> = slice.copies.iter().map(|copy| copy.node).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        assert_eq!(nodes.len(), 3, "{slice:?}");
+    }
+    assert_eq!(state.members().count(), 4);
+    assert_eq!(evict(&mut state, 5), Outcome::Done, "asked again");
+    let refused = Outcome::Refused(Refusal::Evicted(NodeId(5)));
+    assert_eq!(state.apply(start(5, 2)), refused);
+}
+
+#[test]
+fn a_copy_in_sync_moves_only_after_its_owner_has_taken_it_out() {
+    let mut state = cluster();
+    open(&mut state);
+    state.apply(down(NodeId(5)));
+    let before = copies_on(&state, NodeId(5));
+    assert_eq!(evict(&mut state, 5), Outcome::Done);
+    if !state.volumes[&VolumeId(1)].open {
+        // It was the owner: the next one reconciles without it.
+        open(&mut state);
+    } else {
+        assert_eq!(copies_on(&state, NodeId(5)), before);
+        remove_copies(&mut state, NodeId(5));
+    }
+    assert_eq!(copies_on(&state, NodeId(5)), 0);
+}
+
+#[test]
+fn a_copy_without_another_place_waits_for_a_node() {
+    let mut state = with_node_5_down();
+    for node in [5, 4, 3] {
+        state.apply(down(NodeId(node)));
+        if !state.volumes[&VolumeId(1)].open {
+            open(&mut state);
+        }
+        remove_copies(&mut state, NodeId(node));
+        assert_eq!(evict(&mut state, node), Outcome::Done);
+        bring_up_to_date(&mut state);
+    }
+    let left = copies_on(&state, NodeId(3));
+    assert_eq!(left, 4, "two nodes cannot have three copies of a slice");
+    let secret_hash = [9; 32];
+    state.apply(Change::AddToken {
+        secret_hash,
+        expires_unix_ms: 10,
+    });
+    let admission = Admission {
+        secret_hash,
+        uuid: [6; 16],
+        link_address: String::new(),
+        now_unix_ms: 5,
+    };
+    assert_eq!(
+        state.apply(Change::Admit(admission)),
+        Outcome::Admitted(NodeId(6)),
+        "a number is not given twice"
+    );
+    assert_eq!(state.apply(start(6, 1)), Outcome::Done);
+    assert_eq!(copies_on(&state, NodeId(6)), left);
+    state.check();
+}
+
+/// Makes every copy on a running node one in sync.
+fn bring_up_to_date(state: &mut ClusterState) {
+    let running: Vec<NodeId> = (1..=6)
+        .map(NodeId)
+        .filter(|node| state.running_incarnation(*node).is_some())
+        .collect();
+    let volume = state.volumes.get_mut(&VolumeId(1)).expect("db");
+    let copies = volume.slices.iter_mut().flat_map(|slice| &mut slice.copies);
+    for copy in copies.filter(|copy| running.contains(&copy.node)) {
+        copy.status = CopyStatus::InSync;
+    }
+}
+
+#[test]
+fn a_node_that_runs_or_has_the_last_copy_is_not_evicted() {
+    let mut state = cluster();
+    open(&mut state);
+    let before = state.clone();
+    let runs = Outcome::Refused(Refusal::NodeRuns(NodeId(3)));
+    assert_eq!(evict(&mut state, 3), runs);
+    let unknown = Outcome::Refused(Refusal::NodeUnknown(NodeId(8)));
+    assert_eq!(evict(&mut state, 8), unknown);
+    assert_eq!(state, before);
+    let nodes: Vec<NodeId> = state.volumes[&VolumeId(1)].slices[0].in_sync().collect();
+    for node in &nodes[1..] {
+        remove_copies(&mut state, *node);
+    }
+    state.apply(down(nodes[0]));
+    let last = Outcome::Refused(Refusal::HoldsLastCopy {
+        node: nodes[0],
+        volume: "db".into(),
+    });
+    assert_eq!(evict(&mut state, nodes[0].0), last);
+}
+
+#[test]
+fn a_disk_that_goes_on_failing_is_given_up_and_one_failure_is_not() {
+    let mut state = cluster();
+    open(&mut state);
+    let node = NodeId(5);
+    let failed = |incarnation, now_unix_ms| Change::DiskFailed {
+        node,
+        incarnation: Incarnation(incarnation),
+        now_unix_ms,
+    };
+    let hour = 3_600_000;
+    for (number, at) in [(1, 0), (2, hour), (3, hour + 10)] {
+        assert_eq!(state.apply(failed(number, at)), Outcome::Done);
+        assert_eq!(state.nodes[&node].status, NodeStatus::Down, "{number}");
+        if !state.volumes[&VolumeId(1)].open {
+            open(&mut state);
+        }
+        assert_eq!(state.apply(start(5, number + 1)), Outcome::Done);
+    }
+    let mut read = ClusterState::default();
+    assert!(read.decode_supplement(&state.encode_supplement()));
+    assert_eq!(read.disk_failures[&node].len(), 2, "the first is long ago");
+    let late = Outcome::Refused(Refusal::IncarnationStale(node));
+    assert_eq!(state.apply(failed(3, hour + 20)), late);
+    assert_eq!(state.apply(failed(4, hour + 20)), Outcome::Done);
+    assert_eq!(state.nodes[&node].status, NodeStatus::Evicted);
+    assert!(state.encode_supplement().is_empty());
+    state.check();
+}

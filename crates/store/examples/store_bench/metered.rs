@@ -1,0 +1,137 @@
+//! A directory that counts what its disks do, and can leave out the blocks' bytes.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use futures::future::LocalBoxFuture;
+use holdfast_runtime::host::HostDirectory;
+use holdfast_runtime::{Buffer, Directory, Disk, DiskError, DiskOptions, PAGE_BYTES};
+
+/// What one area's disk did.
+#[derive(Default)]
+pub(crate) struct Meter {
+    pub(crate) reads: Cell<u64>,
+    pub(crate) read_bytes: Cell<u64>,
+    pub(crate) written_bytes: Cell<u64>,
+}
+
+/// See the module's header.
+#[derive(Clone)]
+pub(crate) struct Metered {
+    directory: Rc<HostDirectory>,
+    meters: Rc<RefCell<BTreeMap<String, Rc<Meter>>>>,
+    /// Pages that begin like this are not written, and read as whole pages of it: the data of
+    /// blocks, while everything the store says of itself is real.
+    hollow: Option<u8>,
+}
+
+impl Metered {
+    pub(crate) fn new(directory: HostDirectory, hollow: Option<u8>) -> Self {
+        Self {
+            directory: Rc::new(directory),
+            meters: Rc::default(),
+            hollow,
+        }
+    }
+
+    pub(crate) fn meter(&self, area: &str) -> Rc<Meter> {
+        let mut meters = self.meters.borrow_mut();
+        meters.entry(area.to_owned()).or_default().clone()
+    }
+}
+
+impl Directory for Metered {
+    fn open(
+        &self,
+        name: &str,
+        options: DiskOptions,
+    ) -> LocalBoxFuture<'static, Result<Rc<dyn Disk>, DiskError>> {
+        let meter = self.meter(name);
+        let hollow = self.hollow.filter(|_| name == "home");
+        let opening = self.directory.open(name, options);
+        Box::pin(async move {
+            let disk = opening.await?;
+            let disk: Rc<dyn Disk> = Rc::new(MeteredDisk {
+                disk,
+                meter,
+                hollow,
+            });
+            Ok(disk)
+        })
+    }
+
+    fn exists(&self, name: &str) -> bool {
+        self.directory.exists(name)
+    }
+
+    fn remove(&self, name: &str) -> LocalBoxFuture<'static, Result<(), DiskError>> {
+        self.directory.remove(name)
+    }
+}
+
+struct MeteredDisk {
+    disk: Rc<dyn Disk>,
+    meter: Rc<Meter>,
+    hollow: Option<u8>,
+}
+
+fn add(cell: &Cell<u64>, more: u64) {
+    cell.set(cell.get() + more);
+}
+
+impl Disk for MeteredDisk {
+    fn size_bytes(&self) -> u64 {
+        self.disk.size_bytes()
+    }
+
+    fn read(&self, offset: u64, len: usize) -> LocalBoxFuture<'static, Result<Buffer, DiskError>> {
+        add(&self.meter.reads, 1);
+        add(&self.meter.read_bytes, len as u64);
+        let reading = self.disk.read(offset, len);
+        let Some(fill) = self.hollow else {
+            return reading;
+        };
+        Box::pin(async move {
+            let mut read = reading.await?;
+            // Nothing was written there: the file has a hole.
+            for page in read
+                .chunks_mut(PAGE_BYTES)
+                .filter(|page| page.iter().all(|b| *b == 0))
+            {
+                page.fill(fill);
+            }
+            Ok(read)
+        })
+    }
+
+    fn write(&self, offset: u64, data: Buffer) -> LocalBoxFuture<'static, Result<(), DiskError>> {
+        add(&self.meter.written_bytes, data.len() as u64);
+        let Some(fill) = self.hollow else {
+            return self.disk.write(offset, data);
+        };
+        let mut writes = Vec::new();
+        let mut kept: Option<(u64, Vec<u8>)> = None;
+        for (index, page) in data.chunks(PAGE_BYTES).enumerate() {
+            let at = offset + (index * PAGE_BYTES) as u64;
+            let is_hollow = page.iter().all(|byte| *byte == fill);
+            match &mut kept {
+                Some((_, bytes)) if !is_hollow => bytes.extend_from_slice(page),
+                None if !is_hollow => kept = Some((at, page.to_vec())),
+                Some(_) | None => writes.extend(kept.take()),
+            }
+        }
+        writes.extend(kept);
+        let disk = self.disk.clone();
+        Box::pin(async move {
+            for (at, bytes) in writes {
+                disk.write(at, Buffer::padded_from(&bytes)).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn sync(&self) -> LocalBoxFuture<'static, Result<(), DiskError>> {
+        self.disk.sync()
+    }
+}
