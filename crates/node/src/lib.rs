@@ -18,6 +18,7 @@ mod config;
 mod device;
 mod follow;
 mod monitor;
+mod moves;
 mod node;
 mod options;
 mod register;
@@ -26,6 +27,7 @@ mod shutdown;
 mod status;
 
 pub use device::VolumeDevice;
+pub use moves::{HOST_PAUSE, MoveError};
 pub use node::{Failure, Node, NodeError};
 pub use options::{NodeIdentity, NodeOptions};
 pub use reservations::VolumeReservations;

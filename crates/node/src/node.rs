@@ -19,6 +19,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::config::GroupConfig;
+use crate::moves::Moves;
 use crate::options::NodeOptions;
 
 /// Blocks of the largest slice: what the store checks block numbers against.
@@ -67,6 +68,7 @@ pub struct Node {
     pub(crate) recovery: RecoveryReport,
     pub(crate) failure: watch::Sender<Option<Failure>>,
     pub(crate) leaving: Cell<bool>,
+    pub(crate) moves: Moves,
 }
 
 impl Node {
@@ -119,6 +121,7 @@ impl Node {
             recovery,
             failure: watch::Sender::new(None),
             leaving: Cell::new(false),
+            moves: Moves::default(),
         });
         node.connect();
         Ok(node)

@@ -149,6 +149,16 @@ pub enum Change {
         /// Whether every earlier secret is void at once and sessions that used one end.
         revoke: bool,
     },
+    /// Makes one node the owner of one volume. Refused unless the node is up and holds an in-sync
+    /// copy of some slice; nothing is done if it is the owner already.
+    MoveVolume {
+        /// The volume.
+        volume: VolumeId,
+        /// The owner's view that the proposer saw.
+        view: View,
+        /// The new owner.
+        to: NodeId,
+    },
 }
 
 /// A node asks to join.
@@ -336,4 +346,13 @@ pub enum Refusal {
     /// Too many secrets are valid at once.
     #[error("{RETIRING_MAX} earlier secrets of the volume are still valid")]
     TooManySecrets,
+    /// The wanted owner does not take part, or is about to end.
+    #[error("node {0} is not up: only a node that is can own a volume")]
+    SuccessorNotUp(NodeId),
+    /// The wanted owner has no data of the volume.
+    #[error(
+        "node {0} holds no copy of the volume that is in sync: it would have to fetch every \
+         block from others"
+    )]
+    SuccessorWithoutCopy(NodeId),
 }

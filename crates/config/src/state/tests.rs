@@ -16,7 +16,7 @@ fn identity() -> ClusterIdentity {
     }
 }
 
-fn start(node: u64, incarnation: u64) -> Change {
+pub(super) fn start(node: u64, incarnation: u64) -> Change {
     Change::NodeStarted(NodeStart {
         node: NodeId(node),
         uuid: [node as u8; 16],
@@ -28,7 +28,7 @@ fn start(node: u64, incarnation: u64) -> Change {
     })
 }
 
-fn down(node: NodeId) -> Change {
+pub(super) fn down(node: NodeId) -> Change {
     Change::NodeDown {
         node,
         incarnation: Incarnation(1),
@@ -49,7 +49,7 @@ fn spec(name: &str) -> VolumeSpec {
 }
 
 /// Five nodes up and volume 1 created.
-fn cluster() -> ClusterState {
+pub(super) fn cluster() -> ClusterState {
     let mut state = ClusterState::default();
     assert_eq!(
         state.apply(Change::Found {
@@ -87,7 +87,7 @@ fn cluster() -> ClusterState {
     state
 }
 
-fn open(state: &mut ClusterState) {
+pub(super) fn open(state: &mut ClusterState) {
     let volume = &state.volumes[&VolumeId(1)];
     let running: Vec<_> = state
         .nodes

@@ -39,6 +39,7 @@ pub(super) struct Counts {
     pub(super) failed: Cell<u64>,
     pub(super) damaged: Cell<u64>,
     pub(super) grown: Cell<u64>,
+    pub(super) moved: Cell<u64>,
 }
 
 /// A range of units (blocks, or sectors) of one volume.

@@ -26,6 +26,7 @@ use crate::trace::TraceText;
 mod audit;
 mod client;
 mod growth;
+mod moving;
 mod node;
 mod shape;
 #[cfg(test)]
@@ -108,6 +109,8 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
     );
     if shape.mood == Mood::Hostile {
         background.add(runtime.spawn("operator", operate(nodes.clone(), stop.clone())));
+        let moving = moving::keep_moving(workload.clone(), stop.clone());
+        background.add(runtime.spawn("mover", moving));
     }
     nemesis.run(shape.disturbed_for).await;
     workload.verdict()?;
@@ -138,6 +141,7 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
             ("operations failed", counts.failed.get()),
             ("errors because of damage", counts.damaged.get()),
             ("volumes grown", counts.grown.get()),
+            ("volumes moved", counts.moved.get()),
             ("volumes lost to damage", audit.lost_volumes()),
             ("views with an owner", audit.views()),
             ("node starts refused", nodes.starts_refused.get()),
