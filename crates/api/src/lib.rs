@@ -38,8 +38,8 @@ pub use routes::{Access, router};
 pub use serve::serve;
 pub use types::{
     Authentication, ChapCredentials, ClusterPhase, ClusterStatus, CreatedVolume, Holder,
-    JoinTokenText, Knowledge, LinkStatus, NewCluster, NewSecret, NewToken, NewVolume, NodeState,
-    NodeStatus, OwnerReport, Redundancy, Resync, RotatedSecret, SelfReport, StoreUsage,
+    JoinTokenText, Knowledge, LinkStatus, NewCluster, NewOwner, NewSecret, NewToken, NewVolume,
+    NodeState, NodeStatus, OwnerReport, Redundancy, Resync, RotatedSecret, SelfReport, StoreUsage,
     VolumeChange, VolumeState, VolumeStatus,
 };
 

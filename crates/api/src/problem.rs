@@ -177,6 +177,14 @@ impl From<Refusal> for Problem {
                     .into(),
             ),
             Refusal::ViewStale => (ProblemKind::Unavailable, "try again".into()),
+            Refusal::SuccessorNotUp(_) => (
+                ProblemKind::Unavailable,
+                "`holdfast node list` shows which nodes are up".into(),
+            ),
+            Refusal::SuccessorWithoutCopy(_) => (
+                ProblemKind::Conflict,
+                "`holdfast volume show` shows which nodes hold it".into(),
+            ),
         };
         Self::new(kind, refusal.to_string(), hint)
     }
