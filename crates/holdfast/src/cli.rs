@@ -381,8 +381,8 @@ pub(crate) enum RedirectTo {
 const MOVE_EXAMPLES: &str = "\
 The owner orders all I/O of a volume. It is chosen and replaced by the cluster; moving it spreads
 load, or brings it to the node that initiators log in to. I/O goes on: it waits until the new owner
-serves, usually far less than a second, and no initiator sees an error. Multipath initiators are told
-(ASYMMETRIC ACCESS STATE CHANGED) and follow. The node has to be up and to hold a copy in sync;
+serves, usually far less than a second, and no initiator sees an error. Multipath initiators are
+told (ASYMMETRIC ACCESS STATE CHANGED) and follow. The node has to be up and to hold a copy in sync;
 `holdfast volume show` says which do. No data is copied.
 
 Examples:
