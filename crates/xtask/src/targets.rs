@@ -3,9 +3,10 @@
 //!
 //! Promises: both run at the same time and are measured in turns, in short rounds that begin now
 //! with one and now with the other, so that whatever else the machine does hits both; a ratio is
-//! taken within a round, and the median and the quartiles of the rounds are told. Ours is an ordinary node with an ordinary volume of one copy, filled before it is
-//! read, and read when its journal is empty: every read goes to the home. When this ends, so have
-//! both targets, and their files are gone.
+//! taken within a round, and the median and the quartiles of the rounds are told. Ours is an
+//! ordinary node with an ordinary volume of one copy, filled before it is read, and read when its
+//! journal is empty: every read goes to the home. When this ends, so have both targets, and their
+//! files are gone.
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
