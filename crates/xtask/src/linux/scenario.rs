@@ -304,7 +304,7 @@ impl Scenario {
         let refused = "dmesg | grep -c 'stpg failed' || true";
         let refused = self.machine.run(refused, ANSWER_LIMIT)?;
         Ok(format!(
-            "no session, no complaint of the kernel; its wish for another owner was refused {} times",
+            "no session, no complaint of the kernel; refused its wish for another owner {} times",
             refused.trim()
         ))
     }
