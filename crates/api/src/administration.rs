@@ -7,10 +7,10 @@ use std::time::Duration;
 use holdfast_config::state::{
     Change, FrontChange, Outcome, Refusal, SLICE_BYTES, VolumeRecord, VolumeSpec,
 };
-use holdfast_node::{Node, ScrubOrder as NodeScrubOrder};
+use holdfast_node::{MoveError, Node, ScrubOrder as NodeScrubOrder};
 use holdfast_runtime::NodeId;
 use holdfast_runtime::host::{ClusterAuthority, HostLinks, JoinToken};
-use holdfast_wire::VolumeId;
+use holdfast_wire::{View, VolumeId};
 use sha2::{Digest, Sha256};
 
 use crate::peers;
@@ -18,8 +18,8 @@ use crate::problem::{Problem, ProblemKind};
 use crate::requests::Request;
 use crate::secrets;
 use crate::types::{
-    ClusterStatus, CreatedVolume, JoinTokenText, NewSecret, NewToken, NewVolume, NodeStatus,
-    RotatedSecret, ScrubAction, ScrubOrder, SelfReport, VolumeChange, VolumeStatus,
+    ClusterStatus, CreatedVolume, JoinTokenText, NewOwner, NewSecret, NewToken, NewVolume,
+    NodeStatus, RotatedSecret, ScrubAction, ScrubOrder, SelfReport, VolumeChange, VolumeStatus,
 };
 use crate::views::{self, Seen};
 
@@ -75,6 +75,9 @@ impl Administration {
             }
             Request::RotateSecret(name, wanted, reply) => {
                 reply.send(self.rotate_secret(&name, &wanted).await).is_ok()
+            }
+            Request::MoveVolume(name, wanted, reply) => {
+                reply.send(self.move_volume(&name, &wanted).await).is_ok()
             }
             Request::DeleteVolume(name, reply) => {
                 reply.send(self.delete_volume(&name).await).is_ok()
@@ -311,6 +314,33 @@ impl Administration {
             credentials,
             old_until_unix_ms: (grace_ms > 0).then_some(old_until_unix_ms),
         })
+    }
+
+    async fn move_volume(&self, name: &str, wanted: &NewOwner) -> Result<VolumeStatus, Problem> {
+        self.confirm().await;
+        let state = self.node.state();
+        let (volume, record) = self.find(&state, name)?;
+        let (view, to) = (wanted.view.map_or(record.view, View), NodeId(wanted.node));
+        let moved = self
+            .node
+            .move_volume(volume, view, to, PROPOSAL_LIMIT)
+            .await;
+        match moved {
+            // What the volume waits for is a part of the answer.
+            Ok(()) | Err(MoveError::NotServing) => self.volume(name).await,
+            Err(MoveError::Refused(Refusal::ViewStale)) => Err(Problem::new(
+                ProblemKind::Conflict,
+                format!("the owner of {name:?} has changed meanwhile"),
+                "`holdfast volume show` shows the owner now; ask again if it shall be another",
+            )),
+            Err(MoveError::Refused(refusal)) => Err(refusal.into()),
+            Err(error @ (MoveError::Undecided | MoveError::TooSoon)) => Err(Problem::new(
+                ProblemKind::Undecided,
+                error.to_string(),
+                "a majority of the nodes has to run: `holdfast cluster status` shows what is \
+                 missing. The volume may still move: look before you ask again",
+            )),
+        }
     }
 
     /// Resolves when the volume has grown as far as it was to.

@@ -9,8 +9,8 @@ use thiserror::Error;
 
 use crate::problem::Problem;
 use crate::types::{
-    ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewSecret, NewToken, NewVolume,
-    NodeStatus, RotatedSecret, ScrubOrder, SelfReport, VolumeChange, VolumeStatus,
+    ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewOwner, NewSecret, NewToken,
+    NewVolume, NodeStatus, RotatedSecret, ScrubOrder, SelfReport, VolumeChange, VolumeStatus,
 };
 
 /// Why a request has no good answer.
@@ -144,6 +144,16 @@ impl Client {
         wanted: &NewSecret,
     ) -> Result<RotatedSecret, ClientError> {
         self.post(&["v1", "volumes", name, "secret"], wanted).await
+    }
+
+    /// Gives a volume another owner; answers when it serves, or after some seconds if it does
+    /// not yet.
+    pub async fn move_volume(
+        &self,
+        name: &str,
+        wanted: &NewOwner,
+    ) -> Result<VolumeStatus, ClientError> {
+        self.post(&["v1", "volumes", name, "owner"], wanted).await
     }
 
     /// Deletes a volume and all its data.

@@ -38,9 +38,9 @@ pub use routes::{Access, router};
 pub use serve::serve;
 pub use types::{
     Authentication, ChapCredentials, ClusterPhase, ClusterStatus, CreatedVolume, Holder, Integrity,
-    JoinTokenText, Knowledge, LinkStatus, NewCluster, NewSecret, NewToken, NewVolume, NodeState,
-    NodeStatus, OwnerReport, Redundancy, Resync, RotatedSecret, ScrubAction, ScrubOrder, ScrubPass,
-    SelfReport, StoreUsage, VolumeChange, VolumeState, VolumeStatus,
+    JoinTokenText, Knowledge, LinkStatus, NewCluster, NewOwner, NewSecret, NewToken, NewVolume,
+    NodeState, NodeStatus, OwnerReport, Redundancy, Resync, RotatedSecret, ScrubAction, ScrubOrder,
+    ScrubPass, SelfReport, StoreUsage, VolumeChange, VolumeState, VolumeStatus,
 };
 
 /// The API's port, where none is given.

@@ -25,6 +25,7 @@ use crate::routes;
         routes::volume,
         routes::change_volume,
         routes::rotate_secret,
+        routes::move_volume,
         routes::delete_volume,
     )
 )]

@@ -189,6 +189,14 @@ impl From<Refusal> for Problem {
                 "`holdfast volume show` shows where the volume's copies are".into(),
             ),
             Refusal::ViewStale => (ProblemKind::Unavailable, "try again".into()),
+            Refusal::SuccessorNotUp(_) => (
+                ProblemKind::Unavailable,
+                "`holdfast node list` shows which nodes are up".into(),
+            ),
+            Refusal::SuccessorWithoutCopy(_) => (
+                ProblemKind::Conflict,
+                "`holdfast volume show` shows which nodes hold it".into(),
+            ),
         };
         Self::new(kind, refusal.to_string(), hint)
     }

@@ -4,8 +4,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::problem::{Problem, ProblemKind};
 use crate::types::{
-    ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewSecret, NewToken, NewVolume,
-    NodeStatus, RotatedSecret, ScrubOrder, SelfReport, VolumeChange, VolumeStatus,
+    ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewOwner, NewSecret, NewToken,
+    NewVolume, NodeStatus, RotatedSecret, ScrubOrder, SelfReport, VolumeChange, VolumeStatus,
 };
 
 /// Where an answer goes. Nobody waits for it any more if sending fails.
@@ -40,6 +40,8 @@ pub enum Request {
     ChangeVolume(String, VolumeChange, Reply<VolumeStatus>),
     /// Gives a volume, by name, a new CHAP secret.
     RotateSecret(String, NewSecret, Reply<RotatedSecret>),
+    /// Gives a volume, by name, another owner.
+    MoveVolume(String, NewOwner, Reply<VolumeStatus>),
     /// Deletes a volume, by name.
     DeleteVolume(String, Reply<()>),
 }
@@ -57,9 +59,9 @@ impl Request {
                 reply.send(Err(problem)).is_ok()
             }
             Self::Volumes(reply) => reply.send(Err(problem)).is_ok(),
-            Self::Volume(_, reply) | Self::ChangeVolume(_, _, reply) => {
-                reply.send(Err(problem)).is_ok()
-            }
+            Self::Volume(_, reply)
+            | Self::ChangeVolume(_, _, reply)
+            | Self::MoveVolume(_, _, reply) => reply.send(Err(problem)).is_ok(),
             Self::CreateVolume(_, reply) => reply.send(Err(problem)).is_ok(),
             Self::RotateSecret(_, _, reply) => reply.send(Err(problem)).is_ok(),
             Self::DeleteVolume(_, reply) => reply.send(Err(problem)).is_ok(),

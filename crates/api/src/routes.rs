@@ -13,8 +13,8 @@ use axum::{Json, Router};
 use crate::problem::{Problem, ProblemKind};
 use crate::requests::{Request, RequestSender};
 use crate::types::{
-    ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewSecret, NewToken, NewVolume,
-    NodeStatus, RotatedSecret, ScrubOrder, SelfReport, VolumeChange, VolumeStatus,
+    ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewOwner, NewSecret, NewToken,
+    NewVolume, NodeStatus, RotatedSecret, ScrubOrder, SelfReport, VolumeChange, VolumeStatus,
 };
 
 /// Largest request body; no request comes near it.
@@ -45,6 +45,7 @@ pub fn router(requests: RequestSender, access: Access) -> Router {
             get(volume).patch(change_volume).delete(delete_volume),
         )
         .route("/v1/volumes/{name}/secret", post(rotate_secret))
+        .route("/v1/volumes/{name}/owner", post(move_volume))
         .route("/v1/openapi.json", get(openapi))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
@@ -285,6 +286,30 @@ pub(crate) async fn rotate_secret(
         .ask(|reply| Request::RotateSecret(name, wanted, reply))
         .await?;
     Ok((StatusCode::CREATED, Json(rotated)))
+}
+
+/// Gives a volume another owner while it serves: a node that is up and holds a copy in sync.
+/// Answers when the new owner serves, or after some seconds if it does not yet. Asked again, it
+/// waits on.
+#[utoipa::path(post, path = "/v1/volumes/{name}/owner", tag = "volumes",
+    params(("name" = String, Path, description = "The volume's name")),
+    request_body = NewOwner,
+    responses(
+        (status = 200, description = "The volume after the move", body = VolumeStatus),
+        (status = "default", description = "What went wrong", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn move_volume(
+    State(requests): State<RequestSender>,
+    name: Result<Path<String>, PathRejection>,
+    body: Result<Json<NewOwner>, JsonRejection>,
+) -> Result<Json<VolumeStatus>, Problem> {
+    let (Path(name), Json(wanted)) = (name?, body?);
+    requests
+        .ask(|reply| Request::MoveVolume(name, wanted, reply))
+        .await
+        .map(Json)
 }
 
 /// Deletes a volume and all its data.

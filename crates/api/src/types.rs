@@ -338,6 +338,17 @@ fn default_grace_s() -> u64 {
     24 * 3600
 }
 
+/// A wanted new owner of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewOwner {
+    /// The node's number.
+    pub node: u64,
+    /// The volume's view, as it was seen: refused if somebody else has changed the owner since.
+    #[serde(default)]
+    pub view: Option<u64>,
+}
+
 /// The answer to a new CHAP secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RotatedSecret {

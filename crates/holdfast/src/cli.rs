@@ -101,6 +101,8 @@ pub(crate) enum VolumeCommand {
     RevokeSecrets(RevokeSecretsArgs),
     /// Say where initiators are served
     Redirect(RedirectArgs),
+    /// Make another node the owner while the volume is used
+    Move(MoveVolumeArgs),
     /// Delete a volume and all its data
     Delete(DeleteVolumeArgs),
 }
@@ -436,6 +438,32 @@ pub(crate) enum RedirectTo {
     Owner,
     /// Where they log in
     Nowhere,
+}
+
+const MOVE_EXAMPLES: &str = "\
+The owner orders all I/O of a volume. It is chosen and replaced by the cluster; moving it spreads
+load, or brings it to the node that initiators log in to. I/O goes on: it waits until the new owner
+serves, usually far less than a second, and no initiator sees an error. Multipath initiators are
+told (ASYMMETRIC ACCESS STATE CHANGED) and follow. The node has to be up and to hold a copy in sync;
+`holdfast volume show` says which do. No data is copied.
+
+Examples:
+  holdfast volume move db --to 3
+  holdfast volume move db --to 3 --wait 5m -o json";
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = MOVE_EXAMPLES)]
+pub(crate) struct MoveVolumeArgs {
+    /// The volume's name
+    pub(crate) name: String,
+    /// Number of the new owner
+    #[arg(long, value_name = "NODE")]
+    pub(crate) to: u64,
+    /// How long to wait until it serves
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = parse_duration)]
+    pub(crate) wait: Duration,
+    #[command(flatten)]
+    pub(crate) list: ListArgs,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -45,13 +45,12 @@ impl VolumeDevice {
         offset: u64,
         length: u64,
         operation: Operation,
-    ) -> LocalBoxFuture<'static, Result<Bytes, AccessError>> {
+    ) -> impl Future<Output = Result<Bytes, AccessError>> + use<> {
         let (node, volume) = (self.node.clone(), self.volume);
         async move {
             node.run_as(standing, volume, offset, length, operation)
                 .await
         }
-        .boxed_local()
     }
 }
 

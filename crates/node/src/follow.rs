@@ -25,6 +25,7 @@ impl Node {
             let state = self.group.state();
             self.follow_peers(&state, &mut peers);
             self.note_deaths(&state);
+            self.moves.note(self.context.runtime.now(), &state);
             self.follow_owners(&state);
             self.forget_deleted(&state).await;
             if watch.changed().await.is_err() {

@@ -19,6 +19,7 @@ mod device;
 mod follow;
 mod heal;
 mod monitor;
+mod moves;
 mod node;
 mod options;
 mod register;
@@ -28,6 +29,7 @@ mod shutdown;
 mod status;
 
 pub use device::VolumeDevice;
+pub use moves::{HOST_PAUSE, MoveError};
 pub use node::{Failure, Node, NodeError};
 pub use options::{NodeIdentity, NodeOptions};
 pub use reservations::VolumeReservations;

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use crate::config::GroupConfig;
 use crate::heal::Healing;
+use crate::moves::Moves;
 use crate::options::NodeOptions;
 use crate::scrub::{Scrub, ScrubOrder};
 
@@ -74,6 +75,7 @@ pub struct Node {
     pub(crate) leaving: Cell<bool>,
     pub(crate) healing: Healing,
     pub(crate) scrub: Scrub,
+    pub(crate) moves: Moves,
 }
 
 impl Node {
@@ -130,6 +132,7 @@ impl Node {
             leaving: Cell::new(false),
             healing: Healing::default(),
             scrub,
+            moves: Moves::default(),
         });
         node.connect();
         Ok(node)

@@ -273,6 +273,7 @@ impl Link {
             Command::Unmap { list_bytes, .. }
             | Command::ExtendedCopy { list_bytes }
             | Command::ModeSelect { list_bytes, .. }
+            | Command::SetTargetPortGroups { list_bytes }
             | Command::PersistentOut { list_bytes, .. } => DataOut::Exact {
                 bytes: u64::from(*list_bytes),
             },
@@ -395,6 +396,7 @@ impl Link {
                 (opcodes::report_task_management(long), allocation)
             }
             Command::ModeSelect { .. }
+            | Command::SetTargetPortGroups { .. }
             | Command::Reserve
             | Command::Release
             | Command::PersistentIn { .. }
@@ -460,6 +462,7 @@ impl Link {
         }
         let identity = self.device.identity();
         self.unit.note_capacity(identity.capacity_bytes);
+        self.unit.note_access(self.port.groups.fingerprint());
         let reports_attention = !decoded.as_ref().is_ok_and(Command::ignores_attention);
         if reports_attention && let Some(attention) = self.unit.take_attention(&self.nexus) {
             return Err(attention.sense().into());
@@ -481,6 +484,7 @@ impl Link {
         let list = matches!(
             command,
             Command::ModeSelect { .. }
+                | Command::SetTargetPortGroups { .. }
                 | Command::PersistentOut { .. }
                 | Command::ExtendedCopy { .. }
         );
@@ -608,6 +612,7 @@ fn check_length(command: &Command, extent: Extent, block_bytes: u32) -> Result<(
         | Command::PersistentIn { .. }
         | Command::PersistentOut { .. }
         | Command::ReportTargetPortGroups { .. }
+        | Command::SetTargetPortGroups { .. }
         | Command::ReportOpcodes { .. }
         | Command::ReportTaskManagement { .. } => return Ok(()),
     };

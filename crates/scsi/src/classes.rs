@@ -41,6 +41,7 @@ impl Command {
             | Self::SynchronizeCache(_)
             | Self::WriteSame { .. }
             | Self::Unmap { .. }
+            | Self::SetTargetPortGroups { .. }
             | Self::CompareAndWrite(_) => Access::Write,
         }
     }
@@ -104,6 +105,7 @@ impl Command {
             | Self::PersistentIn { .. }
             | Self::PersistentOut { .. }
             | Self::ReportTargetPortGroups { .. }
+            | Self::SetTargetPortGroups { .. }
             | Self::ReportOpcodes { .. }
             | Self::ReportTaskManagement { .. } => None,
         }

@@ -149,6 +149,9 @@ pub enum Command {
         extended_header: bool,
         allocation: u32,
     },
+    SetTargetPortGroups {
+        list_bytes: u32,
+    },
     ReportOpcodes {
         selection: OpcodeSelection,
         timeouts: bool,
@@ -362,6 +365,12 @@ fn decode_fields(cdb: &Cdb<'_>) -> Result<Command, Sense> {
         0x9e => decode_service_action_in(cdb)?,
         0xa0 => decode_report_luns(cdb)?,
         0xa3 => decode_maintenance_in(cdb)?,
+        0xa4 => match bytes[1] & 0x1f {
+            0x0a => Command::SetTargetPortGroups {
+                list_bytes: cdb.u32(6),
+            },
+            _ => return Err(invalid(1)),
+        },
         _ => return Err(Sense::INVALID_OPERATION_CODE.at_cdb_byte(0)),
     })
 }

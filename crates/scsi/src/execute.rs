@@ -9,6 +9,7 @@ use crate::attachment::{Completion, Failure, Link, Status, check_extent, cut};
 use crate::command::{Command, Comparison, Extent};
 use crate::copy::{self, CopyStatus, Plan, Segment};
 use crate::device::{CompareOutcome, DeviceError, DeviceIdentity};
+use crate::ports::{self, NotOptimized};
 use crate::reservation::{Action, Refusal, Request, ReservationError, Standing, wire};
 use crate::sense::Sense;
 use crate::{limits, mode, provisioning};
@@ -81,6 +82,7 @@ async fn run(
             let state = mode::select(long, save, &data, unit.mode(), block_bytes)?;
             unit.set_mode(state, &link.nexus);
         }
+        Command::SetTargetPortGroups { .. } => set_port_groups(link, &data).await?,
         Command::Reserve => change_reservations(link, 0, Action::ReserveUnit).await?,
         Command::Release => change_reservations(link, 0, Action::ReleaseUnit).await?,
         Command::PersistentIn { action, allocation } => {
@@ -117,6 +119,18 @@ async fn run(
         }
     }
     Ok(Bytes::new())
+}
+
+/// The nexus that asks is not told of the change: GOOD is its answer.
+async fn set_port_groups(link: &Link, list: &[u8]) -> Result<(), Failure> {
+    let groups = &link.port.groups;
+    let Some(wanted) = ports::parse_set_target_port_groups(list, &groups.groups())? else {
+        return Ok(());
+    };
+    let _asking = link.unit.changes_access(&link.nexus);
+    let outcome = groups.optimize(wanted).await;
+    link.unit.note_access(groups.fingerprint());
+    outcome.map_err(|NotOptimized| Sense::SET_PORT_GROUPS_FAILED.into())
 }
 
 async fn change_reservations(link: &Link, key: u64, action: Action) -> Result<(), Failure> {

@@ -21,8 +21,8 @@ pub fn standard(identity: &DeviceIdentity, peripheral: u8) -> Vec<u8> {
     bytes[2] = 6;
     bytes[3] = 0x12;
     bytes[4] = (bytes.len() - 5) as u8;
-    // TPGS 01b: implicit asymmetric access. 3PC: EXTENDED COPY.
-    bytes[5] = 0x10 | 0x08;
+    // TPGS 11b: implicit and explicit asymmetric access. 3PC: EXTENDED COPY.
+    bytes[5] = 0x30 | 0x08;
     bytes[7] = 0x02;
     put_text(&mut bytes[8..16], &identity.vendor);
     put_text(&mut bytes[16..32], &identity.product);
@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn standard_data_pads_names_with_spaces() {
         let bytes = standard(&identity(), 0);
-        assert_eq!(bytes[..8], [0, 0, 6, 0x12, 91, 0x18, 0, 2]);
+        assert_eq!(bytes[..8], [0, 0, 6, 0x12, 91, 0x38, 0, 2]);
         assert_eq!(&bytes[8..36], b"HOLDFASTVolume          1   ");
     }
 

@@ -36,6 +36,6 @@ pub use command::Command;
 pub use device::{BlockDevice, CompareOutcome, DeviceError, DeviceIdentity, MappedExtent};
 pub use memory::MemoryDevice;
 pub use nexus::{Attention, Nexus};
-pub use ports::{AccessState, PortGroup, PortGroups, TargetPort};
+pub use ports::{AccessState, NotOptimized, PortGroup, PortGroups, TargetPort};
 pub use sense::{Sense, SenseKey};
 pub use unit::{LogicalUnit, TaskAborter};

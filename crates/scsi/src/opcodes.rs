@@ -31,7 +31,7 @@ const F: u8 = 0xff;
 
 /// Every command that [`crate::command::decode`] accepts, by operation code. A usage map has a
 /// one for each bit of the CDB that is looked at; a service action stands for itself.
-static COMMANDS: [Entry; 58] = [
+static COMMANDS: [Entry; 59] = [
     plain(&[0x00, 0, 0, 0, 0, 4]),
     plain(&[0x03, 1, 0, 0, F, 4]),
     plain(&[0x08, 0x1f, F, F, F, 4]),
@@ -94,6 +94,7 @@ static COMMANDS: [Entry; 58] = [
     action(0x0a, &[0xa3, 0xea, 0, 0, 0, 0, F, F, F, F, 0, 4]),
     action(0x0c, &[0xa3, 0x0c, 0x87, F, F, F, F, F, F, F, 0, 4]),
     action(0x0d, &[0xa3, 0x0d, 0x80, 0, 0, 0, F, F, F, F, 0, 4]),
+    action(0x0a, &[0xa4, 0x0a, 0, 0, 0, 0, F, F, F, F, 0, 4]),
     plain(&[0xa8, 0xf8, F, F, F, F, F, F, F, F, 0, 4]),
     plain(&[0xaa, 0xf8, F, F, F, F, F, F, F, F, 0, 4]),
 ];

@@ -1,6 +1,12 @@
 //! Target ports and their asymmetric access states (SPC-4 5.11).
+//!
+//! States change by themselves, as the cluster decides, and on a host's wish (TPGS 11b): a host may
+//! ask for one group to be active/optimized, which moves the volume there. All other states follow.
 
 use std::rc::Rc;
+
+use futures::future::LocalBoxFuture;
+use thiserror::Error;
 
 use crate::sense::Sense;
 
@@ -53,7 +59,17 @@ pub trait PortGroups {
     fn groups(&self) -> Vec<PortGroup>;
     /// State of one group; called for every command to the medium.
     fn state(&self, group: u16) -> AccessState;
+    /// A number that stays as long as no group's state changes; called for every command.
+    fn fingerprint(&self) -> u64;
+    /// Makes a group, one of [`PortGroups::groups`], active/optimized; resolves when its node
+    /// serves the volume, or cannot in time.
+    fn optimize(&self, group: u16) -> LocalBoxFuture<'static, Result<(), NotOptimized>>;
 }
+
+/// A group could not be made active/optimized; another one is, or none is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the target port group could not be made active/optimized")]
+pub struct NotOptimized;
 
 /// The target port through which a nexus reaches the unit.
 #[derive(Clone)]
@@ -89,11 +105,20 @@ impl PortGroups for SinglePort {
     fn state(&self, _group: u16) -> AccessState {
         AccessState::Optimized
     }
+
+    fn fingerprint(&self) -> u64 {
+        0
+    }
+
+    fn optimize(&self, _group: u16) -> LocalBoxFuture<'static, Result<(), NotOptimized>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 }
 
 /// The parameter data of REPORT TARGET PORT GROUPS (SPC-4 6.37), uncut.
 pub fn report_target_port_groups(groups: &[PortGroup], extended_header: bool) -> Vec<u8> {
-    /// T_SUP, O_SUP, U_SUP, S_SUP, AN_SUP, AO_SUP.
+    /// T_SUP, O_SUP, U_SUP, S_SUP, AN_SUP, AO_SUP: states that a group may be in. Which of them can
+    /// be set is a matter of SET TARGET PORT GROUPS.
     const SUPPORTED_STATES: u8 = 0x80 | 0x40 | 0x08 | 0x04 | 0x02 | 0x01;
     /// Seconds that a transition may take before a host gives the path up.
     const IMPLICIT_TRANSITION_SECONDS: u8 = 10;
@@ -105,8 +130,9 @@ pub fn report_target_port_groups(groups: &[PortGroup], extended_header: bool) ->
         let preferred = if group.preferred { 0x80 } else { 0 };
         bytes.extend_from_slice(&[preferred | group.state as u8, SUPPORTED_STATES]);
         bytes.extend_from_slice(&group.id.to_be_bytes());
-        // Status code 2: the state was altered by implicit behaviour.
-        bytes.extend_from_slice(&[0, 2, 0, group.ports.len().min(255) as u8]);
+        // Status code 0: which of explicit and implicit behaviour altered the state last is known
+        // to the node alone that a host asked.
+        bytes.extend_from_slice(&[0, 0, 0, group.ports.len().min(255) as u8]);
         for port in group.ports.iter().take(255) {
             bytes.extend_from_slice(&[0, 0]);
             bytes.extend_from_slice(&port.to_be_bytes());
@@ -117,9 +143,103 @@ pub fn report_target_port_groups(groups: &[PortGroup], extended_header: bool) ->
     bytes
 }
 
+/// Reads the parameter list of SET TARGET PORT GROUPS (SPC-4 6.45): the group that is to be
+/// active/optimized, if the list wants any change.
+///
+/// Exactly one group may be asked to be active/optimized. Others may be named active/non-optimized,
+/// which they then are anyway. No other state can be set: INVALID FIELD IN PARAMETER LIST.
+pub fn parse_set_target_port_groups(
+    list: &[u8],
+    groups: &[PortGroup],
+) -> Result<Option<u16>, Sense> {
+    const HEADER_BYTES: usize = 4;
+    if list.is_empty() {
+        return Ok(None);
+    }
+    if list.len() < HEADER_BYTES || !list.len().is_multiple_of(4) {
+        return Err(Sense::PARAMETER_LENGTH);
+    }
+    let invalid = |byte: usize| Sense::INVALID_PARAMETER.at_parameter_byte(byte as u16);
+    let mut optimized = None;
+    let mut non_optimized = Vec::new();
+    for (index, descriptor) in list[HEADER_BYTES..].chunks_exact(4).enumerate() {
+        let at = HEADER_BYTES + 4 * index;
+        let id = u16::from_be_bytes([descriptor[2], descriptor[3]]);
+        let group = groups.iter().find(|group| group.id == id);
+        let group = group.ok_or(invalid(at + 2))?;
+        match descriptor[0] & 0x0f {
+            state if state == AccessState::Optimized as u8 => {
+                if optimized.is_some_and(|other| other != id) {
+                    return Err(invalid(at));
+                }
+                optimized = Some(id);
+            }
+            state if state == AccessState::NonOptimized as u8 => non_optimized.push((at, group)),
+            _ => return Err(invalid(at)),
+        }
+    }
+    for (at, group) in non_optimized {
+        let agrees = match optimized {
+            Some(id) => group.id != id,
+            // Somebody has to be the owner: nobody else was named.
+            None => group.state == AccessState::NonOptimized,
+        };
+        if !agrees {
+            return Err(invalid(at));
+        }
+    }
+    Ok(optimized)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn two_groups() -> [PortGroup; 2] {
+        let group = |id, state| PortGroup {
+            id,
+            state,
+            preferred: false,
+            ports: vec![id],
+        };
+        [
+            group(1, AccessState::Optimized),
+            group(0x102, AccessState::NonOptimized),
+        ]
+    }
+
+    #[test]
+    fn one_group_is_asked_to_be_optimized_and_the_others_at_most_confirmed() {
+        let parse = |list: &[u8]| parse_set_target_port_groups(list, &two_groups());
+        assert_eq!(parse(&[]), Ok(None));
+        assert_eq!(parse(&[0; 4]), Ok(None));
+        assert_eq!(parse(&[0, 0, 0, 0, 0, 0, 1, 2]), Ok(Some(0x102)));
+        let both = [0, 0, 0, 0, 1, 0, 0, 1, 0, 0, 1, 2];
+        assert_eq!(parse(&both), Ok(Some(0x102)));
+        assert_eq!(parse(&[0, 0, 0, 0, 1, 0, 1, 2]), Ok(None), "as it is");
+    }
+
+    #[test]
+    fn lists_that_ask_for_what_cannot_be_are_refused_where_they_do() {
+        let parse = |list: &[u8]| parse_set_target_port_groups(list, &two_groups());
+        let invalid = |byte| Err(Sense::INVALID_PARAMETER.at_parameter_byte(byte));
+        for length in [1, 3, 5, 6, 7] {
+            assert_eq!(parse(&vec![0; length]), Err(Sense::PARAMETER_LENGTH));
+        }
+        assert_eq!(
+            parse(&[0, 0, 0, 0, 0, 0, 0, 9]),
+            invalid(6),
+            "no such group"
+        );
+        for state in [2, 3, 4, 14, 15] {
+            assert_eq!(parse(&[0, 0, 0, 0, state, 0, 1, 2]), invalid(4), "{state}");
+        }
+        let two_owners = [0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 2];
+        assert_eq!(parse(&two_owners), invalid(8));
+        let twice = [0, 0, 0, 0, 1, 0, 1, 2, 0, 0, 1, 2];
+        assert_eq!(parse(&twice), invalid(4));
+        assert_eq!(parse(&[0, 0, 0, 0, 1, 0, 0, 1]), invalid(4), "no owner");
+    }
 
     #[test]
     fn report_lists_state_and_ports_of_every_group() {
@@ -139,10 +259,10 @@ mod tests {
         ];
         let bytes = report_target_port_groups(&groups, false);
         assert_eq!(bytes[..4], [0, 0, 0, 28]);
-        assert_eq!(bytes[4..16], [0x80, 0xcf, 0, 1, 0, 2, 0, 1, 0, 0, 0, 1]);
+        assert_eq!(bytes[4..16], [0x80, 0xcf, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1]);
         assert_eq!(
             bytes[16..],
-            [0x02, 0xcf, 0, 2, 0, 2, 0, 2, 0, 0, 0, 2, 0, 0, 0, 3]
+            [0x02, 0xcf, 0, 2, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 3]
         );
     }
 }

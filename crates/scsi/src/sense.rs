@@ -111,6 +111,8 @@ impl Sense {
     pub const PORT_STANDBY: Self = condition(SenseKey::NotReady, 0x04, 0x0b);
     /// 02/04/0C: target port unavailable.
     pub const PORT_UNAVAILABLE: Self = condition(SenseKey::NotReady, 0x04, 0x0c);
+    /// 04/67/0A: SET TARGET PORT GROUPS command failed.
+    pub const SET_PORT_GROUPS_FAILED: Self = condition(SenseKey::HardwareError, 0x67, 0x0a);
     /// 07/27/02: the host set SWP.
     pub const SOFTWARE_WRITE_PROTECTED: Self = condition(SenseKey::DataProtect, 0x27, 0x02);
     /// 07/27/07.

@@ -48,6 +48,21 @@ impl NexusState {
     }
 }
 
+/// See [`LogicalUnit::changes_access`].
+pub(crate) struct ChangingAccess {
+    unit: Rc<LogicalUnit>,
+    nexus: Nexus,
+}
+
+impl Drop for ChangingAccess {
+    fn drop(&mut self) {
+        let changing = &mut self.unit.shared.borrow_mut().changing_access;
+        if let Some(at) = changing.iter().position(|nexus| *nexus == self.nexus) {
+            changing.swap_remove(at);
+        }
+    }
+}
+
 #[derive(Default)]
 struct Shared {
     nexuses: BTreeMap<Nexus, NexusState>,
@@ -57,6 +72,10 @@ struct Shared {
     resets: u64,
     mode: ModeState,
     capacity_bytes: Option<u64>,
+    /// What the port groups' states were when they were looked at last.
+    access: Option<u64>,
+    /// Nexuses that are having the states changed, once for each of their commands.
+    changing_access: Vec<Nexus>,
 }
 
 impl Shared {
@@ -105,6 +124,7 @@ impl LogicalUnit {
         port: TargetPort,
     ) -> Attachment {
         self.hear();
+        self.note_access(port.groups.fingerprint());
         let mut shared = self.shared.borrow_mut();
         let registered = self.reservations.table().key_of(&nexus).is_some();
         let known = registered || shared.nexuses.contains_key(&nexus);
@@ -243,6 +263,34 @@ impl LogicalUnit {
             for state in shared.nexuses.values_mut() {
                 state.establish(Attention::CapacityChanged);
             }
+        }
+    }
+
+    /// Tells every nexus of a change of the port groups' states, save those that ask for one.
+    pub(crate) fn note_access(&self, fingerprint: u64) {
+        let mut shared = self.shared.borrow_mut();
+        let before = shared.access.replace(fingerprint);
+        if before.is_none_or(|before| before == fingerprint) {
+            return;
+        }
+        let Shared {
+            nexuses,
+            changing_access,
+            ..
+        } = &mut *shared;
+        for (nexus, state) in nexuses {
+            if !changing_access.contains(nexus) {
+                state.establish(Attention::AccessStateChanged);
+            }
+        }
+    }
+
+    /// The nexus asks for another state of the port groups, for as long as the answer lives.
+    pub(crate) fn changes_access(self: &Rc<Self>, nexus: &Nexus) -> ChangingAccess {
+        self.shared.borrow_mut().changing_access.push(nexus.clone());
+        ChangingAccess {
+            unit: self.clone(),
+            nexus: nexus.clone(),
         }
     }
 

@@ -117,24 +117,3 @@ fn no_command_of_any_length_wants_more_than_the_limit() {
         }
     }
 }
-
-#[test]
-fn access_states_are_implicit_and_cannot_be_set() {
-    let [initiator, _] = pair();
-    let inquiry = run(&initiator, &[0x12, 0, 0, 0, 255]);
-    assert_eq!(inquiry.data[5] >> 4 & 3, 0b01, "TPGS");
-    // SET TARGET PORT GROUPS with one descriptor.
-    let refused = run(&initiator, &[0xa4, 0x0a, 0, 0, 0, 0, 0, 0, 0, 8]);
-    assert_eq!(refused.status, Status::CheckCondition);
-    assert_eq!(
-        (refused.sense[2], refused.sense[12..14].to_vec()),
-        (5, vec![0x20, 0])
-    );
-    let supported = run(&initiator, &[0xa3, 0x0c, 3, 0xa4, 0, 0x0a, 0, 0, 1, 0]);
-    assert_eq!(supported.data[1] & 7, 1, "not supported");
-    let reported = run(&initiator, &[0xa3, 0x0a, 0, 0, 0, 0, 0, 0, 1, 0]);
-    assert_eq!(
-        (reported.status, reported.data[4] & 0x0f),
-        (Status::Good, 0)
-    );
-}

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use futures::executor::block_on;
 use futures::future::LocalBoxFuture;
-use holdfast_scsi::ports::{AccessState, PortGroup, PortGroups, SinglePort};
+use holdfast_scsi::ports::{AccessState, NotOptimized, PortGroup, PortGroups, SinglePort};
 use holdfast_scsi::reservation::{LocalReservations, Standing};
 use holdfast_scsi::{
     Admission, Attachment, BlockDevice, CompareOutcome, Completion, DataOut, DeviceError,
@@ -513,6 +513,12 @@ fn a_standby_port_answers_inquiries_but_not_reads() {
         fn state(&self, _group: u16) -> AccessState {
             AccessState::Standby
         }
+        fn fingerprint(&self) -> u64 {
+            0
+        }
+        fn optimize(&self, _: u16) -> LocalBoxFuture<'static, Result<(), NotOptimized>> {
+            Box::pin(std::future::ready(Err(NotOptimized)))
+        }
     }
     let bench = Bench::new();
     let nexus = Nexus {
@@ -625,7 +631,7 @@ proptest! {
         cdb: [u8; 16],
         opcode in prop::sample::select(vec![
             0x03_u8, 0x12, 0x15, 0x1a, 0x2a, 0x2e, 0x2f, 0x41, 0x42, 0x55, 0x5a, 0x5e, 0x5f, 0x89,
-            0x93, 0x9e, 0xa0, 0xa3,
+            0x93, 0x9e, 0xa0, 0xa3, 0xa4,
         ]),
         lun in prop::sample::select(vec![0_u64, 1, 1 << 62]),
         filler: u8,

@@ -133,11 +133,12 @@ impl Inner {
                 block: first_block,
             });
         }
-        let found = self.newest_stable_of(slice, first_block, blocks).await;
-        if let [single] = found.as_slice() {
-            let data = self.block(slice, first_block, single.clone()).await?;
+        if blocks == 1 {
+            let found = self.newest_stable(slice, first_block).await;
+            let data = self.block(slice, first_block, found).await?;
             return Ok(data.unwrap_or_else(|| Bytes::from_static(&[0; BLOCK_BYTES])));
         }
+        let found = self.newest_stable_of(slice, first_block, blocks).await;
         if let Some(whole) = self.read_run(slice, first_block, &found).await? {
             return Ok(whole);
         }

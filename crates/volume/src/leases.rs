@@ -1,5 +1,5 @@
-//! The owner's leases on the copies: asked for regularly, given back at a handover. The answers
-//! also say how much space the copies have.
+//! The owner's leases on the copies: asked for regularly, given back when its office ends
+//! while it lives. The answers also say how much space the copies have.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -23,6 +23,8 @@ const _: () = assert!((RENEW_EVERY.as_millis() + SHARED_WAKE.as_millis()) * 3 <=
 /// An owner that nobody has asked for anything for so long lets its leases run out, and gets
 /// new ones, in one round trip, when it is asked again: idle volumes cost nothing.
 const IDLE_AFTER: Duration = Duration::from_secs(5);
+
+const RELEASE_LIMIT: Duration = Duration::from_millis(200);
 
 impl Owner {
     /// Renews the leases while the volume is in use, until the owner closes.
@@ -84,18 +86,19 @@ impl Owner {
         }
     }
 
-    /// Gives all leases back; the owner must not serve reads any more.
-    pub(crate) async fn release_leases(&self) {
+    /// Gives all leases back; the owner must not serve reads any more. What is sent is decided at
+    /// the call.
+    pub(crate) fn release_leases(&self) -> impl Future<Output = ()> + use<> {
         self.leases.borrow_mut().clear();
-        let release = |node| {
-            let lease = self.lease(true);
-            let frame = messages::request(replica_request::Body::Lease(lease), Bytes::new());
-            self.context
-                .rpc
-                .call(node, Service::Replica, frame, Duration::from_millis(200))
-        };
-        // A node that does not hear of it waits for the lease to end; nothing else depends on it.
-        let _ = join_all(self.lease_givers().into_iter().map(release)).await;
+        let (rpc, givers) = (self.context.rpc.clone(), self.lease_givers());
+        let lease = replica_request::Body::Lease(self.lease(true));
+        let frame = messages::request(lease, Bytes::new());
+        async move {
+            let release = |node| rpc.call(node, Service::Replica, frame.clone(), RELEASE_LIMIT);
+            // A node that does not hear of it waits for the lease to end; nothing else depends
+            // on it.
+            let _ = join_all(givers.into_iter().map(release)).await;
+        }
     }
 
     fn lease(&self, release: bool) -> Lease {

@@ -172,10 +172,17 @@ impl Owner {
         self.phase.get() == Phase::Open
     }
 
-    /// Ends the office: everything under way is answered "interrupted". Nothing durable changes.
+    /// Ends the office: everything under way is answered "interrupted", and the leases are given
+    /// back, so that a successor who was named in good order waits for nothing. Nothing durable
+    /// changes.
     pub fn close(&self) {
         if self.phase.replace(Phase::Closed) == Phase::Closed {
             return;
+        }
+        // A closed owner answers no read any more.
+        if !self.leases.borrow().is_empty() {
+            let release = self.release_leases();
+            self.context.runtime.spawn("owner-release", release);
         }
         tracing::info!(volume = %self.volume, view = %self.view, "owner closed");
         for slice in self.slices.borrow_mut().iter_mut() {

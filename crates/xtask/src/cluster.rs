@@ -241,6 +241,21 @@ impl ServedDemo {
         volume["size_bytes"].as_u64().with_context(wrong)
     }
 
+    /// Has another node that holds the volume own it; it serves when this returns.
+    pub(crate) fn move_elsewhere(&self, name: &str) -> anyhow::Result<()> {
+        let volume = self.ask(&["volume", "show", name])?;
+        let owner = owner_of(&volume);
+        let holders = volume["holders"].as_array().into_iter().flatten();
+        let mut others = holders.filter_map(|holder| holder["node"].as_u64());
+        let other = others.find(|node| Some(*node) != owner);
+        let other = other.with_context(|| format!("no other holder in {volume}"))?;
+        let moved = self.ask(&["volume", "move", name, "--to", &other.to_string()])?;
+        if owner_of(&moved) != Some(other) || moved["state"] != "open" {
+            bail!("the volume has not moved to node {other}: {moved}");
+        }
+        Ok(())
+    }
+
     /// Starts a killed node again, as it was started before.
     pub(crate) fn start_again(&mut self, killed: &Killed) -> anyhow::Result<()> {
         let data = option(&killed.words, "--data").context("a node without a directory")?;

@@ -1,11 +1,12 @@
 //! `cargo xtask bench targets`: our target against Linux SCSI target framework's `tgtd`, on the
 //! same memory, with the same initiator, in turns.
 //!
-//! Promises: both run at the same time and are measured one after the other, so that whatever
-//! else the machine does hits both; a ratio is taken within a round, and the median of the rounds
-//! is told. Ours is an ordinary node with an ordinary volume of one copy, filled before it is
-//! read, and read when its journal is empty: every read goes to the home. When this ends, so have
-//! both targets, and their files are gone.
+//! Promises: both run at the same time and are measured in turns, in short rounds that begin now
+//! with one and now with the other, so that whatever else the machine does hits both; a ratio is
+//! taken within a round, and the median and the quartiles of the rounds are told. Ours is an
+//! ordinary node with an ordinary volume of one copy, filled before it is read, and read when its
+//! journal is empty: every read goes to the home. When this ends, so have both targets, and their
+//! files are gone.
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -43,10 +44,10 @@ const TGT_NAME: &str = "iqn.2026-11.io.holdfast.bench:tgt";
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
     /// Rounds of each load, both targets in each.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 10)]
     rounds: u32,
     /// Measured time of one target in one round, in seconds.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 1)]
     seconds: u64,
     /// I/Os under way at once.
     #[arg(long, default_value_t = 32)]
@@ -130,7 +131,8 @@ pub(crate) fn bench(options: &Options) -> anyhow::Result<()> {
     wait_until_destaged(&binary, &api)?;
 
     println!(
-        "\n4 KiB at random, {} under way, memory in {}, {} rounds of {} s; medians\n",
+        "\n4 KiB at random, {} under way, memory in {}, {} rounds of {} s in turns; medians, \
+         and the quartiles of the ratio\n",
         options.depth,
         options.memory.display(),
         options.rounds,
@@ -174,8 +176,12 @@ fn rounds(
     write: bool,
 ) -> anyhow::Result<Rounds> {
     let mut measured = Rounds::new();
-    for _ in 0..options.rounds {
-        for subject in subjects {
+    for round in 0..options.rounds {
+        let mut turns: Vec<&Subject> = subjects.iter().collect();
+        if round % 2 == 1 {
+            turns.reverse();
+        }
+        for subject in turns {
             let mut command = command(load, subject, options);
             command.args(["--pid", &subject.pid.to_string()]);
             command.args(["--seconds", &options.seconds.to_string()]);
@@ -211,28 +217,40 @@ fn report(load: &str, subjects: &[Subject], rounds: &Rounds) -> Option<(f64, f64
     let [ours, theirs] = subjects else {
         return None;
     };
-    let ratio = |value: fn(&Measured) -> f64| {
+    let ratio = |value: fn(&Measured) -> f64, share: f64| {
         let pairs = rounds[ours.name].iter().zip(&rounds[theirs.name]);
-        median(pairs.map(|(ours, theirs)| value(ours) / value(theirs)))
+        quantile(
+            pairs.map(|(ours, theirs)| value(ours) / value(theirs)),
+            share,
+        )
     };
-    let (iops, cpu) = (ratio(|round| round.iops), ratio(Measured::cpu_us));
-    println!(
-        "{load:<7} {:<9} {iops:>9.2} {cpu:>11.2} {:>9.2} {:>9.2}",
-        "ratio",
-        ratio(|round| round.p50_us),
-        ratio(|round| round.p99_us),
-    );
-    Some((iops, cpu))
+    for (name, share) in [("ratio", 0.5), ("from", 0.25), ("to", 0.75)] {
+        println!(
+            "{load:<7} {name:<9} {:>9.2} {:>11.2} {:>9.2} {:>9.2}",
+            ratio(|round| round.iops, share),
+            ratio(Measured::cpu_us, share),
+            ratio(|round| round.p50_us, share),
+            ratio(|round| round.p99_us, share),
+        );
+    }
+    Some((ratio(|round| round.iops, 0.5), ratio(Measured::cpu_us, 0.5)))
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {
+    quantile(values, 0.5)
+}
+
+/// The value below which this share of them lies, between two neighbours if need be.
+fn quantile(values: impl Iterator<Item = f64>, share: f64) -> f64 {
     let mut sorted: Vec<f64> = values.collect();
     sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 => f64::NAN,
-        count if count % 2 == 1 => sorted[count / 2],
-        count => f64::midpoint(sorted[count / 2 - 1], sorted[count / 2]),
-    }
+    let Some(last) = sorted.len().checked_sub(1) else {
+        return f64::NAN;
+    };
+    let place = share * last as f64;
+    let below = place as usize;
+    let above = (below + 1).min(last);
+    sorted[below] + (sorted[above] - sorted[below]) * place.fract()
 }
 
 /// Builds the initiator's load without verification.
@@ -402,6 +420,11 @@ mod tests {
     fn the_median_of_an_even_count_lies_between_the_middle_two() {
         assert_eq!(median([3.0, 1.0, 2.0].into_iter()), 2.0);
         assert_eq!(median([4.0, 1.0, 2.0, 3.0].into_iter()), 2.5);
+        let five = [5.0, 1.0, 4.0, 2.0, 3.0];
+        assert_eq!(quantile(five.into_iter(), 0.25), 2.0);
+        assert_eq!(quantile(five.into_iter(), 0.75), 4.0);
+        assert_eq!(quantile([7.0].into_iter(), 0.75), 7.0);
+        assert!(quantile([].into_iter(), 0.5).is_nan());
     }
 
     #[test]

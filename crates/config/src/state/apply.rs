@@ -95,6 +95,7 @@ impl ClusterState {
                 old_until_unix_ms,
                 revoke,
             } => self.rotate_secret(volume, chap, now_unix_ms, old_until_unix_ms, revoke),
+            Change::MoveVolume { volume, view, to } => self.move_volume(volume, view, to),
         };
         result.unwrap_or_else(Outcome::Refused)
     }

@@ -163,6 +163,16 @@ pub enum Change {
         /// The node's wall clock, in milliseconds since the Unix epoch.
         now_unix_ms: u64,
     },
+    /// Makes one node the owner of one volume. Refused unless the node is up and holds an in-sync
+    /// copy of some slice; nothing is done if it is the owner already.
+    MoveVolume {
+        /// The volume.
+        volume: VolumeId,
+        /// The owner's view that the proposer saw.
+        view: View,
+        /// The new owner.
+        to: NodeId,
+    },
 }
 
 /// A node asks to join.
@@ -370,4 +380,13 @@ pub enum Refusal {
         /// The volume's name.
         volume: String,
     },
+    /// The wanted owner does not take part, or is about to end.
+    #[error("node {0} is not up: only a node that is can own a volume")]
+    SuccessorNotUp(NodeId),
+    /// The wanted owner has no data of the volume.
+    #[error(
+        "node {0} holds no copy of the volume that is in sync: it would have to fetch every \
+         block from others"
+    )]
+    SuccessorWithoutCopy(NodeId),
 }

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | node down or restarted | nothing: the owner takes its copies out (`RemoveCopies`) and brings them back | new view: owner appointed, takeover |
 //! | node leaving | nothing (its copies serve on) | the volumes it owns get a new owner |
+//! | somebody moves the volume | new view: the named owner, takeover | the same |
 //!
 //! In-sync sets change only by the word of an owner in office: what it reconciled (`Opened`),
 //! took out, or brought up to date. The owner of record may itself be dead, and after a power
@@ -13,8 +14,9 @@
 use std::rc::Rc;
 
 use holdfast_runtime::NodeId;
-use holdfast_wire::VolumeId;
+use holdfast_wire::{View, VolumeId};
 
+use super::change::{Outcome, Refusal};
 use super::records::{ClusterState, NodeStatus, Owner, VolumeRecord};
 
 impl ClusterState {
@@ -88,6 +90,36 @@ impl ClusterState {
             })
     }
 
+    /// Gives the volume to the node that somebody named, in a new view.
+    pub(super) fn move_volume(
+        &mut self,
+        id: VolumeId,
+        view: View,
+        to: NodeId,
+    ) -> Result<Outcome, Refusal> {
+        let volume = self.volumes.get(&id).ok_or(Refusal::VolumeUnknown(id))?;
+        let node = self.nodes.get(&to).ok_or(Refusal::NodeUnknown(to))?;
+        let owner = Owner {
+            node: to,
+            incarnation: node.incarnation,
+        };
+        if node.status != NodeStatus::Up {
+            return Err(Refusal::SuccessorNotUp(to));
+        }
+        // The answer to an earlier try may have been lost.
+        if volume.owner == Some(owner) {
+            return Ok(Outcome::Done);
+        }
+        if volume.view != view {
+            return Err(Refusal::ViewStale);
+        }
+        if !volume.slices.iter().any(|slice| slice.is_in_sync(to)) {
+            return Err(Refusal::SuccessorWithoutCopy(to));
+        }
+        self.begin_view(id, Some(owner));
+        Ok(Outcome::Done)
+    }
+
     fn appoint_missing(&mut self) {
         let orphans: Vec<VolumeId> = self
             .volumes
@@ -103,7 +135,6 @@ impl ClusterState {
     /// Gives the volume a new view and the best owner there is: the node with most in-sync
     /// slices, the owner so far among equals, then by turns over the volumes.
     pub(super) fn appoint(&mut self, id: VolumeId) {
-        self.view.0 += 1;
         let volume = &self.volumes[&id];
         let owner_now = volume.owner.map(|owner| owner.node);
         let rank = |node: NodeId| {
@@ -124,6 +155,12 @@ impl ClusterState {
                 node: *node,
                 incarnation: record.incarnation,
             });
+        self.begin_view(id, owner);
+    }
+
+    /// The office of `owner` begins, in a view that is newer than any before.
+    fn begin_view(&mut self, id: VolumeId, owner: Option<Owner>) {
+        self.view.0 += 1;
         let view = self.view;
         let volume = self
             .volumes
@@ -152,5 +189,126 @@ impl ClusterState {
                 );
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_runtime::Incarnation;
+
+    use super::super::tests::{cluster, down, open, start};
+    use super::super::{Change, CopyStatus};
+    use super::*;
+
+    const DB: VolumeId = VolumeId(1);
+
+    fn moving(state: &ClusterState, to: u64) -> Change {
+        Change::MoveVolume {
+            volume: DB,
+            view: state.volumes[&DB].view,
+            to: NodeId(to),
+        }
+    }
+
+    fn owner(state: &ClusterState) -> NodeId {
+        state.volumes[&DB].owner.expect("nodes are up").node
+    }
+
+    /// A node that holds a copy and does not own the volume.
+    fn another(state: &ClusterState) -> u64 {
+        let mut others = (1..=5).filter(|node| NodeId(*node) != owner(state));
+        let holds = |node: &u64| {
+            let slices = &state.volumes[&DB].slices;
+            slices.iter().any(|slice| slice.is_in_sync(NodeId(*node)))
+        };
+        others.find(holds).expect("three copies")
+    }
+
+    #[test]
+    fn a_moved_volume_is_taken_over_by_the_named_node_in_a_larger_view() {
+        let mut state = cluster();
+        open(&mut state);
+        let (seen, to) = (state.clone(), another(&state));
+        let before = &seen.volumes[&DB];
+        let change = moving(&seen, to);
+        let encoded = postcard::to_stdvec(&change).expect("plain data");
+        assert_eq!(encoded[0], 18, "changes keep their numbers in the log");
+        assert_eq!(state.apply(change), Outcome::Done);
+        let after = state.volumes[&DB].clone();
+        assert_eq!(owner(&state), NodeId(to));
+        assert!(after.view > before.view && after.view == state.view && !after.open);
+        assert_eq!(after.slices, before.slices, "no copy falls out");
+        open(&mut state);
+        // Where it is already, it stays, whatever view was seen.
+        let opened = state.clone();
+        let again = Change::MoveVolume {
+            volume: DB,
+            view: before.view,
+            to: NodeId(to),
+        };
+        assert_eq!(state.apply(again), Outcome::Done);
+        assert_eq!(state, opened);
+    }
+
+    #[test]
+    fn of_two_moves_from_the_same_view_the_first_in_the_log_wins() {
+        let mut state = cluster();
+        open(&mut state);
+        let seen = state.clone();
+        let (first, back) = (another(&state), owner(&state));
+        assert_eq!(state.apply(moving(&seen, first)), Outcome::Done);
+        let second = (1..=5)
+            .find(|node| NodeId(*node) != back && *node != first)
+            .expect("five nodes");
+        let refused = Outcome::Refused(Refusal::ViewStale);
+        assert_eq!(state.apply(moving(&seen, second)), refused);
+        assert_eq!(state.apply(moving(&seen, back.0)), refused);
+        assert_eq!(owner(&state), NodeId(first));
+    }
+
+    #[test]
+    fn a_volume_moves_only_to_a_node_that_is_up_and_holds_some_of_it() {
+        let mut state = cluster();
+        open(&mut state);
+        let to = another(&state);
+        let refuse = |change: Change, refusal: Refusal, prepare: &dyn Fn(&mut ClusterState)| {
+            let mut changed = state.clone();
+            prepare(&mut changed);
+            let before = changed.clone();
+            assert_eq!(changed.apply(change), Outcome::Refused(refusal));
+            assert_eq!(changed, before);
+        };
+        let change = moving(&state, to);
+        let volume = VolumeId(9);
+        let unknown = Change::MoveVolume {
+            volume,
+            view: View(1),
+            to: NodeId(to),
+        };
+        refuse(unknown, Refusal::VolumeUnknown(volume), &|_| {});
+        let nobody = moving(&state, 77);
+        refuse(nobody, Refusal::NodeUnknown(NodeId(77)), &|_| {});
+        let not_up = Refusal::SuccessorNotUp(NodeId(to));
+        refuse(change.clone(), not_up.clone(), &|state| {
+            state.apply(down(NodeId(to)));
+        });
+        refuse(change.clone(), not_up, &|state| {
+            state.apply(Change::HandOver {
+                node: NodeId(to),
+                incarnation: Incarnation(1),
+            });
+        });
+        let nothing = Refusal::SuccessorWithoutCopy(NodeId(to));
+        refuse(change.clone(), nothing, &|state| {
+            for slice in &mut state.volumes.get_mut(&DB).expect("db").slices {
+                slice.set_status(NodeId(to), CopyStatus::Stale);
+            }
+        });
+        // It came back meanwhile: the move names the node, not its start.
+        state.apply(start(to, 2));
+        let current = moving(&state, to);
+        assert_eq!(state.apply(current), Outcome::Done);
+        let owner = state.volumes[&DB].owner.expect("moved");
+        assert_eq!(owner.incarnation, Incarnation(2));
     }
 }

@@ -18,7 +18,7 @@ fn identity() -> ClusterIdentity {
     }
 }
 
-fn start(node: u64, incarnation: u64) -> Change {
+pub(super) fn start(node: u64, incarnation: u64) -> Change {
     Change::NodeStarted(NodeStart {
         node: NodeId(node),
         uuid: [node as u8; 16],
@@ -30,7 +30,7 @@ fn start(node: u64, incarnation: u64) -> Change {
     })
 }
 
-fn down(node: NodeId) -> Change {
+pub(super) fn down(node: NodeId) -> Change {
     Change::NodeDown {
         node,
         incarnation: Incarnation(1),
@@ -51,7 +51,7 @@ fn spec(name: &str) -> VolumeSpec {
 }
 
 /// Five nodes up and volume 1 created.
-fn cluster() -> ClusterState {
+pub(super) fn cluster() -> ClusterState {
     let mut state = ClusterState::default();
     assert_eq!(
         state.apply(Change::Found {
@@ -89,7 +89,7 @@ fn cluster() -> ClusterState {
     state
 }
 
-fn open(state: &mut ClusterState) {
+pub(super) fn open(state: &mut ClusterState) {
     let volume = &state.volumes[&VolumeId(1)];
     let running: Vec<_> = state
         .nodes

@@ -1,6 +1,7 @@
 //! Administration, through the REST API of any node.
 
 pub(crate) mod cluster;
+mod moving;
 pub(crate) mod node;
 pub(crate) mod volume;
 

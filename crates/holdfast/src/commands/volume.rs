@@ -24,6 +24,7 @@ pub(crate) fn run(command: &VolumeCommand) -> Result<(), Failure> {
         VolumeCommand::RotateSecret(args) => rotate_secret(args),
         VolumeCommand::RevokeSecrets(args) => revoke_secrets(args),
         VolumeCommand::Redirect(args) => redirect(args),
+        VolumeCommand::Move(args) => super::moving::move_volume(args),
         VolumeCommand::Delete(args) => delete(args),
     }
 }

@@ -5,13 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::LocalBoxFuture;
 use holdfast_config::state::{Chap, ClusterState, NodeStatus, VolumeRecord};
 use holdfast_iscsi::{
     Credentials, Secret, SessionSummary, Target, TargetAuth, TargetSummary, Targets,
 };
 use holdfast_node::{Node, VolumeDevice, VolumeReservations};
 use holdfast_runtime::{Instant, NodeId};
-use holdfast_scsi::{AccessState, PortGroup, PortGroups};
+use holdfast_scsi::{AccessState, NotOptimized, PortGroup, PortGroups};
 use holdfast_wire::VolumeId;
 
 /// The targets of one node.
@@ -254,6 +256,27 @@ impl PortGroups for VolumePorts {
         let state = self.node.state();
         let record = state.volumes.get(&self.volume);
         Self::state_of(&state, record, local, NodeStatus::Up)
+    }
+
+    /// FNV-1a, a step for each node.
+    fn fingerprint(&self) -> u64 {
+        const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+        const PRIME: u64 = 0x0100_0000_01b3;
+        let state = self.node.state();
+        let record = state.volumes.get(&self.volume);
+        state.nodes.iter().fold(BASIS, |sum, (node, known)| {
+            let access = Self::state_of(&state, record, *node, known.status);
+            (sum ^ (node.0 << 8 | access as u64)).wrapping_mul(PRIME)
+        })
+    }
+
+    fn optimize(&self, wanted: u16) -> LocalBoxFuture<'static, Result<(), NotOptimized>> {
+        let (node, volume) = (self.node.clone(), self.volume);
+        async move {
+            let moved = node.move_for_host(volume, NodeId(u64::from(wanted)));
+            moved.await.map_err(|_| NotOptimized)
+        }
+        .boxed_local()
     }
 }
 

@@ -9,48 +9,34 @@
 //! However the connection ends, the task ends only after every command that the device had has
 //! finished: then the session's place is free for the nexus to log in again.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use aws_lc_rs::rand::fill;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::LocalBoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt as _};
-use holdfast_scsi::ports::SinglePort;
-use holdfast_scsi::{Admission, Admitted, Attachment, Completion, Nexus, Sense, TargetPort};
+use holdfast_scsi::{Admission, Admitted, Attachment, Completion, Sense};
 use thiserror::Error;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
+use super::input::Input;
+use super::login::{log_in, open, send_all};
 use super::output::Output;
 use super::sessions::{Control, Place};
 use super::{Counted, HalfOpen, Server, until_true};
-use crate::chap::Algorithm;
-use crate::login::{
-    Admittance, Challenge, FullFeature, Login, LoginStatus, Policy, SessionKind, Step,
-};
+use crate::login::LoginStatus;
 use crate::negotiation::RECEIVE_BYTES_MAX;
 use crate::pdu::framing::{Decoder, Digests, FrameError};
 use crate::session::{Action, Front, Session, SessionError, TaskId};
 use crate::targets::TargetSummary;
-
-/// Space made for received bytes at a time: it doubles when a call filled it and halves when most
-/// of it stayed empty, so that a busy connection takes a whole queue of commands with one call
-/// and an idle one holds little memory. Small data segments share a chunk; a long one gets a
-/// chunk of its own size.
-const CHUNK_BYTES_MIN: usize = 16 << 10;
-const CHUNK_BYTES_MAX: usize = 256 << 10;
-
-/// Longest data segment of a login request: the default that holds until the login ends.
-const LOGIN_SEGMENT_BYTES_MAX: usize = 8192;
 
 /// Time that commands under way get to be answered once an initiator that was asked to leave has
 /// not: a takeover takes less, and a node that is told to stop must not wait for long.
@@ -61,7 +47,7 @@ const FAREWELL_TIME: Duration = Duration::from_secs(1);
 
 /// Why a connection ended before the initiator logged out.
 #[derive(Debug, Error)]
-enum End {
+pub(super) enum End {
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error("{0}")]
@@ -167,241 +153,14 @@ async fn serve(
     outcome
 }
 
-/// The login phase.
-async fn log_in(
-    server: &Rc<Server>,
-    stream: &TcpStream,
-    address: IpAddr,
-    input: &mut Input,
-) -> Result<Box<FullFeature>, End> {
-    let policy = NodePolicy {
-        server,
-        challenges: RefCell::default(),
-    };
-    let decoder = Decoder {
-        digests: Digests::default(),
-        data_bytes_max: LOGIN_SEGMENT_BYTES_MAX,
-    };
-    let mut login = Login::default();
-    loop {
-        let pdu = loop {
-            if let Some(pdu) = decoder.decode(&mut input.buffer)? {
-                break pdu;
-            }
-            stream.readable().await?;
-            input.receive(stream, &decoder)?;
-        };
-        // Many connections may have been open when the first of them failed.
-        let admission = &server.admission;
-        if admission
-            .borrow()
-            .has_failed_too_often(address, server.now())
-        {
-            return Err(End::TooManyFailures);
-        }
-        match login.handle(&pdu, &policy) {
-            Step::Reply(next, response) => {
-                send_all(stream, response).await?;
-                login = *next;
-            }
-            Step::Established(session) => return Ok(session),
-            Step::Refused(response, status) => {
-                if status == LoginStatus::AuthenticationFailed {
-                    admission.borrow_mut().failed(address, server.now());
-                    sleep(server.limits.failure_delay).await;
-                }
-                send_all(stream, response).await?;
-                return Err(End::Refused(status));
-            }
-            Step::Close => return Err(End::NotALogin),
-        }
-    }
-}
-
-/// Opens what the session is for, ending the session that the nexus may have had.
-async fn open(server: &Rc<Server>, login: &FullFeature) -> Result<NodeFront, LoginStatus> {
-    let initiator: Rc<str> = login.initiator.as_str().into();
-    let SessionKind::Normal(iqn) = &login.kind else {
-        let server = server.clone();
-        return Ok(NodeFront {
-            server,
-            initiator,
-            target: None,
-            attachment: None,
-            place: None,
-        });
-    };
-    let iqn: Rc<str> = iqn.as_str().into();
-    // Looked up again: the volume may have gone while the login went on.
-    let target = server
-        .targets
-        .open(&iqn, &initiator)
-        .ok_or(LoginStatus::NotFound)?;
-    let nexus = Nexus {
-        initiator: initiator.clone(),
-        isid: login.isid,
-        target_port: target.relative_port_id,
-    };
-    let (iqn_of_place, credential) = (iqn.clone(), login.credential);
-    let sessions = &server.sessions;
-    let place = sessions
-        .claim(iqn_of_place, nexus.clone(), credential)
-        .await;
-    // From here on whoever takes the target away finds the session in the table; what was taken
-    // away before is seen now.
-    let target = server
-        .targets
-        .open(&iqn, &initiator)
-        .ok_or(LoginStatus::NotFound)?;
-    if !target.auth.accepts(login.credential) {
-        return Err(LoginStatus::AuthenticationFailed);
-    }
-    let (group, relative_id) = (target.portal_group_tag, target.relative_port_id);
-    let groups = match &target.port_groups {
-        Some(groups) => groups.clone(),
-        None => Rc::new(SinglePort { group, relative_id }),
-    };
-    let port = TargetPort {
-        target: iqn.clone(),
-        group,
-        relative_id,
-        groups,
-    };
-    let attachment = server
-        .unit(&iqn, &target)
-        .attach(nexus, target.device, port);
-    let server = server.clone();
-    Ok(NodeFront {
-        server,
-        initiator,
-        target: Some(iqn),
-        attachment: Some(attachment),
-        place: Some(place),
-    })
-}
-
-/// Received bytes that make no whole PDU yet, and the room for more.
-struct Input {
-    buffer: BytesMut,
-    chunk_bytes: usize,
-}
-
-impl Default for Input {
-    fn default() -> Self {
-        Self {
-            buffer: BytesMut::new(),
-            chunk_bytes: CHUNK_BYTES_MIN,
-        }
-    }
-}
-
-impl Input {
-    /// Reads what the socket has, making room for the rest of the first PDU.
-    fn receive(&mut self, stream: &TcpStream, decoder: &Decoder) -> Result<(), End> {
-        let buffer = &mut self.buffer;
-        let missing = decoder.missing(buffer);
-        if buffer.capacity() - buffer.len() < missing.max(self.chunk_bytes / 2) {
-            buffer.reserve(missing.max(self.chunk_bytes));
-        }
-        let room = buffer.capacity() - buffer.len();
-        match stream.try_read_buf(buffer) {
-            Ok(0) => Err(End::Io(io::ErrorKind::UnexpectedEof.into())),
-            Ok(read) => {
-                if read == room {
-                    self.chunk_bytes = (self.chunk_bytes * 2).min(CHUNK_BYTES_MAX);
-                } else if read < self.chunk_bytes / 8 {
-                    self.chunk_bytes = (self.chunk_bytes / 2).max(CHUNK_BYTES_MIN);
-                }
-                Ok(())
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            Err(error) => Err(error.into()),
-        }
-    }
-}
-
-/// Writes one login PDU; these carry no digests.
-async fn send_all(stream: &TcpStream, pdu: crate::pdu::Pdu) -> Result<(), End> {
-    let mut output = Output::default();
-    output.push(pdu, Digests::default());
-    loop {
-        output.write_to(stream)?;
-        if output.is_empty() {
-            return Ok(());
-        }
-        stream.writable().await?;
-    }
-}
-
-/// What the login asks of the node.
-struct NodePolicy<'a> {
-    server: &'a Server,
-    challenges: RefCell<Vec<Vec<u8>>>,
-}
-
-impl Policy for NodePolicy<'_> {
-    fn admit(&self, kind: &SessionKind, initiator: &str) -> Result<Admittance, LoginStatus> {
-        let targets = &self.server.targets;
-        let SessionKind::Normal(iqn) = kind else {
-            return Ok(Admittance {
-                auth: targets.discovery_auth(),
-                portal_group_tag: 0,
-            });
-        };
-        if let Some(address) = targets.redirect(iqn, initiator) {
-            return Err(LoginStatus::MovedTemporarily(address));
-        }
-        let target = targets.open(iqn, initiator).ok_or(LoginStatus::NotFound)?;
-        if target.auth.shares_a_secret() {
-            warn!(
-                target = iqn,
-                "the CHAP secrets of both directions are equal: login refused"
-            );
-        }
-        Ok(Admittance {
-            auth: target.auth,
-            portal_group_tag: target.portal_group_tag,
-        })
-    }
-
-    fn issue_challenge(&self, algorithm: Algorithm) -> Challenge {
-        let mut identifier = [0];
-        let mut bytes = vec![0; algorithm.response_bytes()];
-        for random in [&mut identifier[..], &mut bytes[..]] {
-            // The kernel's generator does not fail once it is seeded; without it there is no
-            // authentication.
-            fill(random).expect("the operating system provides randomness");
-        }
-        self.server.challenges.borrow_mut().insert(bytes.clone());
-        self.challenges.borrow_mut().push(bytes.clone());
-        Challenge {
-            identifier: identifier[0],
-            bytes,
-        }
-    }
-
-    fn is_outstanding(&self, challenge: &[u8]) -> bool {
-        self.server.challenges.borrow().contains(challenge)
-    }
-}
-
-impl Drop for NodePolicy<'_> {
-    fn drop(&mut self) {
-        let mut outstanding = self.server.challenges.borrow_mut();
-        for challenge in self.challenges.borrow().iter() {
-            outstanding.remove(challenge);
-        }
-    }
-}
-
 /// What the session asks of the node. Fields drop in this order: the unit forgets the nexus
 /// before its place becomes free.
-struct NodeFront {
-    server: Rc<Server>,
-    initiator: Rc<str>,
-    target: Option<Rc<str>>,
-    attachment: Option<Attachment>,
-    place: Option<Place>,
+pub(super) struct NodeFront {
+    pub(super) server: Rc<Server>,
+    pub(super) initiator: Rc<str>,
+    pub(super) target: Option<Rc<str>>,
+    pub(super) attachment: Option<Attachment>,
+    pub(super) place: Option<Place>,
 }
 
 impl Front for NodeFront {

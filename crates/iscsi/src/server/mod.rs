@@ -9,6 +9,8 @@
 
 mod admission;
 mod connection;
+mod input;
+mod login;
 mod output;
 mod sessions;
 

@@ -240,7 +240,14 @@ impl Leaf {
     }
 
     /// The fact about a block, for this block alone.
+    ///
+    /// A volume that is in use has leaves with a fact for each block, and these are too many for
+    /// the processor's cache: one look at the right place is several times cheaper than a search.
     pub(crate) fn get(&self, block: u8) -> Option<Fact> {
+        let dense = self.facts.get(usize::from(block));
+        if let Some(fact) = dense.filter(|fact| fact.block == block) {
+            return Some(fact.at(block));
+        }
         let after = self.facts.partition_point(|fact| fact.block <= block);
         let fact = self.facts.get(after.checked_sub(1)?)?;
         fact.covers(block).then(|| fact.at(block))

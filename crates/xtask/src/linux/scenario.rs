@@ -11,7 +11,7 @@ use crate::processes::{self, Signal};
 type Step = fn(&mut Scenario) -> anyhow::Result<String>;
 
 /// Each step's name, and what does it; it answers what it has seen.
-pub(crate) const STEPS: [(&str, Step); 18] = [
+pub(crate) const STEPS: [(&str, Step); 19] = [
     ("SendTargets at every portal", Scenario::discovery),
     ("wrong secrets are refused", Scenario::wrong_secrets),
     ("one path: the owner is killed", Scenario::single_path_owner),
@@ -32,6 +32,7 @@ pub(crate) const STEPS: [(&str, Step); 18] = [
     ("xfs: the owner is killed", Scenario::xfs_kill),
     ("xfs: the owner falls silent", Scenario::xfs_silence),
     ("xfs: the owner is stopped", Scenario::xfs_stop),
+    ("xfs: the volume is moved", Scenario::xfs_move),
     ("xfs: the volume grows", Scenario::xfs_grow),
     ("xfs: fstrim", Scenario::trim),
     ("xfs: files and filesystem", Scenario::xfs_end),
@@ -258,6 +259,17 @@ impl Scenario {
         Ok(note)
     }
 
+    /// Every path stays; the kernel is told by unit attention which one is the owner's now.
+    fn xfs_move(&mut self) -> anyhow::Result<String> {
+        let volume = self.xfs.clone();
+        self.start_load()?;
+        self.demo.move_elsewhere(&volume.name)?;
+        self.reach()?;
+        let followed = self.follows_owner(&volume)?;
+        let note = self.end_load()?;
+        Ok(format!("{note}; {followed}"))
+    }
+
     fn xfs_grow(&mut self) -> anyhow::Result<String> {
         let volume = self.xfs.clone();
         self.grow(&volume, "+1GiB")
@@ -289,7 +301,12 @@ impl Scenario {
         self.machine.run(&judge, ANSWER_LIMIT)?;
         let left = self.machine.run("sessions", ANSWER_LIMIT)?;
         ensure!(left.is_empty(), "sessions are left:\n{left}");
-        Ok("no session, no complaint of the kernel".to_owned())
+        let refused = "dmesg | grep -c 'stpg failed' || true";
+        let refused = self.machine.run(refused, ANSWER_LIMIT)?;
+        Ok(format!(
+            "no session, no complaint of the kernel; refused its wish for another owner {} times",
+            refused.trim()
+        ))
     }
 
     fn begin_on_paths(

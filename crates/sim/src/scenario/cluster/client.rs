@@ -40,6 +40,7 @@ pub(super) struct Counts {
     pub(super) damaged: Cell<u64>,
     pub(super) grown: Cell<u64>,
     pub(super) evicted: Cell<u64>,
+    pub(super) moved: Cell<u64>,
 }
 
 /// A range of units (blocks, or sectors) of one volume.

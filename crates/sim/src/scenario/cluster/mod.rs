@@ -27,6 +27,7 @@ mod audit;
 mod client;
 mod eviction;
 mod growth;
+mod moving;
 mod node;
 mod shape;
 #[cfg(test)]
@@ -113,6 +114,8 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
     );
     if shape.mood == Mood::Hostile {
         background.add(runtime.spawn("operator", operate(nodes.clone(), stop.clone())));
+        let moving = moving::keep_moving(workload.clone(), stop.clone());
+        background.add(runtime.spawn("mover", moving));
     }
     nemesis.run(shape.disturbed_for).await;
     workload.verdict()?;
@@ -144,6 +147,7 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
             ("errors because of damage", counts.damaged.get()),
             ("volumes grown", counts.grown.get()),
             ("nodes evicted", counts.evicted.get()),
+            ("volumes moved", counts.moved.get()),
             ("volumes lost to damage", audit.lost_volumes()),
             ("views with an owner", audit.views()),
             ("node starts refused", nodes.starts_refused.get()),

@@ -23,6 +23,11 @@ fn a_cluster_keeps_its_promises_under_every_fault_and_a_seed_its_steps() {
         "{}",
         report.to_table()
     );
+    assert!(
+        report.figures["volumes moved"] > 10,
+        "{}",
+        report.to_table()
+    );
     let fired = report.faults.values().filter(|times| **times > 0).count();
     assert!(
         fired >= 15,
