@@ -27,6 +27,7 @@ mod destage;
 mod encoding;
 mod error;
 mod facts;
+mod form;
 mod home;
 mod index;
 mod journal;

@@ -30,9 +30,16 @@ use super::AREA;
 use super::layout::{Change, Layout};
 use crate::encoding::{FieldReader, FieldWriter, plain_checksum};
 use crate::error::StoreError;
+use crate::form::{Claim, Form};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"HFHOME\r\n");
-const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
+const FORM: Form = Form {
+    area: AREA,
+    magic: MAGIC,
+    known: 0..=VERSION,
+    retired: &[],
+};
 const HEADER_BYTES: usize = 64;
 /// Smallest region: a snapshot of a small home and a hundred edits.
 const REGION_BYTES_MIN: u64 = 512 << 10;
@@ -156,24 +163,19 @@ impl Entry {
             let (generation, number) = (reader.u64()?, reader.u64()?);
             let length = usize::try_from(reader.u64()?).ok()?;
             let end = HEADER_BYTES.checked_add(length)?;
-            let intact = magic == MAGIC && plain_checksum(bytes.get(8..end)?) == checksum;
-            intact.then_some((version, kind, owner, generation, number, end))
+            let claim = Claim {
+                magic,
+                version,
+                identity: owner,
+                intact: plain_checksum(bytes.get(8..end)?) == checksum,
+            };
+            Some((claim, kind, generation, number, end))
         })();
-        let Some((version, kind, owner, generation, number, end)) = fields else {
+        let Some((claim, kind, generation, number, end)) = fields else {
             return Ok(None);
         };
-        if version > VERSION {
-            return Err(StoreError::Version {
-                area: AREA,
-                found: version,
-                supported: VERSION,
-            });
-        }
-        if owner != identity {
-            return Err(StoreError::Foreign {
-                area: AREA,
-                what: "identity",
-            });
+        if !FORM.admits(identity, claim)? {
+            return Ok(None);
         }
         Ok(EntryKind::of(kind).map(|kind| Self {
             kind,
