@@ -322,7 +322,7 @@ fn encode(state: &FactsState, identity: [u8; 16], slice_blocks: u32, sequence: u
 }
 
 /// `Ok(None)` for damage; an error for an intact copy that must not be used.
-fn decode(
+pub(crate) fn decode(
     bytes: &[u8],
     identity: [u8; 16],
     slice_blocks: u32,

@@ -395,7 +395,10 @@ pub(crate) async fn read_header(
     })
 }
 
-fn decode_header(bytes: &[u8], identity: [u8; 16]) -> Result<Option<Header>, StoreError> {
+pub(crate) fn decode_header(
+    bytes: &[u8],
+    identity: [u8; 16],
+) -> Result<Option<Header>, StoreError> {
     let mut reader = FieldReader::new(&bytes[..HEADER_BYTES]);
     let fields = (|| {
         let magic = reader.u64()?;

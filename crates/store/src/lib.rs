@@ -30,6 +30,7 @@ mod facts;
 mod form;
 mod home;
 mod index;
+pub mod inspect;
 mod journal;
 mod poison;
 mod record;

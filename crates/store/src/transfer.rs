@@ -193,7 +193,7 @@ impl Inner {
 
     /// The bytes of one block; `None` reads zero. A mismatch is damage only if the block still
     /// is where it was looked up: else it was destaged meanwhile, and is looked up again.
-    async fn block(
+    pub(crate) async fn block(
         &self,
         slice: SliceKey,
         block: u32,

@@ -75,7 +75,7 @@ impl Geometry {
         u64::from(self.segment_pages) * PAGE_BYTES as u64
     }
 
-    fn region_at(&self, generation: u64) -> u64 {
+    pub(super) fn region_at(&self, generation: u64) -> u64 {
         2 * PAGE_BYTES as u64 + (generation % 2) * self.region_bytes
     }
 
@@ -96,7 +96,7 @@ impl Geometry {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum EntryKind {
+pub(super) enum EntryKind {
     Superblock,
     Snapshot,
     Edit,
@@ -126,11 +126,11 @@ impl EntryKind {
     }
 }
 
-struct Entry {
-    kind: EntryKind,
-    generation: u64,
-    number: u64,
-    body: Vec<u8>,
+pub(super) struct Entry {
+    pub(super) kind: EntryKind,
+    pub(super) generation: u64,
+    pub(super) number: u64,
+    pub(super) body: Vec<u8>,
 }
 
 impl Entry {
@@ -152,7 +152,7 @@ impl Entry {
     }
 
     /// The entry at the beginning of these bytes; `None` if none is, or only a part of one.
-    fn decode(identity: [u8; 16], bytes: &[u8]) -> Result<Option<Self>, StoreError> {
+    pub(super) fn decode(identity: [u8; 16], bytes: &[u8]) -> Result<Option<Self>, StoreError> {
         let mut reader = FieldReader::new(bytes);
         let fields = (|| {
             let checksum = reader.u64()?;
@@ -185,7 +185,7 @@ impl Entry {
         }))
     }
 
-    fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         ((HEADER_BYTES + self.body.len()).next_multiple_of(PAGE_BYTES)) as u64
     }
 }
@@ -290,6 +290,30 @@ impl Manifest {
             manifest.disk.sync().await?;
         }
         Ok(manifest)
+    }
+
+    /// A manifest to look at: nothing is ever written through it.
+    pub(super) fn frozen(
+        disk: Rc<dyn Disk>,
+        identity: [u8; 16],
+        geometry: Geometry,
+        layout: Layout,
+        number: u64,
+    ) -> Self {
+        Self {
+            disk,
+            identity,
+            geometry,
+            generation: Cell::new(0),
+            filled: Cell::new(geometry.region_bytes),
+            number: Cell::new(number),
+            layout: RefCell::new(layout),
+        }
+    }
+
+    /// Changes the layout of a frozen manifest, in memory.
+    pub(super) fn alter(&self, change: impl FnOnce(&mut Layout)) {
+        change(&mut self.layout.borrow_mut());
     }
 
     /// The layout as it is durable.
@@ -469,8 +493,13 @@ async fn read_superblocks(
     Ok(None)
 }
 
+/// Whether a page begins like an entry, intact or not.
+pub(super) fn is_entry(page: &[u8]) -> bool {
+    page.get(8..16) == Some(&MAGIC.to_le_bytes())
+}
+
 /// A region's bytes; pages that cannot be read match no checksum.
-async fn read_region(
+pub(super) async fn read_region(
     disk: &Rc<dyn Disk>,
     geometry: Geometry,
     generation: u64,

@@ -22,6 +22,7 @@ mod collect;
 mod draft;
 pub(crate) mod fact;
 mod group;
+pub(crate) mod inspect;
 mod layout;
 mod load;
 mod manifest;

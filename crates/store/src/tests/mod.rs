@@ -4,6 +4,7 @@ mod basics;
 mod crashes;
 mod damage;
 mod home;
+mod inspect;
 mod resync;
 
 use std::rc::Rc;
