@@ -3,6 +3,7 @@
 mod basics;
 mod crashes;
 mod damage;
+mod golden;
 mod home;
 mod inspect;
 mod resync;
