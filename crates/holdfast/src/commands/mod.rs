@@ -1,7 +1,8 @@
-//! Administration, through the REST API of any node.
+//! Administration: through the REST API of any node, or of a stopped node's directory.
 
 pub(crate) mod cluster;
 pub(crate) mod node;
+pub(crate) mod store;
 pub(crate) mod volume;
 
 use std::future::Future;
