@@ -16,11 +16,11 @@
 //! | used, `--journal` differs from what it says | any | refuse: a journal is moved offline |
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use holdfast_runtime::host::{HostDirectory, NodeUuid};
+use holdfast_runtime::host::{HostDirectory, NodeUuid, read_ends};
 use holdfast_runtime::{Directory, DiskError, DiskOptions, PAGE_BYTES};
 
 use super::identity::IdentityFile;
@@ -54,30 +54,25 @@ pub(super) enum Content {
 
 /// Looks at a place without changing it.
 pub(super) fn content(path: &Path) -> io::Result<Content> {
-    let mut file = match File::open(path) {
-        Ok(file) => file,
+    let (size, [head, tail]) = match read_ends(path, LOOKED_AT_BYTES as usize) {
+        Ok(found) => found,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Content::Nothing),
         Err(error) => return Err(error),
     };
-    let size = file.seek(SeekFrom::End(0))?;
     if size == 0 {
         return Ok(Content::Nothing);
     }
-    let mut found = None;
-    for from in [0, size.saturating_sub(LOOKED_AT_BYTES)] {
-        let mut bytes = Vec::new();
-        file.seek(SeekFrom::Start(from))?;
-        (&file).take(LOOKED_AT_BYTES).read_to_end(&mut bytes)?;
-        for page in bytes.chunks(PAGE_BYTES).take(2).filter(|_| from == 0) {
-            if page.starts_with(MAGIC)
-                && let Some(Ok(uuid)) = page.get(16..32).map(<[u8; 16]>::try_from)
-            {
-                return Ok(Content::Journal(NodeUuid(uuid)));
-            }
+    for page in head.chunks(PAGE_BYTES).take(2) {
+        if page.starts_with(MAGIC)
+            && let Some(Ok(uuid)) = page.get(16..32).map(<[u8; 16]>::try_from)
+        {
+            return Ok(Content::Journal(NodeUuid(uuid)));
         }
-        let first = bytes.iter().position(|byte| *byte != 0);
-        found = found.or(first.map(|first| from + first as u64));
     }
+    let first = |bytes: &[u8]| bytes.iter().position(|byte| *byte != 0);
+    let in_tail = |at: usize| size.saturating_sub(tail.len() as u64) + at as u64;
+    let found = first(&head).map(|at| at as u64);
+    let found = found.or_else(|| first(&tail).map(in_tail));
     Ok(found.map_or(Content::Blank, Content::Other))
 }
 
@@ -115,7 +110,8 @@ pub(super) fn place(directory: &Path, given: &Path) -> Result<Option<PathBuf>, F
     Ok(Some(given.clone()).filter(|_| absolute(&directory.join(JOURNAL_AREA)).ok() != Some(given)))
 }
 
-/// Refuses a place for a new journal of `owner` that holds something, or empties it.
+/// Refuses a place for a new journal of `owner` that holds something, or empties it. The caller has
+/// claimed it: nobody else uses it.
 pub(super) fn make_room(
     path: &Path,
     owner: Option<NodeUuid>,
@@ -221,13 +217,13 @@ pub(crate) async fn move_to(data: &Path, to: &Path, overwrite: bool) -> Result<S
             show_size(bytes)
         )));
     }
-    make_room(&to, Some(uuid), overwrite, "--force")?;
     const OLD: &str = "old-journal";
     const NEW: &str = "new-journal";
     let directory = directory
         .with_area_at(OLD, &from)
         .and_then(|directory| directory.with_area_at(NEW, &to))
         .map_err(Failure::of)?;
+    make_room(&to, Some(uuid), overwrite, "--force")?;
     copy(&directory, OLD, NEW, bytes)
         .await
         .map_err(Failure::of)?;

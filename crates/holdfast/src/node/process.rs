@@ -1,7 +1,7 @@
 //! One node's process from its first line to its last.
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process;
 use std::rc::Rc;
 
@@ -68,15 +68,21 @@ pub(super) async fn run(runtime: Runtime, args: StartArgs) -> Result<(), Failure
     let stop = watch_signals(&runtime)?;
     let directory = open_directory(&args.data)?;
     let ports = Ports::take(&args).await?;
-    let mut identity = open_identity(directory.path(), &runtime, &args)?;
-    apply_sizes(&mut identity, &args)?;
-    journal::verify(directory.path(), &identity)?;
-    let directory = Rc::new(match &identity.identity.journal {
+    let known = IdentityFile::read(directory.path()).map_err(Failure::of)?;
+    let place = journal_place(directory.path(), known.as_ref(), &args)?;
+    // Claimed before anything of it is overwritten.
+    let directory = Rc::new(match &place {
         Some(path) => directory
             .with_area_at(journal::JOURNAL_AREA, path)
             .map_err(|error| in_use("the journal", &path.display().to_string(), &error))?,
         None => directory,
     });
+    let mut identity = match known {
+        Some(known) => known,
+        None => new_identity(directory.path(), &runtime, place, &args)?,
+    };
+    apply_sizes(&mut identity, &args)?;
+    journal::verify(directory.path(), &identity)?;
 
     let (sender, requests) = RequestSender::channel();
     tokio::spawn(serve(ports.api, router(sender, ports.access)));
@@ -186,30 +192,40 @@ fn in_use(what: &str, name: &str, error: &DiskError) -> Failure {
     })
 }
 
-/// The directory's identity, made at the first start.
-fn open_identity(
+/// Where the journal is or shall be, if not in the directory.
+fn journal_place(
     directory: &Path,
-    runtime: &Runtime,
+    known: Option<&IdentityFile>,
     args: &StartArgs,
-) -> Result<IdentityFile, Failure> {
+) -> Result<Option<PathBuf>, Failure> {
     let wanted = match &args.journal {
         Some(path) => journal::place(directory, path)?,
         None => None,
     };
-    if let Some(file) = IdentityFile::read(directory).map_err(Failure::of)? {
-        let known = &file.identity.journal;
-        if args.journal.is_some() && *known != wanted {
-            let inside = directory.join(journal::JOURNAL_AREA);
-            let known = known.as_ref().unwrap_or(&inside).display();
-            let wanted = wanted.as_ref().unwrap_or(&inside).display();
-            return Err(Failure::Failed(format!(
-                "the journal of this node is {known}, not {wanted}. Leave --journal out, or move \
-                 the journal first: holdfast store move-journal {} {wanted}",
-                directory.display()
-            )));
-        }
-        return Ok(file);
+    let Some(file) = known else {
+        return Ok(wanted);
+    };
+    let known = &file.identity.journal;
+    if args.journal.is_some() && *known != wanted {
+        let inside = directory.join(journal::JOURNAL_AREA);
+        let known = known.as_ref().unwrap_or(&inside).display();
+        let wanted = wanted.as_ref().unwrap_or(&inside).display();
+        return Err(Failure::Failed(format!(
+            "the journal of this node is {known}, not {wanted}. Leave --journal out, or move the \
+             journal first: holdfast store move-journal {} {wanted}",
+            directory.display()
+        )));
     }
+    Ok(known.clone())
+}
+
+/// The identity of a directory at its first start.
+fn new_identity(
+    directory: &Path,
+    runtime: &Runtime,
+    wanted: Option<PathBuf>,
+    args: &StartArgs,
+) -> Result<IdentityFile, Failure> {
     let mut journal_bytes = args.journal_size;
     if let Some(path) = &wanted {
         journal::make_room(path, None, args.journal_force, "--journal-force")?;

@@ -38,5 +38,5 @@ pub use frame::{FrameError, LinkRefusal};
 pub use identity::{ClusterId, NodeUuid, NotAnId};
 pub use links::{BindError, HostLinks, JoinHandler, LinksConfig, PeerStatus};
 pub use problem::LinkProblem;
-pub use read_only::ReadOnlyDirectory;
+pub use read_only::{ReadOnlyDirectory, read_ends};
 pub use token::{JoinToken, TokenError};

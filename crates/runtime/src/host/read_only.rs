@@ -6,7 +6,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -14,7 +14,7 @@ use futures::future::LocalBoxFuture;
 
 use super::directory::{LOCK_FILE, Places};
 use super::disk::{Engine, HostDisk, disk_error};
-use crate::buffer::PAGE_BYTES;
+use crate::buffer::{Buffer, PAGE_BYTES};
 use crate::disk::{Directory, Disk, DiskError, DiskOptions};
 
 /// A directory of disk areas that cannot be changed. Use it inside the [`super::run`] in which it
@@ -104,11 +104,28 @@ fn open_file(path: &Path) -> io::Result<(File, u64)> {
     Ok((file, size - size % PAGE_BYTES as u64))
 }
 
+/// Size of a file or block device, and at most `bytes` of its beginning and of its end, padded to
+/// whole pages. Past the page cache, which may hold what direct writes have replaced. Blocks.
+pub fn read_ends(path: impl AsRef<Path>, bytes: usize) -> io::Result<(u64, [Buffer; 2])> {
+    let path = path.as_ref();
+    let (file, size) = open_file(path)?;
+    if size == 0 {
+        // Less than a page, if anything.
+        let content = std::fs::read(path)?;
+        let buffer = Buffer::padded_from(&content);
+        return Ok((content.len() as u64, [buffer.clone(), buffer]));
+    }
+    let bytes = bytes.min(usize::try_from(size).unwrap_or(usize::MAX));
+    let mut ends = [Buffer::zeroed(bytes), Buffer::zeroed(bytes)];
+    file.read_exact_at(&mut ends[0], 0)?;
+    file.read_exact_at(&mut ends[1], size - bytes as u64)?;
+    Ok((size, ends))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{HostDirectory, run};
     use super::*;
-    use crate::buffer::Buffer;
 
     const OPTIONS: DiskOptions = DiskOptions {
         size_bytes: 8192,
