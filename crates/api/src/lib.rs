@@ -39,7 +39,7 @@ pub use serve::serve;
 pub use types::{
     Authentication, ChapCredentials, ClusterPhase, ClusterStatus, CreatedVolume, Holder,
     JoinTokenText, Knowledge, LinkStatus, NewCluster, NewSecret, NewToken, NewVolume, NodeState,
-    NodeStatus, OwnerReport, Redundancy, Resync, RotatedSecret, SelfReport, StoreUsage,
+    NodeStatus, OwnerReport, Redundancy, Resync, RotatedSecret, SelfReport, SpaceLevel, StoreUsage,
     VolumeChange, VolumeState, VolumeStatus,
 };
 

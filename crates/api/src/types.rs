@@ -126,10 +126,25 @@ pub struct NodeStatus {
     pub told: Knowledge,
     /// How full its store is.
     pub usage: Option<StoreUsage>,
+    /// Whether its home fills up.
+    pub space: Option<SpaceLevel>,
     /// Its recovery met damaged records.
     pub damaged: Option<bool>,
     /// Its links to the other nodes.
     pub links: Vec<LinkStatus>,
+}
+
+/// Whether a node's home fills up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SpaceLevel {
+    /// There is room.
+    #[default]
+    Enough,
+    /// Above the first threshold: time to plan for more.
+    Low,
+    /// Above the second threshold: writes to new blocks will soon be refused.
+    Critical,
 }
 
 /// How full a node's store is.
@@ -175,6 +190,9 @@ pub struct SelfReport {
     pub registered: bool,
     /// How full its store is.
     pub usage: StoreUsage,
+    /// Whether its home fills up.
+    #[serde(default)]
+    pub space: SpaceLevel,
     /// Its recovery met damaged records.
     pub damaged: bool,
     /// What it does for each volume that it owns.

@@ -17,6 +17,7 @@
 mod config;
 mod device;
 mod follow;
+mod fullness;
 mod monitor;
 mod node;
 mod options;
@@ -26,6 +27,7 @@ mod shutdown;
 mod status;
 
 pub use device::VolumeDevice;
+pub use fullness::{Fullness, FullnessWatch, Thresholds};
 pub use node::{Failure, Node, NodeError};
 pub use options::{NodeIdentity, NodeOptions};
 pub use reservations::VolumeReservations;

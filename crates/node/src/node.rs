@@ -19,6 +19,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::config::GroupConfig;
+use crate::fullness::FullnessWatch;
 use crate::options::NodeOptions;
 
 /// Blocks of the largest slice: what the store checks block numbers against.
@@ -67,6 +68,7 @@ pub struct Node {
     pub(crate) recovery: RecoveryReport,
     pub(crate) failure: watch::Sender<Option<Failure>>,
     pub(crate) leaving: Cell<bool>,
+    pub(crate) fullness: Cell<FullnessWatch>,
 }
 
 impl Node {
@@ -109,7 +111,9 @@ impl Node {
         };
         let owners: Rc<RefCell<BTreeMap<VolumeId, Rc<Owner>>>> = Rc::default();
         let portal = Portal::start(context.clone(), owners.clone());
+        let fullness = Cell::new(FullnessWatch::new(options.fullness));
         let node = Rc::new(Self {
+            fullness,
             options,
             context,
             group,
@@ -146,6 +150,7 @@ impl Node {
             });
         let runtime = &self.context.runtime;
         runtime.spawn("node-disks", self.clone().watch_disks());
+        runtime.spawn("node-fullness", self.clone().watch_fullness());
         runtime.spawn("node-follow", self.clone().keep_following());
         runtime.spawn("node-register", self.clone().keep_registered());
         runtime.spawn("node-monitor", self.clone().keep_monitoring());

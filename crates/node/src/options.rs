@@ -4,6 +4,8 @@ use holdfast_config::group::GroupOptions;
 use holdfast_gossip::Options as GossipOptions;
 use holdfast_runtime::NodeId;
 
+use crate::fullness::Thresholds;
+
 /// Who the node is; fixed when it joined.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeIdentity {
@@ -32,6 +34,8 @@ pub struct NodeOptions {
     pub journal_bytes: u64,
     /// Bytes for destaged blocks.
     pub home_bytes: u64,
+    /// When to warn of a home that fills up.
+    pub fullness: Thresholds,
     /// Timing of the config group.
     pub group: GroupOptions,
     /// Timing of gossip.

@@ -4,6 +4,7 @@ use holdfast_runtime::NodeId;
 use holdfast_store::Usage;
 use holdfast_volume::OwnerStatus;
 
+use crate::fullness::Fullness;
 use crate::node::Node;
 
 /// A snapshot of one node for displays.
@@ -17,6 +18,8 @@ pub struct NodeReport {
     pub leader: Option<NodeId>,
     /// How full its store is.
     pub usage: Usage,
+    /// Whether its home fills up.
+    pub fullness: Fullness,
     /// Its owners.
     pub owners: Vec<OwnerStatus>,
     /// Its recovery met damaged records.
@@ -26,11 +29,13 @@ pub struct NodeReport {
 impl Node {
     /// A snapshot for displays.
     pub fn report(&self) -> NodeReport {
+        let usage = self.context.store.usage();
         NodeReport {
             node: self.id(),
             registered: self.is_registered(),
             leader: self.group.leader(),
-            usage: self.context.store.usage(),
+            fullness: self.observe_fullness(&usage),
+            usage,
             owners: self
                 .owners
                 .borrow()

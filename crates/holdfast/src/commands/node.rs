@@ -1,6 +1,6 @@
 //! `holdfast node list` and `holdfast node show`.
 
-use holdfast_api::{Knowledge, NodeStatus, StoreUsage};
+use holdfast_api::{Knowledge, NodeStatus, SpaceLevel, StoreUsage};
 
 use super::{facts, with_client, word};
 use crate::cli::{ListArgs, ShowNodeArgs};
@@ -30,7 +30,7 @@ pub(crate) fn list(args: &ListArgs) -> Result<(), Failure> {
                     word(node.state),
                     node.portal_address.clone(),
                     links(node),
-                    usage(node, |usage| (usage.home_used_bytes, usage.home_bytes)),
+                    space(node),
                     usage(node, |usage| {
                         (usage.journal_used_bytes, usage.journal_bytes)
                     }),
@@ -68,10 +68,7 @@ pub(crate) fn show(args: &ShowNodeArgs) -> Result<(), Failure> {
         ("version", node.version.clone()),
         ("leader", if node.leader { "yes" } else { "no" }.into()),
         ("owns", node.owns.join(" ")),
-        (
-            "used",
-            usage(&node, |usage| (usage.home_used_bytes, usage.home_bytes)),
-        ),
+        ("used", space(&node)),
         ("reclaimable", reclaimable(&node)),
         (
             "journal",
@@ -104,6 +101,17 @@ fn reclaimable(node: &NodeStatus) -> String {
     usage.map_or("unknown".into(), |usage| {
         show_size(usage.home_reclaimable_bytes)
     })
+}
+
+/// How full the home is, with a word if it fills up.
+fn space(node: &NodeStatus) -> String {
+    let used = usage(node, |usage| (usage.home_used_bytes, usage.home_bytes));
+    match node.space {
+        Some(level @ (SpaceLevel::Low | SpaceLevel::Critical)) => {
+            format!("{used} ({})", word(level))
+        }
+        Some(SpaceLevel::Enough) | None => used,
+    }
 }
 
 fn usage(node: &NodeStatus, part: impl Fn(&StoreUsage) -> (u64, u64)) -> String {
