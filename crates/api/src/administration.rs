@@ -89,9 +89,8 @@ impl Administration {
     pub async fn cluster(&self) -> ClusterStatus {
         let confirmed = self.confirm().await;
         let state = self.node.state();
-        // Only an owner that has something to explain is asked.
-        let troubled = views::troubled_owners(&state);
-        let reports = self.reports(troubled).await;
+        // Owners explain what they wait for, and every node how much space it has.
+        let reports = self.reports(state.nodes.keys().copied()).await;
         views::cluster(&self.seen(reports), confirmed)
     }
 

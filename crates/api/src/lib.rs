@@ -40,7 +40,7 @@ pub use types::{
     Authentication, ChapCredentials, ClusterPhase, ClusterStatus, CreatedVolume, Holder, Integrity,
     JoinTokenText, Knowledge, LinkStatus, NewCluster, NewOwner, NewSecret, NewToken, NewVolume,
     NodeState, NodeStatus, OwnerReport, Redundancy, Resync, RotatedSecret, ScrubAction, ScrubOrder,
-    ScrubPass, SelfReport, StoreUsage, VolumeChange, VolumeState, VolumeStatus,
+    ScrubPass, SelfReport, SpaceLevel, StoreUsage, VolumeChange, VolumeState, VolumeStatus,
 };
 
 /// The API's port, where none is given.

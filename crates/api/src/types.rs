@@ -130,8 +130,23 @@ pub struct NodeStatus {
     pub usage: Option<StoreUsage>,
     /// What its disk has lost, and the search for it.
     pub integrity: Option<Integrity>,
+    /// Whether its home fills up.
+    pub space: Option<SpaceLevel>,
     /// Its links to the other nodes.
     pub links: Vec<LinkStatus>,
+}
+
+/// Whether a node's home fills up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SpaceLevel {
+    /// There is room.
+    #[default]
+    Enough,
+    /// Above the first threshold: time to plan for more.
+    Low,
+    /// Above the second threshold: writes to new blocks will soon be refused.
+    Critical,
 }
 
 /// How full a node's store is.
@@ -231,6 +246,9 @@ pub struct SelfReport {
     pub usage: StoreUsage,
     /// What its disk has lost, and the search for it.
     pub integrity: Integrity,
+    /// Whether its home fills up.
+    #[serde(default)]
+    pub space: SpaceLevel,
     /// What it does for each volume that it owns.
     pub owners: Vec<OwnerReport>,
     /// Its links to the other nodes.

@@ -9,15 +9,15 @@ use holdfast_config::group::VOTERS_MAX;
 use holdfast_config::state::{
     Chap, ClusterState, CopyStatus, NodeRecord, NodeStatus as RecordedStatus, VolumeRecord,
 };
-use holdfast_node::{Node, NodeReport};
+use holdfast_node::{Fullness, Node, NodeReport};
 use holdfast_runtime::NodeId;
 use holdfast_runtime::host::{ClusterId, HostLinks};
 use holdfast_wire::VolumeId;
 
 use crate::types::{
     Authentication, ClusterPhase, ClusterStatus, Holder, Integrity, Knowledge, LinkStatus,
-    NodeState, NodeStatus, OwnerReport, Redundancy, Resync, ScrubPass, SelfReport, StoreUsage,
-    VolumeState, VolumeStatus,
+    NodeState, NodeStatus, OwnerReport, Redundancy, Resync, ScrubPass, SelfReport, SpaceLevel,
+    StoreUsage, VolumeState, VolumeStatus,
 };
 
 /// Bytes of a block, in which resyncs count.
@@ -61,6 +61,11 @@ pub(crate) fn own_report(node: &Node, links: &HostLinks) -> SelfReport {
             journal_used_bytes: report.usage.journal_used_bytes,
         },
         integrity: integrity(&report),
+        space: match report.fullness {
+            Fullness::Enough => SpaceLevel::Enough,
+            Fullness::Low => SpaceLevel::Low,
+            Fullness::Critical => SpaceLevel::Critical,
+        },
         owners: report.owners.iter().map(owner).collect(),
         links: links
             .status()
@@ -159,6 +164,7 @@ pub(crate) fn cluster(seen: &Seen, confirmed: bool) -> ClusterStatus {
             node_explanation(&state.nodes[node], None)
         ));
     }
+    explanations.extend(nodes(seen).iter().filter_map(space_explanation));
     for volume in &volumes {
         if !volume.explanation.is_empty() {
             explanations.push(format!("volume {}: {}", volume.name, volume.explanation));
@@ -183,15 +189,23 @@ pub(crate) fn cluster(seen: &Seen, confirmed: bool) -> ClusterStatus {
     }
 }
 
-/// The owners of volumes that do not serve, or with less redundancy than wanted.
-pub(crate) fn troubled_owners(state: &ClusterState) -> BTreeSet<NodeId> {
-    let troubled = state.volumes.values().filter(|record| {
-        let redundancy = redundancy(state, record);
-        !record.open || redundancy.full < redundancy.slices
-    });
-    troubled
-        .filter_map(|record| record.owner.map(|owner| owner.node))
-        .collect()
+/// What to say of a node whose home fills up.
+fn space_explanation(node: &NodeStatus) -> Option<String> {
+    let usage = node.usage?;
+    let (what, next) = match node.space? {
+        SpaceLevel::Enough => return None,
+        SpaceLevel::Low => ("is filling up", "plan for more space"),
+        SpaceLevel::Critical => (
+            "is almost full",
+            "writes to new blocks of volumes with copies on it will soon be refused",
+        ),
+    };
+    let share = 100 * u128::from(usage.home_used_bytes) / u128::from(usage.home_bytes.max(1));
+    Some(format!(
+        "node {}: its home {what} ({share} % of {} bytes used): {next}. Restart it with a larger \
+         --home-size, or unmap or delete what is not needed",
+        node.id, usage.home_bytes
+    ))
 }
 
 /// All nodes, in the order of their numbers.
@@ -227,6 +241,7 @@ pub(crate) fn nodes(seen: &Seen) -> Vec<NodeStatus> {
             told: known(report.is_some()),
             usage: report.map(|report| report.usage),
             integrity: report.map(|report| report.integrity),
+            space: report.map(|report| report.space),
             links: report.map_or_else(Vec::new, |report| report.links.clone()),
         }
     };
@@ -620,6 +635,7 @@ mod tests {
                     registered: true,
                     usage,
                     integrity: Integrity::default(),
+                    space: SpaceLevel::Critical,
                     owners: Vec::new(),
                     links: Vec::new(),
                 },
@@ -628,5 +644,14 @@ mod tests {
         let told: Vec<Knowledge> = nodes(&seen).iter().map(|node| node.told).collect();
         let (known, unknown) = (Knowledge::Known, Knowledge::Unknown);
         assert_eq!(told, [known, unknown, unknown]);
+        // What the node has just said of its space is explained, what it said earlier is not.
+        let status = cluster(&seen, true);
+        let full = status
+            .explanations
+            .iter()
+            .filter(|one| one.contains("almost full"));
+        let full: Vec<_> = full.collect();
+        assert_eq!(full.len(), 1, "{full:?}");
+        assert!(full[0].starts_with("node 1: "), "{full:?}");
     }
 }

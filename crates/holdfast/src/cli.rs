@@ -1,11 +1,14 @@
 //! The command line.
 
+mod store;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+pub(crate) use self::store::*;
 use crate::failure::EXIT_CODES;
 use crate::output::Format;
 use crate::quantity::{NewSize, parse_duration, parse_grace, parse_new_size, parse_size};
@@ -52,6 +55,9 @@ pub(crate) enum Command {
     /// Make, show and delete volumes
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Look at the data of a node that does not run: check, list, save
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Five nodes on this machine, two of them killed under load, every write verified
     Demo(DemoArgs),
     /// Run the code under simulated faults
@@ -123,6 +129,7 @@ otherwise with --api-listen and --api-insecure.
 
 Examples:
   holdfast node start --data /var/lib/holdfast --listen 10.0.0.11
+  holdfast node start --data /var/lib/holdfast --listen 10.0.0.11 --journal /dev/nvme0n1p3
   HOLDFAST_JOIN=holdfast1.… holdfast node start --data /var/lib/holdfast --listen 10.0.0.12";
 
 #[derive(Clone, Debug, Args)]
@@ -157,12 +164,27 @@ pub(crate) struct StartArgs {
         hide_env_values = true
     )]
     pub(crate) join: Option<String>,
-    /// Size of the journal; fixed at the first start [default: 256MiB]
+    /// File or block device for the journal, remembered from the first start on; a fast disk of
+    /// its own [default: in DIR]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) journal: Option<PathBuf>,
+    /// At the first start, overwrite what --journal holds
+    #[arg(long, requires = "journal")]
+    pub(crate) journal_force: bool,
+    /// Size of the journal; fixed at the first start [default: 256MiB, or the device up to 4GiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) journal_size: Option<u64>,
     /// Space for the volumes' data, taken as it is needed; may grow later [default: 64GiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) home_size: Option<u64>,
+    /// Warn when so much of the home is used, in percent
+    #[arg(long, value_name = "PERCENT", default_value_t = 80,
+          value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub(crate) space_low: u8,
+    /// Warn again, of writes that will soon be refused
+    #[arg(long, value_name = "PERCENT", default_value_t = 95,
+          value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub(crate) space_critical: u8,
     /// End as soon as standard input ends: for a parent process that must not leave nodes behind
     #[arg(long, hide = true)]
     pub(crate) end_with_stdin: bool,

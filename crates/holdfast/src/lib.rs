@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  main ─ cli ─┬─ node      `node start`: one process of the cluster
-//!              ├─ commands  administration, through the REST API
+//!              ├─ commands  administration, through the REST API; `store …` on a stopped node
 //!              ├─ demo ─ fleet ─► child processes running `node start`
 //!              └─ sim       `sim run`
 //! ```
@@ -54,6 +54,10 @@ pub fn run() -> ExitCode {
         Command::Node(NodeCommand::Scrub(args)) => commands::node::scrub(&args),
         Command::Cluster(command) => commands::cluster::run(&command),
         Command::Volume(command) => commands::volume::run(&command),
+        Command::Store(command) => {
+            log_to_standard_error("error");
+            commands::store::run(command)
+        }
         Command::Demo(args) => {
             log_to_standard_error("warn");
             demo::run(&args)

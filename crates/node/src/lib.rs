@@ -17,6 +17,7 @@
 mod config;
 mod device;
 mod follow;
+mod fullness;
 mod heal;
 mod monitor;
 mod moves;
@@ -29,6 +30,7 @@ mod shutdown;
 mod status;
 
 pub use device::VolumeDevice;
+pub use fullness::{Fullness, FullnessWatch, Thresholds};
 pub use moves::{HOST_PAUSE, MoveError};
 pub use node::{Failure, Node, NodeError};
 pub use options::{NodeIdentity, NodeOptions};

@@ -19,6 +19,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::config::GroupConfig;
+use crate::fullness::FullnessWatch;
 use crate::heal::Healing;
 use crate::moves::Moves;
 use crate::options::NodeOptions;
@@ -76,6 +77,7 @@ pub struct Node {
     pub(crate) healing: Healing,
     pub(crate) scrub: Scrub,
     pub(crate) moves: Moves,
+    pub(crate) fullness: Cell<FullnessWatch>,
 }
 
 impl Node {
@@ -120,7 +122,9 @@ impl Node {
         let owners: Rc<RefCell<BTreeMap<VolumeId, Rc<Owner>>>> = Rc::default();
         let portal = Portal::start(context.clone(), owners.clone());
         serve_healing(&context, owners.clone());
+        let fullness = Cell::new(FullnessWatch::new(options.fullness));
         let node = Rc::new(Self {
+            fullness,
             options,
             context,
             group,
@@ -160,6 +164,7 @@ impl Node {
             });
         let runtime = &self.context.runtime;
         runtime.spawn("node-disks", self.clone().watch_disks());
+        runtime.spawn("node-fullness", self.clone().watch_fullness());
         runtime.spawn("node-follow", self.clone().keep_following());
         runtime.spawn("node-register", self.clone().keep_registered());
         runtime.spawn("node-monitor", self.clone().keep_monitoring());

@@ -4,6 +4,7 @@ use holdfast_config::group::GroupOptions;
 use holdfast_gossip::Options as GossipOptions;
 use holdfast_runtime::NodeId;
 
+use crate::fullness::Thresholds;
 use crate::scrub::ScrubOptions;
 
 /// Who the node is; fixed when it joined.
@@ -36,6 +37,8 @@ pub struct NodeOptions {
     pub home_bytes: u64,
     /// How the disk's content is verified.
     pub scrub: ScrubOptions,
+    /// When to warn of a home that fills up.
+    pub fullness: Thresholds,
     /// Timing of the config group.
     pub group: GroupOptions,
     /// Timing of gossip.

@@ -4,6 +4,7 @@ use holdfast_runtime::NodeId;
 use holdfast_store::Usage;
 use holdfast_volume::OwnerStatus;
 
+use crate::fullness::Fullness;
 use crate::node::Node;
 use crate::scrub::ScrubStatus;
 
@@ -18,6 +19,8 @@ pub struct NodeReport {
     pub leader: Option<NodeId>,
     /// How full its store is.
     pub usage: Usage,
+    /// Whether its home fills up.
+    pub fullness: Fullness,
     /// Its owners.
     pub owners: Vec<OwnerStatus>,
     /// Something on its disk is damaged, as far as that is known, and not healed yet.
@@ -35,11 +38,13 @@ pub struct NodeReport {
 impl Node {
     /// A snapshot for displays.
     pub fn report(&self) -> NodeReport {
+        let usage = self.context.store.usage();
         NodeReport {
             node: self.id(),
             registered: self.is_registered(),
             leader: self.group.leader(),
-            usage: self.context.store.usage(),
+            fullness: self.observe_fullness(&usage),
+            usage,
             owners: self
                 .owners
                 .borrow()

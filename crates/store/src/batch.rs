@@ -28,7 +28,7 @@ pub(crate) const DATA_BLOCKS_MAX: u32 = 1024;
 pub(crate) const BATCH_BYTES_MAX: usize = HEADER_BYTES_MAX + DATA_BLOCKS_MAX as usize * BLOCK_BYTES;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"HFBATCH\n");
-const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 const FIXED_BYTES: usize = 80;
 const CHECKSUM_AT: usize = FIXED_BYTES - 8;
 const ITEM_BYTES: usize = 64;

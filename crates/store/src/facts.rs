@@ -25,6 +25,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::encoding::{FieldReader, FieldWriter, plain_checksum};
 use crate::error::StoreError;
+use crate::form::{Claim, Form};
 use crate::poison::Poison;
 use crate::record::{CopyState, Seq, SliceKey, View};
 
@@ -36,7 +37,13 @@ pub(crate) const AREA_BYTES: u64 = 2 * COPY_BYTES as u64;
 pub(crate) const AREA: &str = "facts";
 
 const MAGIC: u64 = u64::from_le_bytes(*b"HFFACTS\n");
-const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
+const FORM: Form = Form {
+    area: AREA,
+    magic: MAGIC,
+    known: 0..=VERSION,
+    retired: &[],
+};
 /// Magic, version, blocks per slice, identity, sequence, body length, checksum.
 const HEADER_BYTES: usize = 8 + 4 + 4 + 16 + 8 + 8 + 8;
 const CHECKSUM_AT: usize = HEADER_BYTES - 8;
@@ -315,7 +322,7 @@ fn encode(state: &FactsState, identity: [u8; 16], slice_blocks: u32, sequence: u
 }
 
 /// `Ok(None)` for damage; an error for an intact copy that must not be used.
-fn decode(
+pub(crate) fn decode(
     bytes: &[u8],
     identity: [u8; 16],
     slice_blocks: u32,
@@ -342,21 +349,14 @@ fn decode(
     };
     let mut covered = bytes[..end].to_vec();
     covered[CHECKSUM_AT..HEADER_BYTES].fill(0);
-    if magic != MAGIC || plain_checksum(&covered) != checksum {
+    let claim = Claim {
+        magic,
+        version,
+        identity: owner,
+        intact: plain_checksum(&covered) == checksum,
+    };
+    if !FORM.admits(identity, claim)? {
         return Ok(None);
-    }
-    if version > VERSION {
-        return Err(StoreError::Version {
-            area: AREA,
-            found: version,
-            supported: VERSION,
-        });
-    }
-    if owner != identity {
-        return Err(StoreError::Foreign {
-            area: AREA,
-            what: "identity",
-        });
     }
     if blocks != slice_blocks {
         return Err(StoreError::Foreign {

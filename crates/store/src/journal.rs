@@ -24,6 +24,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::batch::{DATA_BLOCKS_MAX, Place, Size, encode};
 use crate::encoding::{FieldReader, FieldWriter, plain_checksum};
 use crate::error::StoreError;
+use crate::form::{Claim, Form};
 use crate::index::Item;
 use crate::record::{BLOCK_BYTES, Seq, SliceKey};
 
@@ -38,7 +39,13 @@ const RESERVE_BYTES: u64 = 16 * PAGE_BYTES as u64;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"HFJOURNL");
 /// Format 1 did not know of the home's edits.
-const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 2;
+const FORM: Form = Form {
+    area: AREA,
+    magic: MAGIC,
+    known: VERSION..=VERSION,
+    retired: &[1],
+};
 const HEADER_BYTES: usize = 8 + 4 + 4 + 16 + 7 * 8;
 
 /// The pause between batches when the ring is as good as full.
@@ -453,7 +460,10 @@ pub(crate) async fn read_header(
     })
 }
 
-fn decode_header(bytes: &[u8], identity: [u8; 16]) -> Result<Option<Header>, StoreError> {
+pub(crate) fn decode_header(
+    bytes: &[u8],
+    identity: [u8; 16],
+) -> Result<Option<Header>, StoreError> {
     let mut reader = FieldReader::new(&bytes[..HEADER_BYTES]);
     let fields = (|| {
         let magic = reader.u64()?;
@@ -473,25 +483,13 @@ fn decode_header(bytes: &[u8], identity: [u8; 16]) -> Result<Option<Header>, Sto
     let Some((magic, version, owner, header, checksum)) = fields else {
         return Ok(None);
     };
-    let is_first_format = magic == MAGIC && version == 1;
-    if magic != MAGIC || checksum != plain_checksum(&bytes[..HEADER_BYTES - 8]) && !is_first_format
-    {
-        return Ok(None);
-    }
-    if version != VERSION {
-        return Err(StoreError::Version {
-            area: AREA,
-            found: version,
-            supported: VERSION,
-        });
-    }
-    if owner != identity {
-        return Err(StoreError::Foreign {
-            area: AREA,
-            what: "identity",
-        });
-    }
-    Ok(Some(header))
+    let claim = Claim {
+        magic,
+        version,
+        identity: owner,
+        intact: checksum == plain_checksum(&bytes[..HEADER_BYTES - 8]),
+    };
+    Ok(FORM.admits(identity, claim)?.then_some(header))
 }
 
 fn place_of(held: &VecDeque<Held>, lsn: u64) -> Option<usize> {

@@ -103,56 +103,19 @@ pub(crate) async fn open(
     report.holes = scanned.holes;
     report.batches = scanned.batches.len() as u64;
 
-    let poison = Rc::new(Poison::default());
-    // Numbers a void speaks of stay below every batch to come, even if the last ones were cut.
-    let voids = state.voids.iter().map(|void| void.before_lsn);
-    let removals = state.removals.iter().map(|removal| removal.before_lsn);
-    let next_lsn = voids.chain(removals).fold(scanned.next_lsn, u64::max);
-    let (head, previous) = (scanned.head, scanned.previous);
-    let journal = Journal::new(journal_disk, identity, header, head, next_lsn, previous);
     let before = state.clone();
-    let facts = Facts::new(
-        facts_disk,
-        poison.clone(),
-        identity,
-        options.slice_blocks,
-        state.clone(),
-        sequence,
-    );
-    let now = runtime.now();
-    let inner = Rc::new(Inner {
+    let found = Pieces {
         runtime,
         options,
-        poison: poison.clone(),
-        journal,
+        journal_disk,
+        facts_disk,
+        header,
+        state: state.clone(),
+        facts_sequence: sequence,
         home,
-        facts: Rc::new(facts),
-        slices: RefCell::default(),
-        dirty: RefCell::default(),
-        unsealed: RefCell::default(),
-        released: RefCell::default(),
-        home_writers: Mutex::new(()),
-        pressure: Rc::new(Notify::new()),
-        destageable: Cell::new(false),
-        urgent: Cell::new(false),
-        whole: Cell::new(false),
-        appended: Cell::new(now),
-        blocked: Cell::new(false),
-        press_above: Cell::new(header.ring_bytes / 2),
-        rounds_begun: Cell::new(0),
-        rounds_ended: Cell::new(0),
-        round_ended: Rc::new(Notify::new()),
-        bad: RefCell::default(),
-        found_bad: Notify::new(),
-    });
-    for listener in [
-        &inner.journal.wake,
-        &inner.journal.progress,
-        &inner.pressure,
-    ] {
-        poison.listen(listener.clone());
-    }
-    poison.listen(inner.round_ended.clone());
+    };
+    let inner = found.assembled(&scanned);
+    let poison = inner.poison.clone();
 
     let mut state = state;
     finish_removals(&inner, &mut state).await?;
@@ -189,6 +152,85 @@ pub(crate) async fn open(
     writer::seal(&inner).await;
     poison.check()?;
     Ok((inner, report))
+}
+
+/// What a store is made of once its areas were read.
+pub(crate) struct Pieces {
+    pub(crate) runtime: Runtime,
+    pub(crate) options: StoreOptions,
+    pub(crate) journal_disk: Rc<dyn Disk>,
+    pub(crate) facts_disk: Rc<dyn Disk>,
+    pub(crate) header: Header,
+    pub(crate) state: FactsState,
+    pub(crate) facts_sequence: u64,
+    pub(crate) home: Home,
+}
+
+impl Pieces {
+    /// The store, with nothing of the journal in its index yet. Writes nothing.
+    pub(crate) fn assembled(self, scanned: &Scanned) -> Rc<Inner> {
+        let Self {
+            runtime,
+            options,
+            journal_disk,
+            facts_disk,
+            header,
+            state,
+            facts_sequence,
+            home,
+        } = self;
+        let identity = options.identity;
+        let poison = Rc::new(Poison::default());
+        // Numbers a void speaks of stay below every batch to come, even if the last ones were cut.
+        let voids = state.voids.iter().map(|void| void.before_lsn);
+        let removals = state.removals.iter().map(|removal| removal.before_lsn);
+        let next_lsn = voids.chain(removals).fold(scanned.next_lsn, u64::max);
+        let (head, previous) = (scanned.head, scanned.previous);
+        let journal = Journal::new(journal_disk, identity, header, head, next_lsn, previous);
+        let facts = Facts::new(
+            facts_disk,
+            poison.clone(),
+            identity,
+            options.slice_blocks,
+            state,
+            facts_sequence,
+        );
+        let now = runtime.now();
+        let inner = Rc::new(Inner {
+            runtime,
+            options,
+            poison: poison.clone(),
+            journal,
+            home,
+            facts: Rc::new(facts),
+            slices: RefCell::default(),
+            dirty: RefCell::default(),
+            unsealed: RefCell::default(),
+            released: RefCell::default(),
+            home_writers: Mutex::new(()),
+            pressure: Rc::new(Notify::new()),
+            destageable: Cell::new(false),
+            urgent: Cell::new(false),
+            whole: Cell::new(false),
+            appended: Cell::new(now),
+            blocked: Cell::new(false),
+            press_above: Cell::new(header.ring_bytes / 2),
+            rounds_begun: Cell::new(0),
+            rounds_ended: Cell::new(0),
+            round_ended: Rc::new(Notify::new()),
+            bad: RefCell::default(),
+            found_bad: Notify::new(),
+        });
+        for listener in [
+            &inner.journal.wake,
+            &inner.journal.progress,
+            &inner.pressure,
+        ] {
+            poison.listen(listener.clone());
+        }
+        poison.listen(inner.round_ended.clone());
+        inner
+    }
 }
 
 fn check(options: StoreOptions) -> Result<u64, StoreError> {
@@ -269,8 +311,8 @@ async fn finish_removals(inner: &Inner, state: &mut FactsState) -> Result<(), St
     Ok(())
 }
 
-/// Enters the journal's batches into the index. Returns whether there was a hole.
-fn replay(
+/// Enters the journal's batches into the index. Returns whether there was a hole. Writes nothing.
+pub(crate) fn replay(
     inner: &Inner,
     state: &mut FactsState,
     scanned: Scanned,

@@ -41,10 +41,18 @@ const UNREADABLE: u8 = 0xa5;
 pub(crate) struct ScannedBatch {
     pub(crate) lsn: u64,
     pub(crate) position: u64,
+    pub(crate) bytes: u64,
     pub(crate) previous: u64,
     pub(crate) items: Vec<Item>,
     /// Batches between the one before and this one are unreadable.
     pub(crate) after_hole: bool,
+}
+
+impl ScannedBatch {
+    /// Position at which the next batch begins.
+    pub(crate) fn end(&self) -> u64 {
+        self.position + self.bytes
+    }
 }
 
 /// The ring's content.
@@ -93,6 +101,7 @@ pub(crate) async fn scan(
                 let batch = ScannedBatch {
                     lsn: opening.place.lsn,
                     position: opening.place.position,
+                    bytes: opening.batch_bytes(),
                     previous: opening.place.previous,
                     items,
                     after_hole: std::mem::take(&mut after_hole),
@@ -131,6 +140,59 @@ pub(crate) async fn scan(
             }
         }
     }
+}
+
+/// Reads the ring without its header pages: from the oldest batch that the newer ones have not
+/// overwritten. What a header would have said is guessed; `None` if there is no intact batch.
+pub(crate) async fn scan_all(disk: &Rc<dyn Disk>, identity: [u8; 16]) -> Option<(Header, Scanned)> {
+    let file_bytes = disk.size_bytes().checked_sub(RING_AT)?;
+    let mut found = Vec::new();
+    let mut ring = Ring {
+        disk,
+        identity,
+        bytes: file_bytes,
+        chunk: None,
+    };
+    let mut at = 0;
+    while at < file_bytes {
+        let page = ring.read(at, PAGE_BYTES).await;
+        at += PAGE_BYTES as u64;
+        let Some(opening) = Opening::read(identity, &page) else {
+            continue;
+        };
+        let start = at - PAGE_BYTES as u64;
+        let header = ring.read(start, opening.header_pages_bytes()).await;
+        if opening.verify(&header) && opening.is_supported() {
+            found.push((start, opening.place));
+        }
+    }
+    // A batch of a later lap says how long a lap is.
+    let lap = |(start, place): &(u64, crate::batch::Place)| {
+        let before = place.position.checked_sub(*start)?;
+        (place.lap > 0).then(|| before / place.lap)
+    };
+    let ring_bytes = found.iter().find_map(lap).unwrap_or(file_bytes);
+    if ring_bytes == 0 || ring_bytes > file_bytes {
+        return None;
+    }
+    found.retain(|(start, place)| place.position % ring_bytes == *start);
+    let newest = found.iter().max_by_key(|(_, place)| place.lsn)?.1;
+    let kept_from = newest.position.saturating_sub(ring_bytes);
+    let oldest = found
+        .iter()
+        .filter(|(_, place)| place.position > kept_from || kept_from == 0)
+        .min_by_key(|(_, place)| place.lsn)?
+        .1;
+    let header = Header {
+        ring_bytes,
+        sequence: 0,
+        tail: oldest.position,
+        tail_lsn: oldest.lsn,
+        previous: oldest.previous,
+        home_edits: 0,
+    };
+    let scanned = scan(disk, identity, header).await.ok()?;
+    Some((header, scanned))
 }
 
 /// What lies at a position.

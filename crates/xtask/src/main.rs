@@ -84,6 +84,8 @@ enum Command {
         #[arg(long, default_value_t = 2)]
         length: u32,
     },
+    /// A golden image of what the store writes, for a format that has changed.
+    Golden,
     /// Ten thousand logins that are never finished, against a target that serves others.
     Hostile(hostile::Options),
     /// Measures this machine: disk and link latency, then load against a served demo.
@@ -204,6 +206,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Conformance(options) => conformance::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::CrashStates { length } => simulator::crash_states(length),
+        Command::Golden => simulator::golden(),
         Command::Hostile(options) => hostile::run(&options),
         Command::Bench {
             what: Some(BenchCommand::Targets(options)),

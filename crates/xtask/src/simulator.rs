@@ -94,6 +94,20 @@ pub(crate) fn crash_states(length: u32) -> anyhow::Result<()> {
     process::run(explore.arg(length.to_string()), CRASH_STATES_LIMIT)
 }
 
+/// Makes a golden image of the store's formats as they are.
+pub(crate) fn golden() -> anyhow::Result<()> {
+    let mut make = cargo();
+    make.args([
+        "run",
+        "--package",
+        "holdfast-store",
+        "--features",
+        "testing",
+    ]);
+    make.args(["--example", "golden", "--", "crates/store/fixtures"]);
+    process::run(&mut make, CRASH_STATES_LIMIT)
+}
+
 /// Proves that the oracles see: each planted bug has to be found.
 ///
 /// One build holds them all, and each run turns one on, so that this stays within CI's time.

@@ -22,6 +22,7 @@ mod error;
 mod forward;
 mod membership;
 mod network;
+mod peek;
 mod pulse;
 mod scheduling;
 mod shell;
@@ -46,6 +47,7 @@ use tokio::sync::watch;
 pub use area::{AreaError, Damage};
 pub use error::{BarrierError, GroupError, MembershipError, OptionsError, ProposeError};
 pub use membership::VOTERS_MAX;
+pub use peek::last_known_state;
 pub use types::{Applied, Machine, Proposal, ProposalKey};
 
 use crate::state::{Change, ClusterState, Outcome};

@@ -1,8 +1,9 @@
-//! Administration, through the REST API of any node.
+//! Administration: through the REST API of any node, or of a stopped node's directory.
 
 pub(crate) mod cluster;
 mod moving;
 pub(crate) mod node;
+pub(crate) mod store;
 pub(crate) mod volume;
 
 use std::future::Future;

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use holdfast_api::{
-    Integrity, Knowledge, NodeStatus, ScrubAction, ScrubOrder, ScrubPass, StoreUsage,
+    Integrity, Knowledge, NodeStatus, ScrubAction, ScrubOrder, ScrubPass, SpaceLevel, StoreUsage,
 };
 
 use super::{confirm, facts, with_client, word};
@@ -34,7 +34,7 @@ pub(crate) fn list(args: &ListArgs) -> Result<(), Failure> {
                     word(node.state),
                     node.portal_address.clone(),
                     links(node),
-                    usage(node, |usage| (usage.home_used_bytes, usage.home_bytes)),
+                    space(node),
                     usage(node, |usage| {
                         (usage.journal_used_bytes, usage.journal_bytes)
                     }),
@@ -68,10 +68,7 @@ pub(crate) fn show(args: &ShowNodeArgs) -> Result<(), Failure> {
         ("version", node.version.clone()),
         ("leader", if node.leader { "yes" } else { "no" }.into()),
         ("owns", node.owns.join(" ")),
-        (
-            "used",
-            usage(&node, |usage| (usage.home_used_bytes, usage.home_bytes)),
-        ),
+        ("used", space(&node)),
         ("reclaimable", reclaimable(&node)),
         (
             "journal",
@@ -213,6 +210,17 @@ fn reclaimable(node: &NodeStatus) -> String {
     usage.map_or("unknown".into(), |usage| {
         show_size(usage.home_reclaimable_bytes)
     })
+}
+
+/// How full the home is, with a word if it fills up.
+fn space(node: &NodeStatus) -> String {
+    let used = usage(node, |usage| (usage.home_used_bytes, usage.home_bytes));
+    match node.space {
+        Some(level @ (SpaceLevel::Low | SpaceLevel::Critical)) => {
+            format!("{used} ({})", word(level))
+        }
+        Some(SpaceLevel::Enough) | None => used,
+    }
 }
 
 fn usage(node: &NodeStatus, part: impl Fn(&StoreUsage) -> (u64, u64)) -> String {

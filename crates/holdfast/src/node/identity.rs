@@ -16,8 +16,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 const FILE: &str = "identity.json";
-/// The format that this version writes, and the newest that it reads.
-const FORMAT: u32 = 1;
+/// The newest format that this version reads. Format 2 knows of a journal that lies elsewhere, and
+/// is written only where one does: an older version would make a new one.
+const FORMAT: u32 = 2;
 
 /// What the file holds.
 #[derive(Clone, Serialize, Deserialize)]
@@ -31,6 +32,9 @@ pub(super) struct Identity {
     pub(super) incarnation: Incarnation,
     /// Size of the journal; fixed.
     pub(super) journal_bytes: u64,
+    /// Where the journal is, if not in the data directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) journal: Option<PathBuf>,
     /// Size of the home.
     pub(super) home_bytes: u64,
     /// Which cluster, once there is one.
@@ -122,41 +126,59 @@ pub(super) struct IdentityFile {
     pub(super) identity: Identity,
 }
 
+/// How a new node's data is laid out.
+#[derive(Clone, Debug)]
+pub(super) struct NewLayout {
+    /// Size of the journal.
+    pub(super) journal_bytes: u64,
+    /// Where it is, if not in the data directory.
+    pub(super) journal: Option<PathBuf>,
+    /// Size of the home.
+    pub(super) home_bytes: u64,
+}
+
 /// Areas whose presence says that a node has lived here.
 const DATA: [&str; 3] = ["journal", "facts", "config"];
 
 impl IdentityFile {
-    /// Reads the identity in `directory`, or makes one with these sizes if there is none.
-    pub(super) fn open(
-        directory: &Path,
-        runtime: &Runtime,
-        journal_bytes: u64,
-        home_bytes: u64,
-    ) -> Result<Self, IdentityError> {
+    /// Reads the identity in `directory`; `None` if there is none, and no data either.
+    pub(super) fn read(directory: &Path) -> Result<Option<Self>, IdentityError> {
         let path = directory.join(FILE);
         match fs::read(&path) {
-            Ok(bytes) => Ok(Self {
+            Ok(bytes) => Ok(Some(Self {
                 identity: decode(&path, &bytes)?,
                 path,
-            }),
+            })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if DATA.iter().any(|name| directory.join(name).exists()) {
                     return Err(IdentityError::Missing { path });
                 }
-                let identity = Identity {
-                    format: FORMAT,
-                    uuid: NodeUuid::random(runtime),
-                    incarnation: Incarnation(0),
-                    journal_bytes,
-                    home_bytes,
-                    membership: None,
-                };
-                let file = Self { path, identity };
-                file.save()?;
-                Ok(file)
+                Ok(None)
             }
             Err(error) => Err(IdentityError::Read { path, error }),
         }
+    }
+
+    /// Makes the identity of a new node.
+    pub(super) fn create(
+        directory: &Path,
+        runtime: &Runtime,
+        layout: NewLayout,
+    ) -> Result<Self, IdentityError> {
+        let file = Self {
+            path: directory.join(FILE),
+            identity: Identity {
+                format: 1,
+                uuid: NodeUuid::random(runtime),
+                incarnation: Incarnation(0),
+                journal_bytes: layout.journal_bytes,
+                journal: layout.journal,
+                home_bytes: layout.home_bytes,
+                membership: None,
+            },
+        };
+        file.save()?;
+        Ok(file)
     }
 
     /// Changes the identity, durably.
@@ -192,8 +214,16 @@ impl IdentityFile {
     }
 
     fn save(&self) -> Result<(), IdentityError> {
-        let bytes = serde_json::to_vec_pretty(&self.identity)
-            .expect("an identity of plain types becomes JSON");
+        let format = match self.identity.journal {
+            Some(_) => 2,
+            None => 1,
+        };
+        let identity = Identity {
+            format,
+            ..self.identity.clone()
+        };
+        let bytes =
+            serde_json::to_vec_pretty(&identity).expect("an identity of plain types becomes JSON");
         Ok(write_atomically(&self.path, &bytes)?)
     }
 }
@@ -267,8 +297,16 @@ mod tests {
     use super::*;
 
     fn opened(directory: &Path) -> Result<IdentityFile, IdentityError> {
+        if let Some(file) = IdentityFile::read(directory)? {
+            return Ok(file);
+        }
+        let layout = NewLayout {
+            journal_bytes: 1 << 20,
+            journal: None,
+            home_bytes: 1 << 30,
+        };
         holdfast_runtime::host::run(async |runtime| {
-            IdentityFile::open(directory, &runtime, 1 << 20, 1 << 30)
+            IdentityFile::create(directory, &runtime, layout)
         })
     }
 
@@ -289,6 +327,21 @@ mod tests {
         assert_eq!(again.identity.incarnation, Incarnation(8));
         assert_eq!(again.identity.membership.as_ref().unwrap().peers, peers);
         assert_eq!(again.credentials().unwrap().unwrap().node(), NodeId(3));
+    }
+
+    #[test]
+    fn a_journal_elsewhere_is_remembered_in_a_format_that_older_versions_refuse() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = opened(folder.path()).unwrap();
+        let text = || fs::read_to_string(folder.path().join(FILE)).unwrap();
+        assert!(text().contains("\"format\": 1") && !text().contains("journal\""));
+        let place = Some(PathBuf::from("/srv/nvram/journal"));
+        file.update(|identity| identity.journal.clone_from(&place))
+            .unwrap();
+        assert!(text().contains("\"format\": 2"));
+        assert_eq!(opened(folder.path()).unwrap().identity.journal, place);
+        file.update(|identity| identity.journal = None).unwrap();
+        assert!(text().contains("\"format\": 1"));
     }
 
     #[test]
@@ -321,10 +374,10 @@ mod tests {
         fs::write(&path, r#"{"format":1,"uuid":"SECRET"}"#).unwrap();
         let error = opened(folder.path()).err().unwrap().to_string();
         assert!(!error.contains("SECRET"), "{error}");
-        fs::write(&path, r#"{"format":2,"unheard-of":true}"#).unwrap();
+        fs::write(&path, r#"{"format":3,"unheard-of":true}"#).unwrap();
         assert!(matches!(
             opened(folder.path()),
-            Err(IdentityError::Version { found: 2, .. })
+            Err(IdentityError::Version { found: 3, .. })
         ));
     }
 

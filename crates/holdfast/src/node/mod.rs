@@ -18,13 +18,39 @@
 mod desk;
 mod front;
 mod identity;
+mod journal;
 mod listen;
 mod membership;
 mod process;
 mod serving;
 
+use std::path::{Path, PathBuf};
+
+use holdfast_runtime::NodeId;
+
+pub(crate) use self::journal::{JOURNAL_AREA, move_to as move_journal};
 use crate::cli::StartArgs;
 use crate::failure::Failure;
+
+/// What a node's directory says of it.
+pub(crate) struct Known {
+    /// The directory's own number, which names the store on its disks.
+    pub(crate) uuid: [u8; 16],
+    /// The node's number, if it belongs to a cluster.
+    pub(crate) node: Option<NodeId>,
+    /// Where the journal is, if not in the directory.
+    pub(crate) journal: Option<PathBuf>,
+}
+
+/// Reads what a directory says of its node, and changes nothing; `None` if it says nothing.
+pub(crate) fn look(directory: &Path) -> Result<Option<Known>, Failure> {
+    let found = identity::IdentityFile::read(directory).map_err(Failure::of)?;
+    Ok(found.map(|file| Known {
+        uuid: file.identity.uuid.0,
+        node: file.identity.membership.map(|member| member.node),
+        journal: file.identity.journal,
+    }))
+}
 
 /// Runs the node until it is told to end, or has to.
 pub(crate) fn start(args: &StartArgs) -> Result<(), Failure> {

@@ -1,18 +1,20 @@
 //! One node's process from its first line to its last.
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process;
 use std::rc::Rc;
 
 use holdfast_api::{ClusterStatus, Problem, Reply, RequestSender, router, serve};
+use holdfast_node::Thresholds;
 use holdfast_runtime::host::{HostDirectory, JoinToken};
 use holdfast_runtime::{DiskError, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::desk::Desk;
-use super::identity::IdentityFile;
+use super::identity::{IdentityFile, NewLayout};
+use super::journal;
 use super::listen::Ports;
 use super::membership;
 use super::serving;
@@ -20,6 +22,11 @@ use crate::cli::StartArgs;
 use crate::failure::Failure;
 
 const JOURNAL_BYTES: u64 = 256 << 20;
+/// A record has to be small beside the ring (a sixteenth), and one of 1 MiB has to be possible.
+const JOURNAL_BYTES_MIN: u64 = 32 << 20;
+/// Of a larger device no more is taken: a restart reads what is in the journal, and holds it in
+/// memory.
+const DEVICE_BYTES_MAX: u64 = 4 << 30;
 const HOME_BYTES: u64 = 64 << 30;
 
 /// Somebody waits for the cluster to be founded.
@@ -32,6 +39,7 @@ pub(super) struct Process {
     pub(super) identity: IdentityFile,
     pub(super) ports: PortNumbers,
     pub(super) desk: Desk,
+    pub(super) thresholds: Thresholds,
     pub(super) stop: watch::Receiver<bool>,
 }
 
@@ -51,17 +59,30 @@ pub(super) async fn run(runtime: Runtime, args: StartArgs) -> Result<(), Failure
         ),
         None => None,
     };
+    if args.space_low >= args.space_critical {
+        return Err(Failure::Usage(format!(
+            "--space-low {} has to be below --space-critical {}",
+            args.space_low, args.space_critical
+        )));
+    }
     let stop = watch_signals(&runtime)?;
-    let directory = Rc::new(open_directory(&args.data)?);
+    let directory = open_directory(&args.data)?;
     let ports = Ports::take(&args).await?;
-    let mut identity = IdentityFile::open(
-        directory.path(),
-        &runtime,
-        args.journal_size.unwrap_or(JOURNAL_BYTES),
-        args.home_size.unwrap_or(HOME_BYTES),
-    )
-    .map_err(Failure::of)?;
+    let known = IdentityFile::read(directory.path()).map_err(Failure::of)?;
+    let place = journal_place(directory.path(), known.as_ref(), &args)?;
+    // Claimed before anything of it is overwritten.
+    let directory = Rc::new(match &place {
+        Some(path) => directory
+            .with_area_at(journal::JOURNAL_AREA, path)
+            .map_err(|error| in_use("the journal", &path.display().to_string(), &error))?,
+        None => directory,
+    });
+    let mut identity = match known {
+        Some(known) => known,
+        None => new_identity(directory.path(), &runtime, place, &args)?,
+    };
     apply_sizes(&mut identity, &args)?;
+    journal::verify(directory.path(), &identity)?;
 
     let (sender, requests) = RequestSender::channel();
     tokio::spawn(serve(ports.api, router(sender, ports.access)));
@@ -75,6 +96,10 @@ pub(super) async fn run(runtime: Runtime, args: StartArgs) -> Result<(), Failure
             api_address: ports.api_address,
         },
         desk: Desk::new(requests),
+        thresholds: Thresholds {
+            low_percent: args.space_low,
+            critical_percent: args.space_critical,
+        },
         stop,
     };
     let mut stop = process.stop.clone();
@@ -154,17 +179,81 @@ pub(super) fn end_with_standard_input() {
 }
 
 fn open_directory(path: &Path) -> Result<HostDirectory, Failure> {
-    HostDirectory::open(path).map_err(|error| {
-        Failure::Failed(match &error {
-            DiskError::InUse { name } => format!(
-                "the data directory {name} is in use by another process: is the node running \
-                 already?"
-            ),
-            DiskError::Io { .. } | DiskError::Full { .. } => {
-                format!("the data directory {}: {error}", path.display())
-            }
-        })
+    HostDirectory::open(path)
+        .map_err(|error| in_use("the data directory", &path.display().to_string(), &error))
+}
+
+fn in_use(what: &str, name: &str, error: &DiskError) -> Failure {
+    Failure::Failed(match error {
+        DiskError::InUse { .. } => {
+            format!("{what} {name} is in use by another process: is the node running already?")
+        }
+        DiskError::Io { .. } | DiskError::Full { .. } => format!("{what} {name}: {error}"),
     })
+}
+
+/// Where the journal is or shall be, if not in the directory.
+fn journal_place(
+    directory: &Path,
+    known: Option<&IdentityFile>,
+    args: &StartArgs,
+) -> Result<Option<PathBuf>, Failure> {
+    let wanted = match &args.journal {
+        Some(path) => journal::place(directory, path)?,
+        None => None,
+    };
+    let Some(file) = known else {
+        return Ok(wanted);
+    };
+    let known = &file.identity.journal;
+    if args.journal.is_some() && *known != wanted {
+        let inside = directory.join(journal::JOURNAL_AREA);
+        let known = known.as_ref().unwrap_or(&inside).display();
+        let wanted = wanted.as_ref().unwrap_or(&inside).display();
+        return Err(Failure::Failed(format!(
+            "the journal of this node is {known}, not {wanted}. Leave --journal out, or move the \
+             journal first: holdfast store move-journal {} {wanted}",
+            directory.display()
+        )));
+    }
+    Ok(known.clone())
+}
+
+/// The identity of a directory at its first start.
+fn new_identity(
+    directory: &Path,
+    runtime: &Runtime,
+    wanted: Option<PathBuf>,
+    args: &StartArgs,
+) -> Result<IdentityFile, Failure> {
+    let mut journal_bytes = args.journal_size;
+    if let Some(path) = &wanted {
+        journal::make_room(path, None, args.journal_force, "--journal-force")?;
+        let size = journal::device_bytes(path).map_err(Failure::of)?;
+        if let (Some(size), Some(wanted)) = (size, journal_bytes)
+            && size < wanted
+        {
+            return Err(Failure::Failed(format!(
+                "{} has {size} bytes, and --journal-size asks for {wanted}",
+                path.display()
+            )));
+        }
+        // A device is taken as a whole unless something else is wanted.
+        journal_bytes = journal_bytes.or(size.map(|size| size.min(DEVICE_BYTES_MAX)));
+    }
+    let journal_bytes = journal_bytes.unwrap_or(JOURNAL_BYTES);
+    if journal_bytes < JOURNAL_BYTES_MIN {
+        return Err(Failure::Usage(format!(
+            "a journal of {journal_bytes} bytes is too small: the largest write of an initiator \
+             would not fit. Give it {JOURNAL_BYTES_MIN} bytes at least"
+        )));
+    }
+    let layout = NewLayout {
+        journal_bytes,
+        journal: wanted,
+        home_bytes: args.home_size.unwrap_or(HOME_BYTES),
+    };
+    IdentityFile::create(directory, runtime, layout).map_err(Failure::of)
 }
 
 /// The sizes on the command line against those that the directory was made with.

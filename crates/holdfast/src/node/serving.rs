@@ -92,6 +92,7 @@ async fn start(process: &mut Process) -> Result<(Rc<Node>, Rc<HostLinks>), Failu
             may_create: !member.has_run,
             ..GroupOptions::default()
         },
+        fullness: process.thresholds,
         gossip: Default::default(),
     };
     let starting = Node::start(

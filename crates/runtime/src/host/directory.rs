@@ -4,6 +4,7 @@
 //! writes neither meet a full disk nor pay for the conversion of unwritten extents; growing is
 //! restartable, because a file's length never runs ahead of what was pre-written.
 
+use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
@@ -17,7 +18,7 @@ use super::disk::{DiskMethod, Engine, HostDisk, disk_error};
 use crate::buffer::{Buffer, PAGE_BYTES};
 use crate::disk::{Directory, Disk, DiskError, DiskOptions};
 
-const LOCK_FILE: &str = "lock";
+pub(super) const LOCK_FILE: &str = "lock";
 /// Large enough to make the cost of a request vanish, small enough to hold in memory.
 const PREWRITE_CHUNK_BYTES: usize = 4 << 20;
 
@@ -25,7 +26,10 @@ const PREWRITE_CHUNK_BYTES: usize = 4 << 20;
 /// the [`super::run`] in which it was opened.
 pub struct HostDirectory {
     path: PathBuf,
+    places: Places,
     engine: Engine,
+    /// Hold what lies elsewhere.
+    claims: Vec<File>,
     /// Holds the lock until the directory is dropped.
     _lock: File,
 }
@@ -76,7 +80,9 @@ impl HostDirectory {
         match lock.try_lock() {
             Ok(()) => Ok(Self {
                 path: path.into(),
+                places: Places::default(),
                 engine,
+                claims: Vec::new(),
                 _lock: lock,
             }),
             Err(TryLockError::WouldBlock) => Err(DiskError::InUse {
@@ -86,12 +92,65 @@ impl HostDirectory {
         }
     }
 
+    /// Says that an area lies elsewhere, on another file system or on a block device, and claims
+    /// that place if it is there: [`DiskError::InUse`] if another process has it, or the device
+    /// is mounted.
+    pub fn with_area_at(mut self, name: &str, path: impl Into<PathBuf>) -> Result<Self, DiskError> {
+        let path = path.into();
+        self.claims.extend(claim(&path)?);
+        self.places.put(name, path);
+        Ok(self)
+    }
+
     fn area_path(&self, name: &str) -> PathBuf {
+        self.places.of(&self.path, name)
+    }
+}
+
+/// Keeps others away from a file or block device, as long as the handle is open; `None` if there
+/// is none yet.
+fn claim(path: &Path) -> Result<Option<File>, DiskError> {
+    let name = path.display().to_string();
+    let failed = |error: io::Error| match error.raw_os_error() {
+        Some(libc::EBUSY) => DiskError::InUse { name: name.clone() },
+        _ => disk_error(&name, "open", 0, 0, &error),
+    };
+    let is_device = match path.metadata() {
+        Ok(metadata) => metadata.file_type().is_block_device(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut options = OpenOptions::new();
+    options.read(true);
+    if is_device {
+        // Linux: one holder at a time, mounts included.
+        options.custom_flags(libc::O_EXCL);
+    }
+    let file = options.open(path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Err(DiskError::InUse { name }),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+/// Areas that do not lie in their directory.
+#[derive(Default)]
+pub(super) struct Places(BTreeMap<String, PathBuf>);
+
+impl Places {
+    pub(super) fn put(&mut self, name: &str, path: PathBuf) {
+        self.0.insert(name.to_owned(), path);
+    }
+
+    /// Where an area lies.
+    pub(super) fn of(&self, directory: &Path, name: &str) -> PathBuf {
         assert!(
             !name.is_empty() && !name.contains('/') && ![".", "..", LOCK_FILE].contains(&name),
             "{name:?} is no name for a disk area"
         );
-        self.path.join(name)
+        let elsewhere = self.0.get(name).cloned();
+        elsewhere.unwrap_or_else(|| directory.join(name))
     }
 }
 
@@ -459,6 +518,27 @@ mod tests {
             );
             drop(held);
             HostDirectory::open(&path).unwrap();
+        });
+    }
+
+    #[test]
+    fn an_area_elsewhere_belongs_to_one_directory() {
+        let folder = tempfile::tempdir().unwrap();
+        run(async |_| {
+            let path = folder.path().join("fast");
+            let first = || HostDirectory::open(folder.path().join("first")).unwrap();
+            let held = first().with_area_at("area", &path).unwrap();
+            let disk = held.open("area", options(8192)).await.unwrap();
+            disk.write(4096, page(3)).await.unwrap();
+            drop((disk, held));
+            assert!(!folder.path().join("first/area").exists());
+            let held = first().with_area_at("area", &path).unwrap();
+            let disk = held.open("area", options(4096)).await.unwrap();
+            assert_eq!(disk.size_bytes(), 8192);
+            assert_eq!(disk.read(4096, 4096).await.unwrap()[..], page(3)[..]);
+            let second = HostDirectory::open(folder.path().join("second")).unwrap();
+            let refused = second.with_area_at("area", &path).err().unwrap();
+            assert!(matches!(refused, DiskError::InUse { .. }));
         });
     }
 

@@ -1,7 +1,8 @@
 //! The host's side of the door: system calls, and the project's only `unsafe`.
 //!
-//! [`run`] makes the current thread a shard; inside it, [`HostDirectory`] gives disks and
-//! [`HostLinks`] the links to other nodes. [`ClusterAuthority`] signs the certificates that
+//! [`run`] makes the current thread a shard; inside it, [`HostDirectory`] gives disks,
+//! [`ReadOnlyDirectory`] those of a node that does not run, to look at, and [`HostLinks`] the links
+//! to other nodes. [`ClusterAuthority`] signs the certificates that
 //! links ask for, [`JoinToken`] and [`join`] bring a new machine in.
 
 #![allow(
@@ -23,6 +24,7 @@ mod links;
 mod links_test;
 mod mesh;
 mod problem;
+mod read_only;
 mod ring;
 mod stream;
 mod tls;
@@ -36,4 +38,5 @@ pub use frame::{FrameError, LinkRefusal};
 pub use identity::{ClusterId, NodeUuid, NotAnId};
 pub use links::{BindError, HostLinks, JoinHandler, LinksConfig, PeerStatus};
 pub use problem::LinkProblem;
+pub use read_only::{ReadOnlyDirectory, read_ends};
 pub use token::{JoinToken, TokenError};

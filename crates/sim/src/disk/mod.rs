@@ -6,7 +6,7 @@
 //! scenario which checks durability never loses its last good copy to the simulator.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -91,12 +91,36 @@ pub struct HostDisks {
     timing: DiskTiming,
     areas: RefCell<BTreeMap<String, Rc<Area>>>,
     policy: RefCell<DamagePolicy>,
-    slow_factor: Cell<u64>,
-    error_ppm: Cell<u32>,
-    full: Cell<bool>,
+    /// Areas on the second device.
+    elsewhere: RefCell<BTreeSet<String>>,
+    health: [Health; 2],
     armed: Cell<Option<Damage>>,
     moment: RefCell<Option<Ambush>>,
 }
+
+/// How a device is at the moment.
+#[derive(Debug)]
+struct Health {
+    slow_factor: Cell<u64>,
+    error_ppm: Cell<u32>,
+    full: Cell<bool>,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            slow_factor: Cell::new(1),
+            error_ppm: Cell::new(0),
+            full: Cell::new(false),
+        }
+    }
+}
+
+/// An area that was taken away from its host.
+pub struct Detached(Rc<Area>);
+
+/// How much faster the second device is: flash or memory for a journal.
+const SECOND_DEVICE_FASTER: u64 = 8;
 
 /// What to do when a moment comes.
 type Ambush = (Moment, Box<dyn FnOnce()>);
@@ -133,9 +157,8 @@ impl HostDisks {
             timing,
             areas: RefCell::default(),
             policy: RefCell::default(),
-            slow_factor: Cell::new(1),
-            error_ppm: Cell::new(0),
-            full: Cell::new(false),
+            elsewhere: RefCell::default(),
+            health: [Health::default(), Health::default()],
             armed: Cell::new(None),
             moment: RefCell::default(),
         })
@@ -160,19 +183,71 @@ impl HostDisks {
         policy.budget > 0 && !policy.areas.is_empty()
     }
 
-    /// Lets every operation take `factor` times as long; 1 is healthy.
+    /// Puts an area on a second device, faster and with faults of its own.
+    pub fn put_on_second_device(&self, area: &str) {
+        self.elsewhere.borrow_mut().insert(area.to_owned());
+    }
+
+    /// Takes an area away, as with the device that it lies on.
+    pub fn detach(&self, area: &str) -> Option<Detached> {
+        self.areas.borrow_mut().remove(area).map(Detached)
+    }
+
+    /// Brings an area back, in place of whatever was made there meanwhile.
+    pub fn attach(&self, area: Detached) {
+        let name = area.0.name.clone();
+        self.areas.borrow_mut().insert(name, area.0);
+    }
+
+    /// The devices that a fault befalls: one or both, if there are two.
+    fn befallen(&self) -> &[Health] {
+        if self.elsewhere.borrow().is_empty() {
+            return &self.health[..1];
+        }
+        match self.random.below(3) {
+            0 => &self.health[..1],
+            1 => &self.health[1..],
+            _ => &self.health[..],
+        }
+    }
+
+    fn health_of(&self, area: &str) -> &Health {
+        &self.health[usize::from(self.elsewhere.borrow().contains(area))]
+    }
+
+    /// Lets every operation of a device take `factor` times as long; 1 makes all healthy.
     pub fn set_slow_factor(&self, factor: u64) {
-        self.slow_factor.set(factor.max(1));
+        let devices = if factor <= 1 {
+            &self.health[..]
+        } else {
+            self.befallen()
+        };
+        for device in devices {
+            device.slow_factor.set(factor.max(1));
+        }
     }
 
-    /// Lets operations report errors with this probability.
+    /// Lets operations of a device report errors with this probability; 0 makes all healthy.
     pub fn set_error_ppm(&self, parts_per_million: u32) {
-        self.error_ppm.set(parts_per_million);
+        let devices = match parts_per_million {
+            0 => &self.health[..],
+            _ => self.befallen(),
+        };
+        for device in devices {
+            device.error_ppm.set(parts_per_million);
+        }
     }
 
-    /// Lets every new allocation fail.
+    /// Lets every new allocation on a device fail; `false` makes all healthy.
     pub fn set_full(&self, full: bool) {
-        self.full.set(full);
+        let devices = if full {
+            self.befallen()
+        } else {
+            &self.health[..]
+        };
+        for device in devices {
+            device.full.set(full);
+        }
     }
 
     /// Damages data at rest, or arms a fault of the next write, if the policy allows it and
@@ -230,9 +305,9 @@ impl HostDisks {
     /// Undoes slowness, errors, fullness, armed faults and [`HostDisks::at_next`]. Damage at rest
     /// stays.
     pub fn heal(&self) {
-        self.slow_factor.set(1);
-        self.error_ppm.set(0);
-        self.full.set(false);
+        self.set_slow_factor(1);
+        self.set_error_ppm(0);
+        self.set_full(false);
         self.armed.set(None);
         let forgotten = self.moment.take();
         drop(forgotten);
@@ -300,14 +375,17 @@ impl HostDisks {
         });
     }
 
-    fn delay(&self, fixed_ns: u64, pages: u64) -> u64 {
-        let factor = self.slow_factor.get();
+    fn delay(&self, area: &str, fixed_ns: u64, pages: u64) -> u64 {
+        let factor = self.health_of(area).slow_factor.get();
         if factor > 1 {
             self.counts.fired(FaultClass::SlowDisk);
         }
-        self.random
-            .tailed(fixed_ns + pages * self.timing.ns_per_page)
-            * factor
+        let faster = match self.elsewhere.borrow().contains(area) {
+            true => SECOND_DEVICE_FASTER,
+            false => 1,
+        };
+        let healthy_ns = fixed_ns + pages * self.timing.ns_per_page;
+        self.random.tailed(healthy_ns / faster) * factor
     }
 
     /// Says that an operation of this kind will be in flight for `delay_ns`.
@@ -323,8 +401,8 @@ impl HostDisks {
         }
     }
 
-    fn fails(&self) -> bool {
-        let fails = self.random.chance(self.error_ppm.get());
+    fn fails(&self, area: &str) -> bool {
+        let fails = self.random.chance(self.health_of(area).error_ppm.get());
         if fails {
             self.counts.fired(FaultClass::DiskError);
         }
@@ -382,7 +460,7 @@ impl Directory for SimulatedDirectory {
             options.size_bytes
         );
         let (name, process) = (name.to_owned(), self.process);
-        let delay_ns = self.disks.delay(self.disks.timing.sync_ns, 0);
+        let delay_ns = self.disks.delay(&name, self.disks.timing.sync_ns, 0);
         self.disks.operate(process, delay_ns, move |disks| {
             disks.open(name, options, process)
         })
@@ -394,7 +472,7 @@ impl Directory for SimulatedDirectory {
 
     fn remove(&self, name: &str) -> LocalBoxFuture<'static, Result<(), DiskError>> {
         let name = name.to_owned();
-        let delay_ns = self.disks.delay(self.disks.timing.sync_ns, 0);
+        let delay_ns = self.disks.delay(&name, self.disks.timing.sync_ns, 0);
         self.disks.operate(self.process, delay_ns, move |disks| {
             disks.areas.borrow_mut().remove(&name);
             Ok(())
@@ -413,7 +491,8 @@ impl HostDisks {
         let size_now = existing
             .as_ref()
             .map_or(0, |area| area.image.borrow().size_bytes());
-        if self.full.get() && options.preallocate && options.size_bytes > size_now {
+        if self.health_of(&name).full.get() && options.preallocate && options.size_bytes > size_now
+        {
             self.counts.fired(FaultClass::FullDisk);
             return Err(DiskError::Full {
                 name,
@@ -481,10 +560,12 @@ impl Disk for SimulatedDisk {
 
     fn read(&self, offset: u64, len: usize) -> LocalBoxFuture<'static, Result<Buffer, DiskError>> {
         let (page, count) = self.pages(offset, len);
-        let delay_ns = self.disks.delay(self.disks.timing.read_ns, count);
+        let delay_ns = self
+            .disks
+            .delay(&self.area.name, self.disks.timing.read_ns, count);
         let area = self.area.clone();
         self.disks.operate(self.process, delay_ns, move |disks| {
-            let data = match disks.fails() {
+            let data = match disks.fails(&area.name) {
                 true => None,
                 false => area.image.borrow().read(page, count, &disks.random),
             };
@@ -497,9 +578,11 @@ impl Disk for SimulatedDisk {
 
     fn write(&self, offset: u64, data: Buffer) -> LocalBoxFuture<'static, Result<(), DiskError>> {
         let (page, count) = self.pages(offset, data.len());
-        let delay_ns = self.disks.delay(self.disks.timing.write_ns, count);
+        let delay_ns = self
+            .disks
+            .delay(&self.area.name, self.disks.timing.write_ns, count);
         let area = self.area.clone();
-        if self.disks.full.get()
+        if self.disks.health_of(&area.name).full.get()
             && !area.preallocated.get()
             && area.image.borrow().unwritten(page, count) > 0
         {
@@ -533,13 +616,15 @@ impl Disk for SimulatedDisk {
     }
 
     fn sync(&self) -> LocalBoxFuture<'static, Result<(), DiskError>> {
-        let delay_ns = self.disks.delay(self.disks.timing.sync_ns, 0);
+        let delay_ns = self
+            .disks
+            .delay(&self.area.name, self.disks.timing.sync_ns, 0);
         let area = self.area.clone();
         let mark = area.image.borrow().sync_mark();
         self.disks.reached(Moment::Sync, delay_ns);
         self.disks.operate(self.process, delay_ns, move |disks| {
             disks.say(Step::Disk, mark, || format!("synced {}", area.name));
-            if disks.fails() {
+            if disks.fails(&area.name) {
                 area.image.borrow_mut().sync_failed(mark);
                 return Err(area.error("sync", 0));
             }
@@ -557,7 +642,7 @@ impl HostDisks {
         let surplus = recent.len().saturating_sub(RECENT_PAGES);
         recent.drain(..surplus);
         let mut image = area.image.borrow_mut();
-        if self.fails() {
+        if self.fails(&area.name) {
             // An error says nothing about the medium.
             if self.random.chance(500_000) {
                 image.complete(number);

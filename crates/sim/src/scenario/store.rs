@@ -4,6 +4,10 @@
 //! Oracles, after every start and in between: every acknowledged record is found, with its
 //! contents; nothing is found that was not submitted; nothing voided comes back; a block reads as
 //! its newest stable record says, wherever it lives by now.
+//!
+//! In half of the seeds the journal lies on a second, faster disk with faults of its own. When all
+//! is over, that disk is missing, or another store's is in its place: the store must refuse to
+//! open, and hold everything once its own disk is back.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -15,6 +19,7 @@ use holdfast_runtime::{NodeId, Runtime};
 use holdfast_store::{Body, OperationId, Record, SliceKey, Store, StoreError, StoreOptions, View};
 use holdfast_wire::Seq;
 
+use crate::disk::Detached;
 use crate::faults::FaultClass;
 use crate::faults::nemesis::{Nemesis, NemesisOptions};
 use crate::oracle::content::{self, BLOCK_BYTES, BlockAddress, Value};
@@ -28,6 +33,7 @@ use crate::trace::{Step, TraceText};
 pub struct StoreCrashes;
 
 const NODE: NodeId = NodeId(1);
+const JOURNAL: &str = "journal";
 const SLICES: u32 = 2;
 const SLICE_BLOCKS: u32 = 2_048;
 /// Blocks in use: few, so that they are overwritten, and in two extents.
@@ -89,6 +95,10 @@ struct Scene {
 
 async fn play(simulation: Simulation) -> Result<Checked, Failure> {
     simulation.add_host(NODE);
+    let second_disk = simulation.random("second disk").chance(500_000);
+    if second_disk {
+        simulation.disks(NODE).put_on_second_device(JOURNAL);
+    }
     let scene = Rc::new(Scene {
         simulation: simulation.clone(),
         models: (0..SLICES).map(|_| RefCell::default()).collect(),
@@ -130,6 +140,11 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
     .await;
     simulation.cut_power(&[NODE]);
     simulation.restore_power(NODE);
+    if second_disk {
+        let own = scene.open_without_journal().await?;
+        scene.open_with_a_foreign_journal().await?;
+        simulation.disks(NODE).attach(own);
+    }
     let before = scene.starts.get();
     starter(NODE);
     simulation.runtime().sleep(Duration::from_secs(5)).await;
@@ -142,7 +157,10 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
             "the store did not open in 5 s on healthy disks",
         ));
     }
-    let figures = vec![("store starts", scene.starts.get())];
+    let figures = vec![
+        ("store starts", scene.starts.get()),
+        ("second disks", u64::from(second_disk)),
+    ];
     Ok(Checked {
         operations: scene.checks.get(),
         figures,
@@ -180,6 +198,59 @@ impl Scene {
                 self.failed(&error);
             }
         }
+    }
+
+    /// The second disk is missing: what a store makes of that.
+    async fn open_without_journal(&self) -> Result<Detached, Failure> {
+        let own = self.simulation.disks(NODE).detach(JOURNAL);
+        let own = own.ok_or_else(|| Failure::oracle("second disk", "there is no journal"))?;
+        match self.open_in_vain(OPTIONS).await {
+            Some(StoreError::Lost { area: JOURNAL, .. }) => Ok(own),
+            other => Err(Failure::oracle(
+                "second disk",
+                format!("without its journal the store ends with {other:?}"),
+            )),
+        }
+    }
+
+    /// The journal of a store that was made on the same host meanwhile.
+    async fn open_with_a_foreign_journal(&self) -> Result<(), Failure> {
+        let disks = self.simulation.disks(NODE);
+        let rest = ["facts", "home"].map(|area| disks.detach(area));
+        disks.detach(JOURNAL);
+        let other = StoreOptions {
+            identity: *b"some other store",
+            ..OPTIONS
+        };
+        let made = self.open_in_vain(other).await;
+        for area in rest.into_iter().flatten() {
+            disks.attach(area);
+        }
+        let found = self.open_in_vain(OPTIONS).await;
+        match (made, found) {
+            (None, Some(StoreError::Foreign { area: JOURNAL, .. })) => Ok(()),
+            outcome => Err(Failure::oracle(
+                "second disk",
+                format!("with the journal of another store it ends with {outcome:?}"),
+            )),
+        }
+    }
+
+    /// Opens a store, and ends its process; why it could not be opened, if so.
+    async fn open_in_vain(&self, options: StoreOptions) -> Option<StoreError> {
+        let outcome: Rc<RefCell<Option<StoreError>>> = Rc::default();
+        let told = outcome.clone();
+        self.simulation.start(NODE, |machine| async move {
+            let opened = Store::open(machine.runtime, machine.directory, options).await;
+            *told.borrow_mut() = opened.err();
+            std::future::pending::<()>().await;
+        });
+        self.simulation
+            .runtime()
+            .sleep(Duration::from_secs(2))
+            .await;
+        self.simulation.kill(NODE);
+        outcome.take()
     }
 
     /// An error is honest if some disk operation was made to fail.
@@ -482,6 +553,11 @@ mod tests {
         };
         let report = run_seeds(&StoreCrashes, plan, |_, _| {});
         assert!(report.passed(), "{}", report.to_table());
+        let second_disks = report.figures["second disks"];
+        assert!(
+            (1..10).contains(&second_disks),
+            "{second_disks} of 10 journals lay on a second disk"
+        );
         for class in [
             FaultClass::Crash,
             FaultClass::CrashAtPoll,

@@ -16,11 +16,11 @@ use holdfast_wire::{Seq, SliceKey};
 use crate::encoding::{FieldReader, FieldWriter, plain_checksum};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"HFGROUP\n");
-const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 const FIXED_BYTES: usize = 64;
 const ENTRY_BYTES: usize = 32;
 /// Most pages of one group: one write of 1 MiB.
-const GROUP_PAGES_MAX: usize = 256;
+pub(super) const GROUP_PAGES_MAX: usize = 256;
 
 /// What a block of a group is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,14 +82,27 @@ pub(super) fn encode(identity: [u8; 16], at: At, entries: &[GroupEntry], buffer:
 /// The entries of the group that begins with these bytes; `None` if it is not the one that
 /// should be there.
 pub(super) fn decode(identity: [u8; 16], at: At, bytes: &[u8]) -> Option<Vec<GroupEntry>> {
+    let (found, entries) = decode_any(identity, bytes)?;
+    (found == at).then_some(entries)
+}
+
+/// Whether a page begins like a group, intact or not.
+pub(super) fn is_header(page: &[u8]) -> bool {
+    page.get(8..16) == Some(&MAGIC.to_le_bytes())
+}
+
+/// The group of this store that begins with these bytes, and where it belongs.
+pub(super) fn decode_any(identity: [u8; 16], bytes: &[u8]) -> Option<(At, Vec<GroupEntry>)> {
     let mut reader = FieldReader::new(bytes);
     let checksum = reader.u64()?;
-    let ours = reader.u64()? == MAGIC
-        && reader.array::<16>()? == identity
-        && (reader.u32()?, reader.u32()?, reader.u32()?) == (at.segment, at.epoch, at.first);
-    if !ours {
+    if reader.u64()? != MAGIC || reader.array::<16>()? != identity {
         return None;
     }
+    let at = At {
+        segment: reader.u32()?,
+        epoch: reader.u32()?,
+        first: reader.u32()?,
+    };
     let count = reader.u32()? as usize;
     let supported = reader.u32()? == VERSION;
     let end = FIXED_BYTES + count.min(GROUP_PAGES_MAX) * ENTRY_BYTES;
@@ -105,7 +118,7 @@ pub(super) fn decode(identity: [u8; 16], at: At, bytes: &[u8]) -> Option<Vec<Gro
             checksum: reader.u64()?,
         })
     });
-    entries.collect()
+    Some((at, entries.collect::<Option<_>>()?))
 }
 
 #[cfg(test)]

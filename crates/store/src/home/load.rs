@@ -51,7 +51,14 @@ impl Home {
         edits_min: u64,
     ) -> Result<(Self, HomeScan), StoreError> {
         let manifest = Manifest::open(disk.clone(), identity, may_create, edits_min).await?;
-        let home = Self {
+        let home = Self::over(disk, identity, manifest);
+        let scan = home.load_map().await;
+        Ok((home, scan))
+    }
+
+    /// A home with this manifest and an empty map.
+    pub(super) fn over(disk: Rc<dyn Disk>, identity: [u8; 16], manifest: Manifest) -> Self {
+        Self {
             disk,
             identity,
             manifest,
@@ -62,19 +69,23 @@ impl Home {
             damaged: Cell::new(false),
             broken: RefCell::default(),
             collected: Cell::new(0),
-        };
+        }
+    }
+
+    /// Takes in what the manifest names of the map.
+    pub(super) async fn load_map(&self) -> HomeScan {
         let mut scan = HomeScan::default();
-        let (tables, deltas) = home
+        let (tables, deltas) = self
             .manifest
             .with(|layout| (layout.tables.clone(), layout.deltas.clone()));
         for (start, table) in tables {
-            home.load_table(start, table, &mut scan).await;
+            self.load_table(start, table, &mut scan).await;
         }
         for delta in &deltas {
-            home.load_delta(delta, &mut scan).await;
+            self.load_delta(delta, &mut scan).await;
         }
-        home.damaged.set(scan.lost_runs > 0);
-        Ok((home, scan))
+        self.damaged.set(scan.lost_runs > 0);
+        scan
     }
 
     /// Whether nothing was ever put into it.
@@ -124,7 +135,7 @@ impl Home {
 
     /// How many of the facts that are left name each segment with blocks: what was lost took its
     /// share of the old counts with it, and what it had replaced is there again.
-    async fn recount(&self) -> BTreeMap<u32, u32> {
+    pub(super) async fn recount(&self) -> BTreeMap<u32, u32> {
         let mut counts: BTreeMap<u32, u32> = self.manifest.with(|layout| {
             let numbered = layout.segments.iter().zip(0..);
             let data = numbered.filter(|(segment, _)| match segment.kind {

@@ -30,9 +30,16 @@ use super::AREA;
 use super::layout::{Change, Layout};
 use crate::encoding::{FieldReader, FieldWriter, plain_checksum};
 use crate::error::StoreError;
+use crate::form::{Claim, Form};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"HFHOME\r\n");
-const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
+const FORM: Form = Form {
+    area: AREA,
+    magic: MAGIC,
+    known: 0..=VERSION,
+    retired: &[],
+};
 const HEADER_BYTES: usize = 64;
 /// Smallest region: a snapshot of a small home and a hundred edits.
 const REGION_BYTES_MIN: u64 = 512 << 10;
@@ -68,7 +75,7 @@ impl Geometry {
         u64::from(self.segment_pages) * PAGE_BYTES as u64
     }
 
-    fn region_at(&self, generation: u64) -> u64 {
+    pub(super) fn region_at(&self, generation: u64) -> u64 {
         2 * PAGE_BYTES as u64 + (generation % 2) * self.region_bytes
     }
 
@@ -89,7 +96,7 @@ impl Geometry {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum EntryKind {
+pub(super) enum EntryKind {
     Superblock,
     Snapshot,
     Edit,
@@ -119,11 +126,11 @@ impl EntryKind {
     }
 }
 
-struct Entry {
-    kind: EntryKind,
-    generation: u64,
-    number: u64,
-    body: Vec<u8>,
+pub(super) struct Entry {
+    pub(super) kind: EntryKind,
+    pub(super) generation: u64,
+    pub(super) number: u64,
+    pub(super) body: Vec<u8>,
 }
 
 impl Entry {
@@ -145,7 +152,7 @@ impl Entry {
     }
 
     /// The entry at the beginning of these bytes; `None` if none is, or only a part of one.
-    fn decode(identity: [u8; 16], bytes: &[u8]) -> Result<Option<Self>, StoreError> {
+    pub(super) fn decode(identity: [u8; 16], bytes: &[u8]) -> Result<Option<Self>, StoreError> {
         let mut reader = FieldReader::new(bytes);
         let fields = (|| {
             let checksum = reader.u64()?;
@@ -156,24 +163,19 @@ impl Entry {
             let (generation, number) = (reader.u64()?, reader.u64()?);
             let length = usize::try_from(reader.u64()?).ok()?;
             let end = HEADER_BYTES.checked_add(length)?;
-            let intact = magic == MAGIC && plain_checksum(bytes.get(8..end)?) == checksum;
-            intact.then_some((version, kind, owner, generation, number, end))
+            let claim = Claim {
+                magic,
+                version,
+                identity: owner,
+                intact: plain_checksum(bytes.get(8..end)?) == checksum,
+            };
+            Some((claim, kind, generation, number, end))
         })();
-        let Some((version, kind, owner, generation, number, end)) = fields else {
+        let Some((claim, kind, generation, number, end)) = fields else {
             return Ok(None);
         };
-        if version > VERSION {
-            return Err(StoreError::Version {
-                area: AREA,
-                found: version,
-                supported: VERSION,
-            });
-        }
-        if owner != identity {
-            return Err(StoreError::Foreign {
-                area: AREA,
-                what: "identity",
-            });
+        if !FORM.admits(identity, claim)? {
+            return Ok(None);
         }
         Ok(EntryKind::of(kind).map(|kind| Self {
             kind,
@@ -183,7 +185,7 @@ impl Entry {
         }))
     }
 
-    fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         ((HEADER_BYTES + self.body.len()).next_multiple_of(PAGE_BYTES)) as u64
     }
 }
@@ -288,6 +290,30 @@ impl Manifest {
             manifest.disk.sync().await?;
         }
         Ok(manifest)
+    }
+
+    /// A manifest to look at: nothing is ever written through it.
+    pub(super) fn frozen(
+        disk: Rc<dyn Disk>,
+        identity: [u8; 16],
+        geometry: Geometry,
+        layout: Layout,
+        number: u64,
+    ) -> Self {
+        Self {
+            disk,
+            identity,
+            geometry,
+            generation: Cell::new(0),
+            filled: Cell::new(geometry.region_bytes),
+            number: Cell::new(number),
+            layout: RefCell::new(layout),
+        }
+    }
+
+    /// Changes the layout of a frozen manifest, in memory.
+    pub(super) fn alter(&self, change: impl FnOnce(&mut Layout)) {
+        change(&mut self.layout.borrow_mut());
     }
 
     /// The layout as it is durable.
@@ -467,8 +493,13 @@ async fn read_superblocks(
     Ok(None)
 }
 
+/// Whether a page begins like an entry, intact or not.
+pub(super) fn is_entry(page: &[u8]) -> bool {
+    page.get(8..16) == Some(&MAGIC.to_le_bytes())
+}
+
 /// A region's bytes; pages that cannot be read match no checksum.
-async fn read_region(
+pub(super) async fn read_region(
     disk: &Rc<dyn Disk>,
     geometry: Geometry,
     generation: u64,

@@ -23,6 +23,7 @@ mod collect;
 mod draft;
 pub(crate) mod fact;
 mod group;
+pub(crate) mod inspect;
 mod layout;
 mod load;
 mod manifest;
@@ -53,6 +54,10 @@ use crate::record::{Seq, SliceKey, View};
 pub(crate) const AREA: &str = "home";
 /// Smallest area that can work, in bytes.
 pub(crate) const HOME_BYTES_MIN: u64 = 4 << 20;
+
+/// Formats of manifest, groups and runs.
+#[cfg(any(test, feature = "testing"))]
+pub(crate) const VERSIONS: [u32; 3] = [manifest::VERSION, group::VERSION, run::VERSION];
 
 /// Blocks that one edit brings in: 16 MiB, which are copied into groups on the way.
 const ARRIVALS_AT_ONCE: usize = 4096;

@@ -16,7 +16,7 @@ use super::fact::{Blocks, ExtentKey, FACT_BYTES, Fact, Leaf};
 use crate::encoding::{FieldReader, FieldWriter, plain_checksum};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"HFMAPRUN");
-pub(super) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 const PAGE_HEADER_BYTES: usize = 64;
 /// Bytes of a stream that one page carries.
 pub(super) const PAYLOAD_BYTES: usize = PAGE_BYTES - PAGE_HEADER_BYTES;
@@ -137,6 +137,13 @@ pub(super) fn payload(identity: [u8; 16], run: u64, number: u32, page: &[u8]) ->
         && reader.array::<16>()? == identity
         && (reader.u64()?, reader.u32()?, reader.u32()?) == (run, number, VERSION);
     intact.then(|| &page[PAGE_HEADER_BYTES..])
+}
+
+/// Which page of which run of this store an intact page is.
+pub(super) fn claim(identity: [u8; 16], page: &[u8]) -> Option<(u64, u32)> {
+    let mut reader = FieldReader::new(page.get(32..)?);
+    let (run, number) = (reader.u64()?, reader.u32()?);
+    payload(identity, run, number, page).map(|_| (run, number))
 }
 
 /// The payloads of consecutive pages joined; `None` if one of them is not what it should be.

@@ -6,6 +6,7 @@
 // The one place of this crate that stands in for the machine.
 #![allow(clippy::disallowed_methods)]
 
+pub mod golden;
 pub mod states;
 
 use std::cell::{Cell, RefCell};

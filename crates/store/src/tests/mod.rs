@@ -3,7 +3,9 @@
 mod basics;
 mod crashes;
 mod damage;
+mod golden;
 mod home;
+mod inspect;
 mod resync;
 mod verify;
 

@@ -128,6 +128,7 @@ impl Nodes {
                 half_bytes: HALF_BYTES,
                 ..GroupOptions::default()
             },
+            fullness: Default::default(),
             gossip: self.shape.gossip.clone(),
         }
     }
