@@ -93,6 +93,8 @@ pub(crate) struct Scrub {
     options: ScrubOptions,
     disk: Option<Rc<dyn Disk>>,
     noted: RefCell<Noted>,
+    /// The pass under way began in this process.
+    whole: Cell<bool>,
     order: Cell<Option<ScrubOrder>>,
     ordered: Notify,
 }
@@ -119,6 +121,7 @@ impl Scrub {
             options,
             disk,
             noted: RefCell::new(noted),
+            whole: Cell::new(false),
             order: Cell::new(None),
             ordered: Notify::new(),
         }
@@ -200,6 +203,7 @@ impl Node {
     }
 
     fn begin_pass(&self) {
+        self.scrub.whole.set(true);
         let mut noted = self.scrub.noted.borrow_mut();
         noted.position = None;
         noted.status.current = Some(ScrubPass {
@@ -258,6 +262,9 @@ impl Node {
         }) = self.scrub.status().last
         {
             tracing::info!(bytes, damaged_blocks, "scrub pass over");
+            if damaged_blocks == 0 && self.scrub.whole.get() {
+                self.context.store.note_sound();
+            }
         }
     }
 }

@@ -80,6 +80,14 @@ impl Store {
         Some(DamagedBlocks { slice, blocks })
     }
 
+    /// A verification from the first extent to the last found nothing damaged: what is known of
+    /// damage to the map is over, as tables and recent facts have replaced what was lost.
+    pub fn note_sound(&self) {
+        if self.inner.bad.borrow().is_empty() {
+            self.inner.home.note_sound();
+        }
+    }
+
     /// How many blocks are known to be damaged and not healed yet.
     pub fn damaged_block_count(&self) -> u64 {
         self.inner.bad.borrow().len() as u64

@@ -272,6 +272,11 @@ impl Home {
         self.damaged.get()
     }
 
+    /// What was damaged is not any more.
+    pub(crate) fn note_sound(&self) {
+        self.damaged.set(false);
+    }
+
     /// Makes all arrivals durable, then visible. The caller holds the lock of the home's
     /// writers and passes only arrivals that are not older than what they meet, in order.
     pub(crate) async fn install(&self, arrivals: &[Arrival]) -> Result<(), DiskError> {
