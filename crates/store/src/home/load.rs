@@ -123,7 +123,7 @@ impl Home {
 
     /// How many of the facts that are left name each segment with blocks: what was lost took its
     /// share of the old counts with it, and what it had replaced is there again.
-    async fn recount(&self) -> BTreeMap<u32, u32> {
+    pub(super) async fn recount(&self) -> BTreeMap<u32, u32> {
         let mut counts: BTreeMap<u32, u32> = self.manifest.with(|layout| {
             let numbered = layout.segments.iter().zip(0..);
             let data = numbered.filter(|(segment, _)| match segment.kind {

@@ -18,6 +18,8 @@
 //! [Where blocks are](map), [what segments are](layout), [how that is kept](manifest),
 //! [how changes are made](draft), [how tables come about](merge), [how space returns](collect).
 
+#[cfg(any(test, feature = "testing"))]
+mod audit;
 mod collect;
 mod draft;
 pub(crate) mod fact;
