@@ -16,6 +16,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Buffer, Disk, DiskError, PAGE_BYTES};
 use tokio::sync::{Notify, oneshot};
 
@@ -278,7 +279,10 @@ impl Journal {
             tail,
             tail_lsn,
             previous,
-            home_edits,
+            home_edits: match planted::is_active(Bug::ForgetHomeEdit) {
+                true => 0,
+                false => home_edits,
+            },
         };
         write_header(&self.disk, self.identity, header).await?;
         self.header.set(header);

@@ -218,6 +218,37 @@ fn a_lost_and_a_misdirected_write_are_acknowledged_and_wrong() -> Result<(), Hal
 }
 
 #[test]
+fn a_lying_sync_is_acknowledged_and_a_power_cut_shows_it() -> Result<(), Halt> {
+    in_world(7, |simulation| async move {
+        let volatile = DiskOptions {
+            durable_writes: false,
+            ..OPTIONS
+        };
+        let disks = simulation.disks(NODE);
+        disks.set_policy(DamagePolicy {
+            areas: vec!["area".to_owned()],
+            budget: 1,
+        });
+        assert!(disks.damage(Damage::LieAtNextSync));
+        as_process(&simulation, move |machine| async move {
+            let disk = open(&machine, volatile).await.expect("opens");
+            for page in 0..20 {
+                let at = page * PAGE_BYTES as u64;
+                disk.write(at, filled(page as u8 + 1))
+                    .await
+                    .expect("written");
+            }
+            disk.sync().await.expect("acknowledged");
+        })
+        .await;
+        assert_eq!(simulation.faults().get(FaultClass::LyingSync), 1);
+        simulation.cut_power(&[NODE]);
+        simulation.restore_power(NODE);
+        assert!(simulation.faults().get(FaultClass::LostUnsyncedWrite) > 0);
+    })
+}
+
+#[test]
 fn a_full_disk_refuses_new_pages_and_takes_overwrites() -> Result<(), Halt> {
     in_world(4, |simulation| async move {
         let world = simulation.clone();

@@ -37,6 +37,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use bytes::Bytes;
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Buffer, Disk, DiskError, PAGE_BYTES};
 
 use self::draft::{Draft, Outgoing};
@@ -427,5 +428,5 @@ fn forget(draft: &mut Draft<'_>, fact: &Fact) {
 
 /// Whether `bytes` are what `fact` describes.
 pub(crate) fn matches(slice: SliceKey, block: u32, fact: &Fact, bytes: &[u8]) -> bool {
-    block_checksum(slice, block, bytes) == fact.checksum
+    block_checksum(slice, block, bytes) == fact.checksum || planted::is_active(Bug::TrustBytes)
 }

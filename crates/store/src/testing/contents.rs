@@ -67,6 +67,11 @@ impl Contents {
         self.areas.get(area)?.pages.get(&number)
     }
 
+    /// Whole pages of an area.
+    pub(super) fn bytes(&self, area: &str, offset: u64, len: usize) -> Vec<u8> {
+        pages(&self.areas[area].pages, offset, len).to_vec()
+    }
+
     /// Whether a sector has just these bytes.
     pub(super) fn has(&self, sector: &Sector<'_>) -> bool {
         let (area, number) = sector.page();

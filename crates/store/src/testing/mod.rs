@@ -131,6 +131,8 @@ struct Area {
     fail_writes_after: Option<u64>,
     fail_next_sync: bool,
     unreadable: Vec<std::ops::Range<u64>>,
+    /// Pages that read as something else, once.
+    once: BTreeMap<u64, Vec<u8>>,
     writes: u64,
 }
 
@@ -269,6 +271,11 @@ impl MemoryDirectory {
         self.with(area, |area| area.unreadable.push(range));
     }
 
+    /// Lets a page read as these bytes, once.
+    pub fn read_once(&self, area: &str, page: u64, bytes: &[u8]) {
+        self.with(area, |area| area.once.insert(page, bytes.to_vec()));
+    }
+
     /// How many writes the area has seen.
     pub fn writes(&self, area: &str) -> u64 {
         self.with(area, |area| area.writes)
@@ -404,7 +411,14 @@ impl Disk for MemoryDisk {
                 {
                     return Err(disk.failure("read", offset));
                 }
-                Ok(pages(&area.current, offset, len))
+                let mut read = pages(&area.current, offset, len);
+                let first = offset / PAGE_BYTES as u64;
+                let last = first + (len / PAGE_BYTES) as u64;
+                for (page, bytes) in area.once.extract_if(first..last, |_, _| true) {
+                    let at = (page - first) as usize * PAGE_BYTES;
+                    read[at..at + PAGE_BYTES].copy_from_slice(&bytes);
+                }
+                Ok(read)
             })
         }
         .boxed_local()
