@@ -100,9 +100,10 @@ pub(crate) async fn scan(
         match found {
             Place::Batch(opening, items) if expected(&opening) => {
                 scanned.batches.extend(undecided.take());
+                let lsn = opening.place.lsn.max(scanned.next_lsn);
                 let batch = ScannedBatch {
-                    lsn: opening.place.lsn,
-                    position: opening.place.position,
+                    lsn,
+                    position: scanned.head,
                     previous: opening.place.previous,
                     items,
                     after_hole: std::mem::take(&mut after_hole),
@@ -113,7 +114,7 @@ pub(crate) async fn scan(
                     undecided = Some(batch);
                 }
                 scanned.head += opening.batch_bytes();
-                scanned.next_lsn = opening.place.lsn + 1;
+                scanned.next_lsn = lsn + 1;
                 scanned.previous = opening.checksum();
             }
             found @ (Place::Batch(..) | Place::Begun | Place::Other) => {
