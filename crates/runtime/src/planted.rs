@@ -1,8 +1,20 @@
-//! Planted bugs: proof that the simulator's oracles see what they are there for.
+//! Planted bugs: proof that the oracles of the simulator and of the crash states see what they are
+//! there for.
 //!
 //! Each is a switch in the code that it breaks, compiled in only with the feature `planted` and
 //! turned on by the simulator for one run at a time. Without the feature [`is_active`] is a
 //! constant `false` and nothing of them is left in the binary.
+
+/// What is to find a planted bug.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finder {
+    /// Seeds of whole clusters.
+    Cluster,
+    /// Seeds of one store under crashes.
+    Store,
+    /// Crash states, and lies of the device, of short sequences of operations.
+    CrashStates,
+}
 
 /// One planted bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,11 +57,37 @@ pub enum Bug {
     DestageUnstable,
     /// The journal is freed before destaged blocks are synced.
     SkipHomeSync,
+    /// An edit of the home's manifest counts before it is synced.
+    CountUnsyncedEdit,
+    /// The journal is freed before the home has what it held.
+    FreeJournalEarly,
+    /// Blocks reach the home before the stable point that allows it is durable.
+    DestageBeforeStable,
+    /// A collection moves every block of a segment, replaced or not.
+    MoveReplacedBlocks,
+    /// A segment is filled again before it is durable that nothing refers to it.
+    ReuseSegmentEarly,
+    /// Recovery follows whatever batch lies there, of an earlier lap too.
+    AcceptStaleLap,
+    /// The newest delta of the block map is not loaded.
+    ForgetDelta,
+    /// A merge leaves zeroes out, so that what they covered is there again.
+    DropZeroFacts,
+    /// Bytes that do not match their checksum are read all the same.
+    TrustBytes,
+    /// Room promised to blocks in the journal is given back before they are at home.
+    ForgetPromisedRoom,
+    /// A verification compares nothing.
+    VerifyNothing,
+    /// A slice that may have lost records is read all the same.
+    ServeSuspect,
+    /// The journal does not say which edit of the home it relies on.
+    ForgetHomeEdit,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 30] = [
         Self::AcknowledgeBeforeJournal,
         Self::SkipFence,
         Self::SkipLeaseWait,
@@ -67,7 +105,68 @@ impl Bug {
         Self::NeverRepeat,
         Self::DestageUnstable,
         Self::SkipHomeSync,
+        Self::CountUnsyncedEdit,
+        Self::FreeJournalEarly,
+        Self::DestageBeforeStable,
+        Self::MoveReplacedBlocks,
+        Self::ReuseSegmentEarly,
+        Self::AcceptStaleLap,
+        Self::ForgetDelta,
+        Self::DropZeroFacts,
+        Self::TrustBytes,
+        Self::ForgetPromisedRoom,
+        Self::VerifyNothing,
+        Self::ServeSuspect,
+        Self::ForgetHomeEdit,
     ];
+
+    /// The name on command lines: `skip-fence` for `SkipFence`.
+    pub fn name(self) -> String {
+        let mut name = String::new();
+        for letter in format!("{self:?}").chars() {
+            if letter.is_ascii_uppercase() && !name.is_empty() {
+                name.push('-');
+            }
+            name.push(letter.to_ascii_lowercase());
+        }
+        name
+    }
+
+    /// What is to find it.
+    pub const fn finder(self) -> Finder {
+        match self {
+            Self::AcknowledgeBeforeJournal
+            | Self::SkipFence
+            | Self::SkipLeaseWait
+            | Self::ReadAfterLease
+            | Self::ReadUnstable
+            | Self::AcknowledgeFirstCopy
+            | Self::TrustIncompleteCopy
+            | Self::TakeStableOnly
+            | Self::DamagedIsAbsent
+            | Self::ResyncOverNewer
+            | Self::BaseTooHigh
+            | Self::KeepDivergentTail
+            | Self::PromoteEarly
+            | Self::ForgetOperations
+            | Self::NeverRepeat
+            | Self::DestageUnstable
+            | Self::SkipHomeSync => Finder::Cluster,
+            Self::AcceptStaleLap => Finder::Store,
+            Self::CountUnsyncedEdit
+            | Self::FreeJournalEarly
+            | Self::DestageBeforeStable
+            | Self::MoveReplacedBlocks
+            | Self::ReuseSegmentEarly
+            | Self::ForgetDelta
+            | Self::DropZeroFacts
+            | Self::TrustBytes
+            | Self::ForgetPromisedRoom
+            | Self::VerifyNothing
+            | Self::ServeSuspect
+            | Self::ForgetHomeEdit => Finder::CrashStates,
+        }
+    }
 }
 
 #[cfg(feature = "planted")]

@@ -1,12 +1,13 @@
 //! Runs the simulator without the rest of the product: quick to build while working on it.
 
 use clap::Parser;
+use holdfast_runtime::planted::{Bug, Finder};
 
 #[derive(Parser)]
 struct Command {
     #[command(flatten)]
     run: holdfast_sim::RunArgs,
-    /// Name the planted bugs, one a line, and run nothing
+    /// Name the planted bugs and the scenarios that are to find them, one a line, and run nothing
     #[arg(long)]
     list_bugs: bool,
 }
@@ -14,8 +15,12 @@ struct Command {
 fn main() {
     let command = Command::parse();
     if command.list_bugs {
-        for bug in holdfast_runtime::planted::Bug::ALL {
-            println!("{}", holdfast_sim::cli::bug_name(bug));
+        for bug in Bug::ALL {
+            match bug.finder() {
+                Finder::Cluster => println!("{} cluster", bug.name()),
+                Finder::Store => println!("{} store", bug.name()),
+                Finder::CrashStates => {}
+            }
         }
         return;
     }

@@ -123,27 +123,15 @@ pub fn render(report: &Report, output: Output) -> String {
     }
 }
 
-/// The name of a planted bug on the command line: `skip-fence` for `SkipFence`.
-pub fn bug_name(bug: Bug) -> String {
-    let mut name = String::new();
-    for letter in format!("{bug:?}").chars() {
-        if letter.is_ascii_uppercase() && !name.is_empty() {
-            name.push('-');
-        }
-        name.push(letter.to_ascii_lowercase());
-    }
-    name
-}
-
 fn parse_bug(name: &str) -> Result<Bug, BugError> {
     if cfg!(not(feature = "planted")) {
         return Err(BugError::NotBuilt);
     }
     Bug::ALL
         .into_iter()
-        .find(|bug| bug_name(*bug) == name)
+        .find(|bug| bug.name() == name)
         .ok_or_else(|| {
-            let known: Vec<String> = Bug::ALL.into_iter().map(bug_name).collect();
+            let known: Vec<String> = Bug::ALL.into_iter().map(Bug::name).collect();
             BugError::Unknown {
                 known: known.join(", "),
             }

@@ -22,6 +22,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
+use holdfast_runtime::planted::{self, Bug};
+
 use crate::error::StoreError;
 use crate::home::Arrival;
 use crate::home::fact::{EXTENT_BLOCKS, State};
@@ -115,7 +117,13 @@ async fn round(inner: &Rc<Inner>, through_lsn: u64) -> Result<(), StoreError> {
     let released = std::mem::take(&mut *inner.released.borrow_mut());
     let dirty = std::mem::take(&mut *inner.dirty.borrow_mut());
     let (plans, arrivals) = plan(inner, &dirty, through_lsn).await;
-    persist_stable(inner, &plans).await?;
+    if !planted::is_active(Bug::DestageBeforeStable) {
+        persist_stable(inner, &plans).await?;
+    }
+    let is_early = planted::is_active(Bug::FreeJournalEarly);
+    if is_early {
+        let_go(inner, &plans, &released, through_lsn).await?;
+    }
     if !arrivals.is_empty() {
         inner
             .home
@@ -124,11 +132,27 @@ async fn round(inner: &Rc<Inner>, through_lsn: u64) -> Result<(), StoreError> {
             .map_err(|error| inner.poison.set(error))?;
         inner.settle_bad(&arrivals);
     }
-    let mut unpinned = released;
+    if !is_early {
+        let_go(inner, &plans, &released, through_lsn).await?;
+    }
+    relocate(inner);
+    let (ring, used) = inner.journal.usage();
+    inner.press_above.set((ring / 2).max(used + ring / 16));
+    Ok(())
+}
+
+/// Frees what the journal held for these plans, and what was released before them.
+async fn let_go(
+    inner: &Rc<Inner>,
+    plans: &[Plan],
+    released: &[u64],
+    through_lsn: u64,
+) -> Result<(), StoreError> {
+    let mut unpinned = released.to_vec();
     let mut touched = BTreeSet::new();
     {
         let mut slices = inner.slices.borrow_mut();
-        for plan in &plans {
+        for plan in plans {
             let Some(index) = slices.get_mut(&plan.slice) else {
                 continue;
             };
@@ -158,9 +182,6 @@ async fn round(inner: &Rc<Inner>, through_lsn: u64) -> Result<(), StoreError> {
     }
     drop(slices);
     inner.renew_promises(&touched);
-    relocate(inner);
-    let (ring, used) = inner.journal.usage();
-    inner.press_above.set((ring / 2).max(used + ring / 16));
     Ok(())
 }
 

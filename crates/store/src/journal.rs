@@ -18,6 +18,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Buffer, Disk, DiskError, PAGE_BYTES};
 use tokio::sync::{Notify, oneshot};
 
@@ -338,7 +339,10 @@ impl Journal {
             tail,
             tail_lsn,
             previous,
-            home_edits,
+            home_edits: match planted::is_active(Bug::ForgetHomeEdit) {
+                true => 0,
+                false => home_edits,
+            },
         };
         write_header(&self.disk, self.identity, header).await?;
         self.header.set(header);

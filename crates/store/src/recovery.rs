@@ -333,12 +333,7 @@ pub(crate) fn replay(
             .journal
             .hold(batch.lsn, batch.position, batch.previous, &batch.items);
         if batch.after_hole {
-            let known = slices.iter().map(|(key, index)| (*key, index));
-            // Not the stable point: what is stable may not have reached the home yet.
-            unproven.extend(known.map(|(key, i)| (key, i.durable.max(i.home_through).next())));
-            for key in inner.home.slices() {
-                unproven.entry(key).or_insert(Seq(1));
-            }
+            doubt_all(inner, &slices, &mut unproven);
         }
         let mut pins = 0;
         for item in &batch.items {
@@ -385,6 +380,9 @@ pub(crate) fn replay(
             index.reserved = index.reserved.max(index.stable);
         }
     }
+    if scanned.ends_in_hole {
+        doubt_all(inner, &slices, &mut unproven);
+    }
     suspect.extend(unproven.into_keys());
     if planted::is_active(Bug::DamagedIsAbsent) {
         suspect.clear();
@@ -413,6 +411,20 @@ pub(crate) fn replay(
     *inner.slices.borrow_mut() = slices;
     *inner.released.borrow_mut() = unpinned;
     scanned.holes > 0
+}
+
+/// A hole: every slice may have lost records, from the next that it would have had.
+fn doubt_all(
+    inner: &Inner,
+    slices: &BTreeMap<SliceKey, SliceIndex>,
+    unproven: &mut BTreeMap<SliceKey, Seq>,
+) {
+    let known = slices.iter().map(|(key, index)| (*key, index));
+    // Not the stable point: what is stable may not have reached the home yet.
+    unproven.extend(known.map(|(key, i)| (key, i.durable.max(i.home_through).next())));
+    for key in inner.home.slices() {
+        unproven.entry(key).or_insert(Seq(1));
+    }
 }
 
 fn is_void(state: &FactsState, item: &Item, lsn: u64) -> bool {

@@ -13,9 +13,13 @@
 //! | torn head | a header or data that do not match | no | cut: it was not acknowledged |
 //! | damaged middle, data | an intact header, data that do not match | yes | unknown records |
 //! | damaged middle, header | anything else | yes | a hole; continue behind it |
+//! | overwritten end | anything else | only in a wrong place | a hole, and the end |
 //! | ring full | the tail itself | - | end |
 //!
 //! Of a batch with damaged data everything that matches is kept; the rest is unknown.
+//!
+//! A later batch in a wrong place is what a device leaves that misdirects a write: most likely it
+//! lies over the very batch that is missed. What it follows can be told, what it was cannot.
 //!
 //! A data batch is followed by a small seal once the ring goes idle, so damage to the last
 //! acknowledged batch is a damaged middle and not a torn head.
@@ -23,6 +27,7 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Disk, PAGE_BYTES};
 
 use crate::batch::{BATCH_BYTES_MAX, Opening, SUPPORTED};
@@ -59,6 +64,8 @@ impl ScannedBatch {
 pub(crate) struct Scanned {
     pub(crate) batches: Vec<ScannedBatch>,
     pub(crate) holes: u64,
+    /// The last hole has nothing behind it.
+    pub(crate) ends_in_hole: bool,
     pub(crate) end: JournalEnd,
     /// Where the next batch goes, its number, and the checksum it has to name.
     pub(crate) head: u64,
@@ -82,6 +89,7 @@ pub(crate) async fn scan(
     let mut scanned = Scanned {
         batches: Vec::new(),
         holes: 0,
+        ends_in_hole: false,
         end: JournalEnd::Clean,
         head: header.tail,
         next_lsn: header.tail_lsn,
@@ -93,14 +101,17 @@ pub(crate) async fn scan(
     loop {
         let found = ring.batch(scanned.head, limit).await?;
         let expected = |opening: &Opening| {
-            opening.place.lsn >= scanned.next_lsn && opening.place.previous == scanned.previous
+            let follows =
+                opening.place.lsn >= scanned.next_lsn && opening.place.previous == scanned.previous;
+            follows || planted::is_active(Bug::AcceptStaleLap)
         };
         match found {
             Place::Batch(opening, items) if expected(&opening) => {
                 scanned.batches.extend(undecided.take());
+                let lsn = opening.place.lsn.max(scanned.next_lsn);
                 let batch = ScannedBatch {
-                    lsn: opening.place.lsn,
-                    position: opening.place.position,
+                    lsn,
+                    position: scanned.head,
                     bytes: opening.batch_bytes(),
                     previous: opening.place.previous,
                     items,
@@ -112,7 +123,7 @@ pub(crate) async fn scan(
                     undecided = Some(batch);
                 }
                 scanned.head += opening.batch_bytes();
-                scanned.next_lsn = opening.place.lsn + 1;
+                scanned.next_lsn = lsn + 1;
                 scanned.previous = opening.checksum();
             }
             found @ (Place::Batch(..) | Place::Begun | Place::Other) => {
@@ -127,6 +138,18 @@ pub(crate) async fn scan(
                     scanned.next_lsn = later.place.lsn;
                     scanned.previous = later.place.previous;
                     continue;
+                }
+                let from = undecided
+                    .as_ref()
+                    .map_or(scanned.head, |torn| torn.position);
+                if let Some(lsn) = ring.misplaced(from, scanned.next_lsn, limit).await? {
+                    let is_next = undecided.is_some() && lsn == scanned.next_lsn;
+                    scanned.batches.extend(undecided.take());
+                    scanned.holes += u64::from(!is_next);
+                    scanned.ends_in_hole = !is_next;
+                    // What is written from here on is newer than what lies there.
+                    scanned.next_lsn = lsn + 1;
+                    return Ok(scanned);
                 }
                 if let Some(torn) = undecided {
                     scanned.end = JournalEnd::TornHead;
@@ -238,13 +261,24 @@ impl Ring<'_> {
         position: u64,
         limit: u64,
     ) -> Result<Option<(Opening, Bytes)>, StoreError> {
+        let belongs = |opening: &Opening| {
+            let is_here =
+                opening.place.position == position || planted::is_active(Bug::AcceptStaleLap);
+            is_here && position + opening.batch_bytes() <= limit
+        };
+        self.header_if(position, belongs).await
+    }
+
+    /// A batch header at `position`, if it is intact and `is_wanted`.
+    async fn header_if(
+        &mut self,
+        position: u64,
+        is_wanted: impl Fn(&Opening) -> bool,
+    ) -> Result<Option<(Opening, Bytes)>, StoreError> {
         let page = self.read(position, PAGE_BYTES).await;
-        let Some(opening) = Opening::read(self.identity, &page) else {
+        let Some(opening) = Opening::read(self.identity, &page).filter(is_wanted) else {
             return Ok(None);
         };
-        if opening.place.position != position || position + opening.batch_bytes() > limit {
-            return Ok(None);
-        }
         let header = self.read(position, opening.header_pages_bytes()).await;
         if !opening.verify(&header) {
             return Ok(None);
@@ -278,6 +312,26 @@ impl Ring<'_> {
             at += PAGE_BYTES as u64;
         }
         Ok(None)
+    }
+
+    /// The highest number from `lsn_min` on of a batch whose header lies, from `position` on,
+    /// where it does not belong in any lap.
+    async fn misplaced(
+        &mut self,
+        position: u64,
+        lsn_min: u64,
+        limit: u64,
+    ) -> Result<Option<u64>, StoreError> {
+        let (ring, end) = (self.bytes, limit.min(position + LOOK_AHEAD_BYTES));
+        let mut newest = None;
+        for at in (position..end).step_by(PAGE_BYTES) {
+            let is_wanted = |opening: &Opening| {
+                opening.place.position % ring != at % ring && opening.place.lsn >= lsn_min
+            };
+            let found = self.header_if(at, is_wanted).await?;
+            newest = newest.max(found.map(|(opening, _)| opening.place.lsn));
+        }
+        Ok(newest)
     }
 
     /// Reads at a position, around the ring's end; unreadable pages match no checksum.

@@ -437,6 +437,13 @@ impl Store {
         self.inner.home.map_bytes()
     }
 
+    /// Whether the home's counts are right, for tests.
+    #[cfg(any(test, feature = "testing"))]
+    pub async fn audit_home(&self) -> Result<(), String> {
+        let _writers = self.inner.home_writers.lock().await;
+        self.inner.home.audit().await
+    }
+
     /// Merges all that is known of the home into tables, for tests.
     #[cfg(any(test, feature = "testing"))]
     pub async fn compact(&self) -> Result<(), StoreError> {

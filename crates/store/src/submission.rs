@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use bytes::Bytes;
+use holdfast_runtime::planted::{self, Bug};
 use tokio::sync::oneshot;
 
 use crate::encoding::block_checksum;
@@ -369,6 +370,7 @@ impl Inner {
             let queued = coming.get(&(*slice, *extent)).copied().unwrap_or_default();
             let index = slices.get(slice);
             let held = index
+                .filter(|_| !planted::is_active(Bug::ForgetPromisedRoom))
                 .map(|index| index.data_in(*extent))
                 .unwrap_or_default();
             self.home.set_promised(*slice, *extent, held.union(&queued));

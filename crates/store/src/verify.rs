@@ -9,6 +9,8 @@
 use std::ops::Bound;
 use std::rc::Rc;
 
+use holdfast_runtime::planted::{self, Bug};
+
 use crate::home::fact::{EXTENT_BLOCKS, ExtentKey};
 use crate::index::Content;
 use crate::record::{BLOCK_BYTES, SliceKey};
@@ -122,7 +124,8 @@ impl Inner {
             let part = &found[done..done + run];
             let at_home = part.iter().filter(|found| home_fact(found).is_some());
             bytes += at_home.count() as u64 * BLOCK_BYTES as u64;
-            if !matches!(self.read_run(key.slice, block, part).await, Ok(Some(_))) {
+            let looks = !planted::is_active(Bug::VerifyNothing);
+            if looks && !matches!(self.read_run(key.slice, block, part).await, Ok(Some(_))) {
                 for (found, block) in part.iter().zip(block..) {
                     let from_disk = found.as_ref().is_some_and(|found| !found.is_in_memory());
                     if from_disk && self.block(key.slice, block, found.clone()).await.is_err() {

@@ -79,11 +79,7 @@ enum Command {
     /// Fuzzes what initiators reach, from framing to whole sessions.
     Fuzz(fuzz::Options),
     /// Every state that a crash can leave of a node's store, for all short sequences of operations.
-    CrashStates {
-        /// Longest sequence; 3 takes some minutes.
-        #[arg(long, default_value_t = 2)]
-        length: u32,
-    },
+    CrashStates(simulator::CrashStates),
     /// A golden image of what the store writes, for a format that has changed.
     Golden,
     /// Ten thousand logins that are never finished, against a target that serves others.
@@ -205,7 +201,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Conformance(options) => conformance::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
-        Command::CrashStates { length } => simulator::crash_states(length),
+        Command::CrashStates(wanted) => simulator::crash_states(wanted),
         Command::Golden => simulator::golden(),
         Command::Hostile(options) => hostile::run(&options),
         Command::Bench {

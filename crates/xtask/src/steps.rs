@@ -96,6 +96,9 @@ pub(crate) fn test(quick: bool, sim_seeds: u64) -> anyhow::Result<()> {
         });
         steps.step("fuzzing", || fuzz::run_if_possible(FUZZ_SECONDS));
         steps.step("simulator", || simulator::run(Amount::Seeds(sim_seeds)));
+        steps.step("crash states", || {
+            simulator::crash_states(simulator::CRASH_STATES_CI)
+        });
         steps.step("planted bugs", simulator::planted);
     }
     steps.end()

@@ -9,6 +9,7 @@
 //! * after a process crash completed writes are all there; writes in flight as above;
 //! * a page never written reads zero and costs no memory.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_runtime::{Buffer, PAGE_BYTES};
@@ -47,12 +48,16 @@ pub(crate) struct Image {
     /// Number of completed writes: the mark that a sync takes.
     completed: u64,
     unreadable: BTreeSet<u64>,
+    /// Pages that read as they were before, and how often still.
+    stale: BTreeMap<u64, (Page, Cell<u32>)>,
 }
 
 #[derive(Default)]
 struct Versions {
     durable: Option<Page>,
     volatile: Vec<Volatile>,
+    /// What the last write has replaced.
+    replaced: Option<Page>,
 }
 
 struct Volatile {
@@ -72,6 +77,7 @@ impl Image {
             next_write: 0,
             completed: 0,
             unreadable: BTreeSet::new(),
+            stale: BTreeMap::new(),
         }
     }
 
@@ -128,6 +134,12 @@ impl Image {
         for (number, versions) in self.pages.range(page..page + count) {
             if let Some(newest) = versions.newest() {
                 page_mut(&mut buffer, number - page).copy_from_slice(newest);
+            }
+        }
+        for (number, (old, times)) in self.stale.range(page..page + count) {
+            if times.get() > 0 {
+                times.set(times.get() - 1);
+                page_mut(&mut buffer, number - page).copy_from_slice(&old[..]);
             }
         }
         for write in self.in_flight.values() {
@@ -242,9 +254,28 @@ impl Image {
         self.unreadable.insert(page);
     }
 
+    /// Lets a page read as it was before its last write, so many times or until it is written
+    /// again. False if it was written only once.
+    pub(crate) fn make_stale(&mut self, page: u64, times: u32) -> bool {
+        let replaced = self
+            .pages
+            .get(&page)
+            .and_then(|versions| versions.replaced.clone());
+        let Some(replaced) = replaced else {
+            return false;
+        };
+        self.stale.insert(page, (replaced, Cell::new(times)));
+        true
+    }
+
     fn put(&mut self, number: u64, bytes: &[u8], durable: bool) {
         self.unreadable.remove(&number);
+        self.stale.remove(&number);
         let versions = self.pages.entry(number).or_default();
+        versions.replaced = match (versions.volatile.last(), &versions.durable) {
+            (Some(newest), _) => Some(newest.page.clone()),
+            (None, newest) => newest.clone(),
+        };
         let mut page: Page = Box::new([0; PAGE_BYTES]);
         page.copy_from_slice(bytes);
         if durable {
@@ -435,6 +466,20 @@ mod tests {
         });
         image.crash_process(&Random::new(3));
         assert!(!image.complete(number));
+    }
+
+    #[test]
+    fn a_stale_page_reads_as_before_its_last_write_until_the_next() {
+        let mut image = Image::new(1 << 20);
+        write(&mut image, 4, 1, true);
+        assert!(!image.make_stale(4, 1), "it never was anything else");
+        write(&mut image, 4, 2, false);
+        assert!(image.make_stale(4, 1));
+        assert_eq!((first_byte(&image, 4), first_byte(&image, 4)), (1, 2));
+        assert!(image.make_stale(4, u32::MAX));
+        assert_eq!((first_byte(&image, 4), first_byte(&image, 4)), (1, 1));
+        write(&mut image, 4, 3, true);
+        assert_eq!(first_byte(&image, 4), 3);
     }
 
     #[test]

@@ -71,6 +71,10 @@ pub enum Damage {
     LoseNextWrite,
     /// Put the next write somewhere else in its area.
     MisdirectNextWrite,
+    /// Let a page read as it was before its last write: a few times, or until it is written again.
+    StaleRead,
+    /// Acknowledge the next sync without making anything durable.
+    LieAtNextSync,
 }
 
 /// A moment at which a crash hurts most.
@@ -269,14 +273,16 @@ impl HostDisks {
             return false;
         };
         match damage {
-            Damage::FlipBits | Damage::Unreadable => {
+            Damage::FlipBits | Damage::Unreadable | Damage::StaleRead => {
                 let Some(page) = self.choose_page(area) else {
                     return false;
                 };
                 self.damage_page(area, page, damage);
                 self.policy.borrow_mut().budget -= 1;
             }
-            Damage::LoseNextWrite | Damage::MisdirectNextWrite => self.armed.set(Some(damage)),
+            Damage::LoseNextWrite | Damage::MisdirectNextWrite | Damage::LieAtNextSync => {
+                self.armed.set(Some(damage));
+            }
         }
         true
     }
@@ -367,7 +373,14 @@ impl HostDisks {
                 area.image.borrow_mut().make_unreadable(page);
                 FaultClass::UnreadablePage
             }
-            Damage::LoseNextWrite | Damage::MisdirectNextWrite => return,
+            Damage::StaleRead => {
+                let times = [1, 3, u32::MAX][self.random.below(3) as usize];
+                if !area.image.borrow_mut().make_stale(page, times) {
+                    return;
+                }
+                FaultClass::StaleRead
+            }
+            Damage::LoseNextWrite | Damage::MisdirectNextWrite | Damage::LieAtNextSync => return,
         };
         self.counts.fired(class);
         self.say(Step::Fault, page, || {
@@ -628,13 +641,28 @@ impl Disk for SimulatedDisk {
                 area.image.borrow_mut().sync_failed(mark);
                 return Err(area.error("sync", 0));
             }
-            area.image.borrow_mut().synced(mark);
+            if !disks.lies_now(&area) {
+                area.image.borrow_mut().synced(mark);
+            }
             Ok(())
         })
     }
 }
 
 impl HostDisks {
+    /// Whether this sync is the one to lie.
+    fn lies_now(&self, area: &Area) -> bool {
+        let mut policy = self.policy.borrow_mut();
+        let allowed = policy.budget > 0 && policy.areas.contains(&area.name);
+        let lies = allowed && self.armed.get() == Some(Damage::LieAtNextSync);
+        if lies {
+            policy.budget -= 1;
+            self.armed.set(None);
+            self.counts.fired(FaultClass::LyingSync);
+        }
+        lies
+    }
+
     fn finish_write(&self, area: &Area, number: u64, pages: Range<u64>) -> Result<(), DiskError> {
         let mut recent = area.recent.borrow_mut();
         let now_ns = self.executor.now_ns();
@@ -652,7 +680,14 @@ impl HostDisks {
             return Err(area.error("write", pages.start * PAGE_BYTES as u64));
         }
         let mut policy = self.policy.borrow_mut();
-        if self.armed.get().is_some() && policy.budget > 0 && policy.areas.contains(&area.name) {
+        let is_armed = match self.armed.get() {
+            Some(Damage::LoseNextWrite | Damage::MisdirectNextWrite) => true,
+            Some(
+                Damage::FlipBits | Damage::Unreadable | Damage::StaleRead | Damage::LieAtNextSync,
+            )
+            | None => false,
+        };
+        if is_armed && policy.budget > 0 && policy.areas.contains(&area.name) {
             policy.budget -= 1;
             self.counts.fired(FaultClass::MisplacedWrite);
             let misdirected = self.armed.take() == Some(Damage::MisdirectNextWrite);

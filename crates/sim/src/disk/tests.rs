@@ -218,6 +218,40 @@ fn a_lost_and_a_misdirected_write_are_acknowledged_and_wrong() -> Result<(), Hal
 }
 
 #[test]
+fn a_lying_sync_is_acknowledged_and_a_power_cut_shows_it() -> Result<(), Halt> {
+    let volatile = DiskOptions {
+        durable_writes: false,
+        ..OPTIONS
+    };
+    // A power cut keeps all, some or none of what is not durable.
+    let lost = Rc::new(Cell::new(0));
+    for seed in 0..10 {
+        let lost = lost.clone();
+        in_world(seed, move |simulation| async move {
+            as_process(&simulation, |machine| fill(machine, OPTIONS)).await;
+            let disks = simulation.disks(NODE);
+            disks.set_policy(DamagePolicy {
+                areas: vec!["area".to_owned()],
+                budget: 1,
+            });
+            assert!(disks.damage(Damage::LieAtNextSync));
+            as_process(&simulation, move |machine| async move {
+                let disk = open(&machine, volatile).await.expect("opens");
+                disk.write(0, filled(200)).await.expect("written");
+                disk.sync().await.expect("acknowledged");
+            })
+            .await;
+            let counts = simulation.faults();
+            assert_eq!(counts.get(FaultClass::LyingSync), 1);
+            simulation.cut_power(&[NODE]);
+            lost.set(lost.get() + counts.get(FaultClass::LostUnsyncedWrite));
+        })?;
+    }
+    assert!(lost.get() > 0, "no power cut showed the lie");
+    Ok(())
+}
+
+#[test]
 fn a_full_disk_refuses_new_pages_and_takes_overwrites() -> Result<(), Halt> {
     in_world(4, |simulation| async move {
         let world = simulation.clone();

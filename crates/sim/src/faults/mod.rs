@@ -43,6 +43,10 @@ pub enum FaultClass {
     MisplacedWrite,
     /// A page became unreadable.
     UnreadablePage,
+    /// A page reads as it was before its last write.
+    StaleRead,
+    /// A sync was acknowledged and made nothing durable.
+    LyingSync,
     /// A read, write or sync reported an error.
     DiskError,
     /// An allocation met a full disk.
@@ -59,7 +63,7 @@ pub enum FaultClass {
 
 impl FaultClass {
     /// Every class.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::Delay,
         Self::Loss,
         Self::Duplication,
@@ -75,6 +79,8 @@ impl FaultClass {
         Self::Corruption,
         Self::MisplacedWrite,
         Self::UnreadablePage,
+        Self::StaleRead,
+        Self::LyingSync,
         Self::DiskError,
         Self::FullDisk,
         Self::SlowDisk,
@@ -101,6 +107,8 @@ impl FaultClass {
             Self::Corruption => "corruption",
             Self::MisplacedWrite => "misplaced write",
             Self::UnreadablePage => "unreadable page",
+            Self::StaleRead => "stale read",
+            Self::LyingSync => "lying sync",
             Self::DiskError => "disk error",
             Self::FullDisk => "full disk",
             Self::SlowDisk => "slow disk",

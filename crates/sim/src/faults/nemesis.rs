@@ -139,6 +139,8 @@ impl Episode {
             }
             FaultClass::MisplacedWrite => Self::Damage(Damage::MisdirectNextWrite),
             FaultClass::UnreadablePage => Self::Damage(Damage::Unreadable),
+            FaultClass::StaleRead => Self::Damage(Damage::StaleRead),
+            FaultClass::LyingSync => Self::Damage(Damage::LieAtNextSync),
             FaultClass::DiskError => Self::Node(NodeFault::DiskError),
             FaultClass::FullDisk => Self::Node(NodeFault::FullDisk),
             FaultClass::SlowDisk => Self::Node(NodeFault::SlowDisk),

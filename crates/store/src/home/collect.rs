@@ -5,6 +5,7 @@
 //! tables that are hidden by recent ones still count. When no segment seems worth it, a merge of
 //! all tables tells.
 
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{DiskError, PAGE_BYTES};
 
 use super::draft::{Draft, Outgoing};
@@ -132,10 +133,15 @@ impl Home {
         let mut facts: Vec<(ExtentKey, Fact)> = Vec::new();
         for (entry, place, data) in groups {
             let newest = self.find(entry.slice, entry.block).await;
-            let needed = newest.filter(|fact| fact.state == State::Present && fact.place == place);
-            let Some(fact) = needed else {
+            let moves_all = planted::is_active(Bug::MoveReplacedBlocks);
+            let is_needed = |fact: &Fact| moves_all || fact.place == place;
+            let needed = newest.filter(|fact| fact.state == State::Present && is_needed(fact));
+            let Some(mut fact) = needed else {
                 continue;
             };
+            if moves_all {
+                (fact.seq, fact.checksum) = (entry.seq, entry.checksum);
+            }
             let key = ExtentKey::of(entry.slice, entry.block);
             if matches(entry.slice, entry.block, &fact, &data) {
                 facts.push((key, fact));
@@ -153,6 +159,7 @@ impl Home {
             }
         }
         let mut draft = Draft::new(self);
+        draft.free(number);
         let mut places = draft.blocks(Kind::Cold, &outgoing)?.into_iter();
         for (_, fact) in facts
             .iter_mut()
@@ -160,7 +167,6 @@ impl Home {
         {
             fact.place = places.next().unwrap_or_default();
         }
-        draft.free(number);
         self.collected
             .set(self.collected.get() + outgoing.len() as u64);
         self.commit_facts(draft, facts).await

@@ -86,9 +86,9 @@ impl<'a> Draft<'a> {
             }
             self.update(number, |segment| segment.sealed = true);
         }
-        let number = self
-            .home
-            .free_segment(&self.touched)
+        let early = self.freed_early();
+        let number = early
+            .or_else(|| self.home.free_segment(&self.touched))
             .ok_or(DiskError::Full {
                 name: AREA.to_owned(),
                 wanted_bytes: self.home.manifest.geometry.segment_bytes(),
@@ -106,6 +106,16 @@ impl<'a> Draft<'a> {
         };
         self.touched.insert(number, opened);
         Ok((number, opened))
+    }
+
+    /// A planted bug: a segment that this very draft frees, as if that were durable.
+    fn freed_early(&mut self) -> Option<u32> {
+        if !planted::is_active(Bug::ReuseSegmentEarly) {
+            return None;
+        }
+        let segment = self.freed.pop()?;
+        self.changes.push(Change::Freed { segment });
+        Some(segment)
     }
 
     /// Puts blocks into groups, and says where each of them will be.

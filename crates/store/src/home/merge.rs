@@ -8,10 +8,11 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{DiskError, PAGE_BYTES};
 
 use super::draft::Draft;
-use super::fact::{ExtentKey, Leaf};
+use super::fact::{ExtentKey, Leaf, State};
 use super::layout::{Change, Cleared, Kind, Piece, Table};
 use super::map::{OpenTable, pages_of};
 use super::run::{self, LeafPlace, PAYLOAD_BYTES, Stream};
@@ -147,6 +148,9 @@ impl Home {
         for (key, new) in recent {
             let leaf = leaves.entry(key).or_default();
             for fact in new.facts() {
+                if fact.state == State::Zero && planted::is_active(Bug::DropZeroFacts) {
+                    continue;
+                }
                 leaf.lay(*fact, |gone| {
                     // The same fact may stand in both after a restart in the middle of a pass.
                     if gone.place != fact.place {

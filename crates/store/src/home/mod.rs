@@ -19,6 +19,8 @@
 //! [how changes are made](draft), [how tables come about](merge), [how space returns](collect).
 
 mod ahead;
+#[cfg(any(test, feature = "testing"))]
+mod audit;
 mod collect;
 mod draft;
 pub(crate) mod fact;
@@ -37,6 +39,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use bytes::Bytes;
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Buffer, Disk, DiskError, PAGE_BYTES};
 
 use self::ahead::Ahead;
@@ -467,5 +470,5 @@ fn forget(draft: &mut Draft<'_>, fact: &Fact) {
 
 /// Whether `bytes` are what `fact` describes.
 pub(crate) fn matches(slice: SliceKey, block: u32, fact: &Fact, bytes: &[u8]) -> bool {
-    block_checksum(slice, block, bytes) == fact.checksum
+    block_checksum(slice, block, bytes) == fact.checksum || planted::is_active(Bug::TrustBytes)
 }

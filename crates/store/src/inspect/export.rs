@@ -319,6 +319,7 @@ fn no_records() -> Scanned {
     Scanned {
         batches: Vec::new(),
         holes: 0,
+        ends_in_hole: false,
         end: JournalEnd::Clean,
         head: 0,
         next_lsn: 1,

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use holdfast_runtime::{PAGE_BYTES, Runtime};
 
+use super::contents::{AreaContents, Contents};
 use super::{MemoryDirectory, run};
 use crate::{
     BLOCK_BYTES, Body, Copied, CopiedBlock, CopyState, OperationId, Record, Seq, SliceKey, Store,
@@ -63,7 +64,7 @@ pub fn image() -> Vec<u8> {
             .await
             .expect("a store in memory works");
         directory.kill();
-        pack(&formats(), &directory.record())
+        pack(&formats(), directory.contents().areas())
     })
 }
 
@@ -74,7 +75,7 @@ pub fn image() -> Vec<u8> {
 /// If these bytes are no image.
 pub fn opened(runtime: &Runtime, image: &[u8]) -> (String, MemoryDirectory) {
     let (formats, areas) = unpack(image).expect("a golden image");
-    let directory = MemoryDirectory::with_areas(runtime.clone(), &areas);
+    let directory = MemoryDirectory::with_contents(runtime.clone(), &Contents::new(areas));
     (formats, directory)
 }
 
@@ -219,15 +220,16 @@ fn record(slice: SliceKey, seq: u64, body: Body) -> Record {
     }
 }
 
-type Areas = BTreeMap<String, (u64, BTreeMap<u64, Rc<[u8]>>)>;
+type Areas = BTreeMap<String, AreaContents>;
 
 /// First line: the formats. Then for each area its name, size and pages.
 fn pack(formats: &str, areas: &Areas) -> Vec<u8> {
     let mut packed = format!("{formats}\n").into_bytes();
-    for (name, (size, pages)) in areas {
+    for (name, area) in areas {
+        let AreaContents { size_bytes, pages } = area;
         packed.push(name.len() as u8);
         packed.extend_from_slice(name.as_bytes());
-        packed.extend_from_slice(&size.to_le_bytes());
+        packed.extend_from_slice(&size_bytes.to_le_bytes());
         let pages: Vec<_> = pages
             .iter()
             .filter(|(_, page)| page.iter().any(|byte| *byte != 0))
@@ -286,7 +288,8 @@ fn unpack(image: &[u8]) -> Option<(String, Areas)> {
             }
             pages.insert(u64::from(number), Rc::from(page));
         }
-        areas.insert(name, (size, pages));
+        let size_bytes = size;
+        areas.insert(name, AreaContents { size_bytes, pages });
     }
     Some((formats, areas))
 }

@@ -6,6 +6,7 @@
 // The one place of this crate that stands in for the machine.
 #![allow(clippy::disallowed_methods)]
 
+mod contents;
 pub mod golden;
 pub mod states;
 
@@ -21,6 +22,9 @@ use holdfast_runtime::{
     Backend, Buffer, Directory, Disk, DiskError, DiskOptions, Instant, PAGE_BYTES, Runtime, Task,
 };
 
+use self::contents::{AreaContents, Contents, Pages, pages, put};
+
+/// The unit that a device writes as a whole.
 const SECTOR_BYTES: usize = 512;
 
 /// A seeded source of randomness (splitmix64).
@@ -95,11 +99,9 @@ pub fn run<T, F: Future<Output = T>>(seed: u64, test: impl FnOnce(Runtime) -> F)
     })
 }
 
-type Pages = BTreeMap<u64, Rc<[u8]>>;
-
 /// What happened to the disks, in order.
 #[derive(Clone)]
-pub(crate) enum Event {
+enum Event {
     /// A write began; from here on it may survive, in whole or in part.
     Begun {
         ticket: u64,
@@ -130,6 +132,8 @@ struct Area {
     fail_writes_after: Option<u64>,
     fail_next_sync: bool,
     unreadable: Vec<std::ops::Range<u64>>,
+    /// Pages that read as something else, once.
+    once: BTreeMap<u64, Vec<u8>>,
     writes: u64,
 }
 
@@ -199,43 +203,62 @@ impl MemoryDirectory {
         }
     }
 
-    /// The areas and their sizes and pages as reads see them; from here on all that happens is
-    /// recorded.
-    pub(crate) fn record(&self) -> BTreeMap<String, (u64, Pages)> {
+    /// What reads see of all areas.
+    fn contents(&self) -> Contents {
+        let machine = self.machine.borrow();
+        let areas = machine.areas.iter().map(|(name, area)| {
+            let contents = AreaContents {
+                size_bytes: area.size_bytes,
+                pages: area.current.clone(),
+            };
+            (name.clone(), contents)
+        });
+        Contents::new(areas.collect())
+    }
+
+    /// Another machine with the same bytes at rest.
+    pub fn copy(&self) -> Self {
+        Self::with_contents(self.runtime.clone(), &self.contents())
+    }
+
+    /// Makes an area smaller; away with it if nothing is to be left.
+    pub fn cut(&self, area: &str, size_bytes: u64) {
         let mut machine = self.machine.borrow_mut();
-        machine.events = Some(Vec::new());
-        let areas = machine.areas.iter();
-        areas
-            .map(|(name, area)| (name.clone(), (area.size_bytes, area.current.clone())))
-            .collect()
+        match machine.areas.get_mut(area) {
+            Some(_) if size_bytes == 0 => _ = machine.areas.remove(area),
+            Some(area) => area.size_bytes = size_bytes,
+            None => {}
+        }
+    }
+
+    /// From here on all that happens is recorded.
+    fn record(&self) {
+        self.machine.borrow_mut().events = Some(Vec::new());
     }
 
     /// How much was recorded so far.
-    pub(crate) fn recorded(&self) -> usize {
+    fn recorded(&self) -> usize {
         self.machine.borrow().events.as_ref().map_or(0, Vec::len)
     }
 
     /// What was recorded.
-    pub(crate) fn take_events(&self) -> Vec<Event> {
+    fn take_events(&self) -> Vec<Event> {
         self.machine.borrow_mut().events.take().unwrap_or_default()
     }
 
     /// Areas that hold just this.
-    pub(crate) fn with_areas(runtime: Runtime, areas: &BTreeMap<String, (u64, Pages)>) -> Self {
+    fn with_contents(runtime: Runtime, contents: &Contents) -> Self {
         let directory = Self::new(runtime);
-        for (name, (size_bytes, pages)) in areas {
+        let areas = contents.areas().iter().map(|(name, at_rest)| {
             let area = Area {
-                size_bytes: *size_bytes,
-                current: pages.clone(),
-                durable: pages.clone(),
+                size_bytes: at_rest.size_bytes,
+                current: at_rest.pages.clone(),
+                durable: at_rest.pages.clone(),
                 ..Area::default()
             };
-            directory
-                .machine
-                .borrow_mut()
-                .areas
-                .insert(name.clone(), area);
-        }
+            (name.clone(), area)
+        });
+        directory.machine.borrow_mut().areas = areas.collect();
         directory
     }
 
@@ -264,6 +287,11 @@ impl MemoryDirectory {
         self.with(area, |area| area.unreadable.push(range));
     }
 
+    /// Lets a page read as these bytes, once.
+    pub fn read_once(&self, area: &str, page: u64, bytes: &[u8]) {
+        self.with(area, |area| area.once.insert(page, bytes.to_vec()));
+    }
+
     /// How many writes the area has seen.
     pub fn writes(&self, area: &str) -> u64 {
         self.with(area, |area| area.writes)
@@ -271,7 +299,12 @@ impl MemoryDirectory {
 
     /// The bytes a read would see, whatever faults are set.
     pub fn peek(&self, area: &str, offset: u64, len: usize) -> Vec<u8> {
-        self.with(area, |area| get(&area.current, offset, len))
+        let page = offset / PAGE_BYTES as u64 * PAGE_BYTES as u64;
+        let within = (offset - page) as usize;
+        let whole = (within + len).next_multiple_of(PAGE_BYTES);
+        self.with(area, |area| {
+            pages(&area.current, page, whole)[within..within + len].to_vec()
+        })
     }
 
     /// Changes bytes at rest.
@@ -394,7 +427,14 @@ impl Disk for MemoryDisk {
                 {
                     return Err(disk.failure("read", offset));
                 }
-                Ok(Buffer::padded_from(&get(&area.current, offset, len)))
+                let mut read = pages(&area.current, offset, len);
+                let first = offset / PAGE_BYTES as u64;
+                let last = first + (len / PAGE_BYTES) as u64;
+                for (page, bytes) in area.once.extract_if(first..last, |_, _| true) {
+                    let at = (page - first) as usize * PAGE_BYTES;
+                    read[at..at + PAGE_BYTES].copy_from_slice(&bytes);
+                }
+                Ok(read)
             })
         }
         .boxed_local()
@@ -472,34 +512,4 @@ impl Disk for MemoryDisk {
         }
         .boxed_local()
     }
-}
-
-fn put(pages: &mut Pages, offset: u64, bytes: &[u8]) {
-    let mut offset = offset;
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        let page = offset / PAGE_BYTES as u64;
-        let within = (offset % PAGE_BYTES as u64) as usize;
-        let (part, after) = rest.split_at(rest.len().min(PAGE_BYTES - within));
-        let target = pages
-            .entry(page)
-            .or_insert_with(|| Rc::from(vec![0; PAGE_BYTES]));
-        Rc::make_mut(target)[within..within + part.len()].copy_from_slice(part);
-        offset += part.len() as u64;
-        rest = after;
-    }
-}
-
-fn get(pages: &Pages, offset: u64, len: usize) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(len);
-    while bytes.len() < len {
-        let at = offset + bytes.len() as u64;
-        let within = (at % PAGE_BYTES as u64) as usize;
-        let part = (PAGE_BYTES - within).min(len - bytes.len());
-        match pages.get(&(at / PAGE_BYTES as u64)) {
-            Some(page) => bytes.extend_from_slice(&page[within..within + part]),
-            None => bytes.resize(bytes.len() + part, 0),
-        }
-    }
-    bytes
 }

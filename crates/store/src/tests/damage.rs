@@ -220,6 +220,31 @@ fn recovery_damaged_middle_header_makes_only_unproven_slices_suspect() {
 }
 
 #[test]
+fn recovery_overwritten_end_is_no_torn_head() {
+    // The seal of record 1 went astray: over the header of that record, or over its data.
+    for (page, holes, damaged_records) in [(0, 1, 0), (1, 0, 1)] {
+        run(1, |runtime| async move {
+            let directory = one_record(&runtime).await;
+            let seal = directory.peek("journal", FIRST_BATCH + 2 * PAGE, PAGE as usize);
+            directory.poke("journal", FIRST_BATCH + page * PAGE, &seal);
+            directory.poke("journal", FIRST_BATCH + 2 * PAGE, &[0; PAGE as usize]);
+            for opening in 0..2 {
+                let (store, report) = open(&runtime, &directory).await;
+                let found = (report.holes, report.damaged_records);
+                // Once it is said durably that the slice is suspect, the hole is closed.
+                let wanted = (holes * u64::from(opening == 0), damaged_records);
+                assert_eq!(found, wanted, "{report:?}");
+                store.set_stable(SLICE, Seq(1));
+                let read = store.read(SLICE, 5, 1).await;
+                assert!(matches!(read, Err(StoreError::Damaged { .. })), "{read:?}");
+                drop(store);
+                directory.kill();
+            }
+        });
+    }
+}
+
+#[test]
 fn recovery_follows_the_journal_around_its_end_and_stops_at_the_last_lap() {
     run(1, |runtime| async move {
         let directory = MemoryDirectory::new(runtime.clone());

@@ -177,11 +177,10 @@ fn whatever_byte_is_flipped_the_check_says_what_the_next_start_will() {
     run(7, |runtime| async move {
         let (whole, store) = lived_in(&runtime).await;
         let map: Vec<u64> = store.map_places().concat();
-        let areas = whole.record();
         let dice = Dice::new(7);
         let (mut fatal, mut damaged) = (0, 0);
         for round in 0..240 {
-            let directory = MemoryDirectory::with_areas(runtime.clone(), &areas);
+            let directory = whole.copy();
             let (area, at) = match round % 4 {
                 0 => ("journal", dice.below(40) * PAGE + dice.below(PAGE)),
                 1 => ("facts", dice.below(2) * (1 << 20) + dice.below(200)),
@@ -310,14 +309,13 @@ fn a_lost_segment_is_one_finding() {
 fn zeroed_parts_of_the_map_are_told_apart() {
     run(1, |runtime| async move {
         let (whole, store) = lived_in(&runtime).await;
-        let areas = whole.record();
         let lost = [
             FindingKind::DeltaLost,
             FindingKind::LeavesLost,
             FindingKind::TableDirectoryLost,
         ];
         for (places, kind) in store.map_places().iter().zip(lost) {
-            let directory = MemoryDirectory::with_areas(runtime.clone(), &areas);
+            let directory = whole.copy();
             directory.poke("home", places[0], &[0; 4096]);
             let report = checked(&runtime, &directory).await;
             assert_eq!(kinds(&report)[0], kind, "{:#?}", report.findings);
@@ -359,14 +357,13 @@ fn without_journal_headers_everything_is_still_read() {
 fn without_superblocks_or_manifest_what_was_written_is_still_read() {
     run(1, |runtime| async move {
         let (whole, _store) = lived_in(&runtime).await;
-        let areas = whole.record();
         let manifest = 2 * PAGE + 2 * (512 << 10);
         for (from, to, kind) in [
             (0, 2 * PAGE, FindingKind::SuperblocksLost),
             (2 * PAGE, manifest, FindingKind::ManifestSnapshotLost),
             (0, manifest, FindingKind::SuperblocksLost),
         ] {
-            let directory = MemoryDirectory::with_areas(runtime.clone(), &areas);
+            let directory = whole.copy();
             directory.poke("home", from, &vec![0; (to - from) as usize]);
             let report = checked(&runtime, &directory).await;
             assert!(kinds(&report).contains(&kind), "{:#?}", report.findings);
@@ -444,27 +441,23 @@ fn a_copy_that_was_joining_is_exported_as_what_it_is() {
 fn areas_that_are_cut_short_or_missing_are_named_and_the_rest_is_looked_at() {
     run(1, |runtime| async move {
         let (whole, _store) = lived_in(&runtime).await;
-        let mut areas = whole.record();
-        for (name, _) in areas.clone() {
-            let mut fewer = areas.clone();
-            fewer.remove(&name);
-            let directory = MemoryDirectory::with_areas(runtime.clone(), &fewer);
+        for name in ["journal", "facts", "home"] {
+            let directory = whole.copy();
+            directory.cut(name, 0);
             let inspection = inspected(&runtime, &directory).await;
             let report = inspection.check(None, &|_| {}).await;
             assert_eq!(report.findings[0].kind, FindingKind::AreaMissing, "{name}");
             inspection.volume(SLICE.volume, &|_| {}).await.slices();
         }
         for (name, bytes) in [("journal", 64 << 10), ("facts", 1 << 20), ("home", 2 << 20)] {
-            let size = areas.get_mut(name).unwrap();
-            let before = std::mem::replace(&mut size.0, bytes);
-            let directory = MemoryDirectory::with_areas(runtime.clone(), &areas);
+            let directory = whole.copy();
+            directory.cut(name, bytes);
             let report = inspected(&runtime, &directory)
                 .await
                 .check(None, &|_| {})
                 .await;
             assert!(!report.is_clean(), "{name}");
             reader(&runtime, &directory).await.slices();
-            areas.get_mut(name).unwrap().0 = before;
         }
     });
 }

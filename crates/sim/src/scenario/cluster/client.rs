@@ -424,6 +424,8 @@ impl Workload {
             FaultClass::Corruption,
             FaultClass::UnreadablePage,
             FaultClass::MisplacedWrite,
+            FaultClass::StaleRead,
+            FaultClass::LyingSync,
         ]
         .into_iter()
         .any(|class| counts.get(class) > 0)

@@ -175,6 +175,8 @@ fn draw_nemesis(random: &Random, mood: Mood, nodes: usize, damage: bool) -> Neme
         nemesis.weights.insert(FaultClass::Corruption, 2);
         nemesis.weights.insert(FaultClass::UnreadablePage, 1);
         nemesis.weights.insert(FaultClass::MisplacedWrite, 1);
+        nemesis.weights.insert(FaultClass::StaleRead, 1);
+        nemesis.weights.insert(FaultClass::LyingSync, 1);
     }
     match mood {
         Mood::Hostile => {
