@@ -315,7 +315,8 @@ pub struct BlockVersion {
     pub lost: bool,
 }
 
-/// Owner to a copy that is joining or has lost blocks: these are the newest stable versions of some blocks.
+/// Owner to a copy that is joining or has lost blocks: these are the newest stable versions of
+/// some blocks.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct Install {
     /// Volume.

@@ -149,6 +149,16 @@ pub enum Change {
         /// Whether every earlier secret is void at once and sessions that used one end.
         revoke: bool,
     },
+    /// Makes one node the owner of one volume. Refused unless the node is up and holds an in-sync
+    /// copy of some slice; nothing is done if it is the owner already.
+    MoveVolume {
+        /// The volume.
+        volume: VolumeId,
+        /// The owner's view that the proposer saw.
+        view: View,
+        /// The new owner.
+        to: NodeId,
+    },
     /// Takes a node out for good; its copies are made anew on other nodes.
     Evict {
         /// The node.
@@ -162,16 +172,6 @@ pub enum Change {
         incarnation: Incarnation,
         /// The node's wall clock, in milliseconds since the Unix epoch.
         now_unix_ms: u64,
-    },
-    /// Makes one node the owner of one volume. Refused unless the node is up and holds an in-sync
-    /// copy of some slice; nothing is done if it is the owner already.
-    MoveVolume {
-        /// The volume.
-        volume: VolumeId,
-        /// The owner's view that the proposer saw.
-        view: View,
-        /// The new owner.
-        to: NodeId,
     },
 }
 

@@ -452,14 +452,23 @@ impl Audit {
                     let store = node.context().store.clone();
                     drop(node);
                     let digests = nodes.simulation.call(id, "auditor", async move {
-                        let data = store.read(key, 0, blocks).await.ok()?;
-                        let digests = data
-                            .chunks_exact(BLOCK_BYTES)
-                            .map(|block| Some(digest(block)));
-                        Some(digests.collect::<Vec<_>>())
+                        if let Ok(data) = store.read(key, 0, blocks).await {
+                            let whole = data.chunks_exact(BLOCK_BYTES);
+                            return whole.map(|block| Some(digest(block))).collect();
+                        }
+                        // One block that is lost must not hide the others.
+                        let mut digests = Vec::with_capacity(blocks as usize);
+                        for block in 0..blocks {
+                            let read = store.read(key, block, 1).await;
+                            digests.push(read.ok().map(|data| digest(&data)));
+                        }
+                        digests
                     });
-                    let digests = digests.await.ok().flatten();
+                    let digests: Option<Vec<Option<u64>>> = digests.await.ok();
                     copies.push((id, digests.unwrap_or_else(|| vec![None; blocks as usize])));
+                }
+                if self.workload.damage_was_done() {
+                    forgive_lost(&mut copies);
                 }
                 let what = format!("slice {index} of volume {volume}");
                 compare_copies(&what, &copies)
@@ -535,4 +544,17 @@ impl Audit {
 fn is_evicted(state: &ClusterState, node: NodeId) -> bool {
     let record = state.nodes.get(&node);
     record.is_some_and(|record| record.status == NodeStatus::Evicted)
+}
+
+/// A block that damage has taken from every copy is the same in all of them: lost.
+fn forgive_lost(copies: &mut [(NodeId, Vec<Option<u64>>)]) {
+    let blocks = copies.first().map_or(0, |(_, digests)| digests.len());
+    for block in 0..blocks {
+        let lost = |(_, digests): &(NodeId, Vec<Option<u64>>)| digests[block].is_none();
+        if copies.iter().all(lost) {
+            for (_, digests) in copies.iter_mut() {
+                digests[block] = Some(0);
+            }
+        }
+    }
 }
