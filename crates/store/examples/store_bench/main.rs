@@ -48,7 +48,14 @@ fn main() {
         .filter_map(|text| text.parse().ok())
         .collect();
     let directory = PathBuf::from(directory);
-    let bench = |hollow| Bench::new(&directory, hollow);
+    let bench = |hollow| {
+        let bench = Bench::new(&directory, hollow);
+        if !matches!(measurement.as_str(), "restart" | "read-map") {
+            // What a run that was broken off has left.
+            bench.remove();
+        }
+        bench
+    };
     host::run(
         async |runtime| match (measurement.as_str(), numbers.as_slice()) {
             ("append", [depth, seconds]) => append(bench(None), runtime, *depth, *seconds).await,
@@ -97,7 +104,7 @@ impl Bench {
         self.directory.meter("home").written_bytes.get()
     }
 
-    fn remove(self) {
+    fn remove(&self) {
         for area in ["journal", "home", "facts"] {
             // What is left over is only space.
             let _ = std::fs::remove_file(self.path.join(area));

@@ -1,7 +1,7 @@
 //! A directory that counts what its disks do, and can leave out the blocks' bytes.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use futures::future::LocalBoxFuture;
@@ -56,6 +56,7 @@ impl Directory for Metered {
                 disk,
                 meter,
                 hollow,
+                solid: RefCell::default(),
             });
             Ok(disk)
         })
@@ -74,6 +75,8 @@ struct MeteredDisk {
     disk: Rc<dyn Disk>,
     meter: Rc<Meter>,
     hollow: Option<u8>,
+    /// Pages that hold something else.
+    solid: RefCell<BTreeSet<u64>>,
 }
 
 fn add(cell: &Cell<u64>, more: u64) {
@@ -112,15 +115,25 @@ impl Disk for MeteredDisk {
         };
         let mut writes = Vec::new();
         let mut kept: Option<(u64, Vec<u8>)> = None;
+        let mut solid = self.solid.borrow_mut();
         for (index, page) in data.chunks(PAGE_BYTES).enumerate() {
             let at = offset + (index * PAGE_BYTES) as u64;
             let is_hollow = page.iter().all(|byte| *byte == fill);
+            // What a solid page held must not show through.
+            let goes = if is_hollow {
+                solid.remove(&at)
+            } else {
+                solid.insert(at);
+                true
+            };
+            let bytes = if is_hollow { &[0; PAGE_BYTES] } else { page };
             match &mut kept {
-                Some((_, bytes)) if !is_hollow => bytes.extend_from_slice(page),
-                None if !is_hollow => kept = Some((at, page.to_vec())),
+                Some((_, run)) if goes => run.extend_from_slice(bytes),
+                None if goes => kept = Some((at, bytes.to_vec())),
                 Some(_) | None => writes.extend(kept.take()),
             }
         }
+        drop(solid);
         writes.extend(kept);
         let disk = self.disk.clone();
         Box::pin(async move {

@@ -166,8 +166,11 @@ impl<'a> Draft<'a> {
         let whole = self.home.manifest.geometry.segment_pages;
         let mut pieces: Vec<Piece> = Vec::new();
         let mut rest = pages;
+        // In one piece where that costs little: a leaf across two segments takes two reads.
+        let total = (pages.len() / PAGE_BYTES) as u32;
+        let mut wanted = if total <= whole / 8 { total } else { 1 };
         while !rest.is_empty() {
-            let (number, segment) = self.filling(Kind::Map, 1)?;
+            let (number, segment) = self.filling(Kind::Map, std::mem::replace(&mut wanted, 1))?;
             let room = ((whole - segment.used) as usize).min(WRITE_PAGES) * PAGE_BYTES;
             let (now, later) = rest.split_at(room.min(rest.len()));
             rest = later;
