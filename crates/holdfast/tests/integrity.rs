@@ -184,8 +184,8 @@ fn a_misdirected_write_is_healed() {
 
 #[test]
 fn a_lost_segment_is_healed() {
-    // The last of what was written may still be in the journal.
-    heals(BLOCKS / 2, |home| {
+    // Where parts of the map lay in it too, the whole copy comes back by a resync instead.
+    heals(0, |home| {
         let blocks: HashSet<Bytes> = (0..BLOCKS).map(|block| pattern(block, 1)).collect();
         let pages = home.find(|page| blocks.contains(page));
         let (first, last) = (pages[0], pages[pages.len() - 1]);
