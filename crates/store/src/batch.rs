@@ -17,7 +17,7 @@ use bytes::Bytes;
 use holdfast_runtime::{Buffer, PAGE_BYTES};
 
 use crate::encoding::{FieldReader, FieldWriter, block_checksum, plain_checksum};
-use crate::index::{Item, Kind};
+use crate::item::{Item, Kind};
 use crate::record::{BLOCK_BYTES, OperationId, Seq, View};
 
 /// Most bytes of one batch's header; it bounds the items of a batch.

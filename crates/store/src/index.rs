@@ -11,104 +11,13 @@
 //!   them (they were truncated).
 
 use std::collections::{BTreeMap, VecDeque};
-use std::rc::Rc;
-
-use bytes::Bytes;
 
 use crate::home::fact::{Blocks, EXTENT_BLOCKS};
-use crate::record::{BLOCK_BYTES, Body, OperationId, Record, Seq, SliceKey, TailEntry, View};
+use crate::item::{Content, Item, Kind};
+use crate::record::{Body, OperationId, Record, Seq, TailEntry, View};
 
 /// How many operations of a slice are remembered for retries.
 pub(crate) const RECENT_OPERATIONS: usize = 1024;
-
-/// What an item in the journal is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// Stream record with data.
-    Write,
-    /// Stream record that zeroes.
-    Zero,
-    /// Stream record without effect.
-    Nothing,
-    /// One copied block with data.
-    CopyWrite,
-    /// One copied block that reads zero.
-    CopyZero,
-    /// One block that is lost in every copy.
-    CopyLost,
-    /// The slice's stable point and nothing else.
-    Stable,
-}
-
-impl Kind {
-    /// Whether the item is an entry of the slice's stream.
-    pub(crate) fn is_stream(self) -> bool {
-        match self {
-            Self::Write | Self::Zero | Self::Nothing => true,
-            Self::CopyWrite | Self::CopyZero | Self::CopyLost | Self::Stable => false,
-        }
-    }
-
-    /// Whether the item is followed by block data.
-    pub(crate) fn has_data(self) -> bool {
-        match self {
-            Self::Write | Self::CopyWrite => true,
-            Self::Zero | Self::Nothing | Self::CopyZero | Self::CopyLost | Self::Stable => false,
-        }
-    }
-}
-
-/// One item of a journal batch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Item {
-    pub(crate) kind: Kind,
-    pub(crate) slice: SliceKey,
-    pub(crate) view: View,
-    pub(crate) seq: Seq,
-    pub(crate) stable: Seq,
-    pub(crate) operation: OperationId,
-    pub(crate) first_block: u32,
-    pub(crate) blocks: u32,
-    /// Journaled a second time, so that its first place in the ring can be reused.
-    pub(crate) relocated: bool,
-    /// One checksum for each block of data.
-    pub(crate) checksums: Rc<[u64]>,
-    /// Block data, for kinds that have it.
-    pub(crate) data: Bytes,
-    /// Which blocks did not survive; empty when all did.
-    pub(crate) lost: Vec<bool>,
-}
-
-impl Item {
-    fn content(&self, index: u32) -> Content {
-        if self.kind == Kind::CopyLost {
-            return Content::Unknown;
-        }
-        if !self.kind.has_data() {
-            return Content::Zero;
-        }
-        let index = index as usize;
-        if self.lost.get(index).copied().unwrap_or(false) {
-            return Content::Unknown;
-        }
-        let data = self
-            .data
-            .slice(index * BLOCK_BYTES..(index + 1) * BLOCK_BYTES);
-        Content::Data(data, self.checksums[index])
-    }
-
-    fn is_damaged(&self) -> bool {
-        self.lost.iter().any(|lost| *lost)
-    }
-}
-
-/// What a version makes of its block.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Content {
-    Data(Bytes, u64),
-    Zero,
-    Unknown,
-}
 
 /// One version of one block.
 #[derive(Clone, Debug)]
@@ -176,6 +85,8 @@ pub(crate) struct SliceIndex {
     pub(crate) replaying: bool,
     /// It may have versions that no stream record stands for.
     has_copies: bool,
+    /// A version of which the content is not known was ever inserted.
+    pub(crate) has_unknown: bool,
     stream: BTreeMap<Seq, Resident>,
     blocks: BTreeMap<u32, Vec<Version>>,
     zeroes: BTreeMap<u32, Vec<ZeroSpan>>,
@@ -232,6 +143,7 @@ impl SliceIndex {
                         copied: !item.kind.is_stream(),
                         lsn,
                     };
+                    self.has_unknown |= version.content == Content::Unknown;
                     let versions = self.blocks.entry(item.first_block + index).or_default();
                     let place = versions.partition_point(|other| other.seq <= version.seq);
                     versions.insert(place, version);

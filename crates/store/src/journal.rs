@@ -26,7 +26,7 @@ use crate::batch::{DATA_BLOCKS_MAX, Place, Size, encode};
 use crate::encoding::{FieldReader, FieldWriter, plain_checksum};
 use crate::error::StoreError;
 use crate::form::{Claim, Form};
-use crate::index::Item;
+use crate::item::Item;
 use crate::record::{BLOCK_BYTES, Seq, SliceKey};
 
 /// Name of the area.
@@ -372,6 +372,16 @@ impl Journal {
             .front()
             .map_or(self.written_lsn.get() + 1, |batch| batch.lsn)
     }
+}
+
+/// The identity of the store that a page names as its owner; `None` if it does not begin like a
+/// journal's header page. Nothing else of the page is verified.
+pub fn journal_owner(page: &[u8]) -> Option<[u8; 16]> {
+    let mut reader = FieldReader::new(page);
+    let is_header = reader.u64()? == MAGIC;
+    let _version = reader.u32()?;
+    let _zero = reader.u32()?;
+    reader.array().filter(|_| is_header)
 }
 
 /// Sorts ranges and merges those that overlap or touch.

@@ -31,6 +31,7 @@ mod form;
 mod home;
 mod index;
 pub mod inspect;
+mod item;
 mod journal;
 mod poison;
 mod record;
@@ -48,6 +49,7 @@ mod writer;
 mod tests;
 
 pub use error::StoreError;
+pub use journal::journal_owner;
 pub use record::{
     BLOCK_BYTES, Body, Copied, CopiedBlock, CopyState, JournalEnd, OperationId, Record,
     RecoveryReport, Seq, SliceKey, TailEntry, Usage, View,

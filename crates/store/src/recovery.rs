@@ -24,7 +24,8 @@ use tokio::sync::{Mutex, Notify};
 use crate::error::StoreError;
 use crate::facts::{self, COPY_BYTES, Facts, FactsState};
 use crate::home::{self, HOME_BYTES_MIN, Home};
-use crate::index::{Item, Kind, SliceIndex};
+use crate::index::SliceIndex;
+use crate::item::{Item, Kind};
 use crate::journal::{
     self, Header, HeaderFound, JOURNAL_BYTES_MIN, Journal, RING_AT, read_header, write_header,
 };

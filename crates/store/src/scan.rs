@@ -32,7 +32,7 @@ use holdfast_runtime::{Disk, PAGE_BYTES};
 
 use crate::batch::{BATCH_BYTES_MAX, Opening, SUPPORTED};
 use crate::error::StoreError;
-use crate::index::Item;
+use crate::item::Item;
 use crate::journal::{AREA, Header, RING_AT};
 use crate::record::JournalEnd;
 

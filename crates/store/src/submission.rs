@@ -13,7 +13,7 @@ use crate::error::StoreError;
 use crate::facts::{Removal, Void};
 use crate::home::Arrival;
 use crate::home::fact::{Blocks, EXTENT_BLOCKS, State};
-use crate::index::{Item, Kind};
+use crate::item::{Item, Kind};
 use crate::journal::Submission;
 use crate::record::{
     BLOCK_BYTES, Body, Copied, CopiedBlock, CopyState, OperationId, Record, Seq, SliceKey,

@@ -8,7 +8,8 @@ use holdfast_runtime::planted::{self, Bug};
 use crate::error::StoreError;
 use crate::home::fact::{EXTENT_BLOCKS, Fact, State};
 use crate::home::matches;
-use crate::index::{Content, Version};
+use crate::index::Version;
+use crate::item::Content;
 use crate::record::{BLOCK_BYTES, Copied, CopiedBlock, CopyState, Seq, SliceKey, View};
 use crate::store::Inner;
 

@@ -10,15 +10,16 @@ use std::ops::Bound;
 use std::rc::Rc;
 
 use holdfast_runtime::planted::{self, Bug};
+use serde::{Deserialize, Serialize};
 
 use crate::home::fact::{EXTENT_BLOCKS, ExtentKey};
-use crate::index::Content;
+use crate::item::Content;
 use crate::record::{BLOCK_BYTES, SliceKey};
 use crate::store::{Inner, Store};
 use crate::transfer::{home_fact, run_length};
 
 /// Where a verification is: before an extent of a slice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct VerifyPosition {
     /// The slice.
     pub slice: SliceKey,
@@ -141,7 +142,7 @@ impl Inner {
     /// After a recovery: notes blocks whose newest stable record was damaged in the journal.
     pub(crate) fn note_lost_records(&self) {
         let slices = self.slices.borrow();
-        for (slice, index) in slices.iter() {
+        for (slice, index) in slices.iter().filter(|(_, index)| index.has_unknown) {
             let extents = index.extents_from(0).into_iter();
             let effective = extents.flat_map(|extent| index.effective_in(extent));
             for (block, _) in effective.filter(|(_, found)| found.content == Content::Unknown) {

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use crate::batch::Size;
 use crate::error::StoreError;
-use crate::index::{Item, Kind};
+use crate::item::{Item, Kind};
 use crate::journal::Purpose;
 use crate::record::{OperationId, Seq, SliceKey, View};
 use crate::store::Inner;

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 
 use holdfast_runtime::host::{HostDirectory, NodeUuid, read_ends};
 use holdfast_runtime::{Directory, DiskError, DiskOptions, PAGE_BYTES};
+use holdfast_store::journal_owner;
 
 use super::identity::IdentityFile;
 use crate::failure::Failure;
@@ -31,8 +32,6 @@ use crate::quantity::show_size;
 pub(crate) const JOURNAL_AREA: &str = "journal";
 /// A node that has the facts has had a journal: it is made first.
 const FACTS_AREA: &str = "facts";
-/// What every journal's header pages begin with.
-const MAGIC: &[u8; 8] = b"HFJOURNL";
 /// How much of a place is looked at, at either end: signatures of file systems, partition tables
 /// and volume managers lie there.
 const LOOKED_AT_BYTES: u64 = 1 << 20;
@@ -63,10 +62,8 @@ pub(super) fn content(path: &Path) -> io::Result<Content> {
         return Ok(Content::Nothing);
     }
     for page in head.chunks(PAGE_BYTES).take(2) {
-        if page.starts_with(MAGIC)
-            && let Some(Ok(uuid)) = page.get(16..32).map(<[u8; 16]>::try_from)
-        {
-            return Ok(Content::Journal(NodeUuid(uuid)));
+        if let Some(owner) = journal_owner(page) {
+            return Ok(Content::Journal(NodeUuid(owner)));
         }
     }
     let first = |bytes: &[u8]| bytes.iter().position(|byte| *byte != 0);

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{Finding, FindingKind, Findings, Inspection, JournalImage, Severity};
 use crate::home::inspect::{Flaw, HomeImage, Space, Superblock};
 use crate::home::{self};
-use crate::index::Item;
+use crate::item::Item;
 use crate::journal;
 use crate::record::{BLOCK_BYTES, JournalEnd, SliceKey};
 

@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer};
 use super::headers::Page;
 use super::{Inspection, JournalImage};
 use crate::facts::FactsState;
-use crate::index::Kind;
+use crate::item::Kind;
 use crate::journal::RING_AT;
 use crate::record::{CopyState, SliceKey};
 
