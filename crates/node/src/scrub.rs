@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use holdfast_runtime::{Buffer, Directory, Disk, DiskOptions, PAGE_BYTES};
 use holdfast_store::VerifyPosition;
-use holdfast_wire::SliceKey;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
@@ -84,8 +83,8 @@ pub struct ScrubStatus {
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 struct Noted {
     status: ScrubStatus,
-    /// Volume, slice and extent where the pass under way goes on.
-    position: Option<(u64, u32, u32)>,
+    /// Where the pass under way goes on.
+    position: Option<VerifyPosition>,
 }
 
 /// The scrub of one node.
@@ -220,13 +219,11 @@ impl Node {
         let mut noted_at = runtime.now();
         let mut stride = 0;
         while scrub.order.get().is_none() {
-            let from = scrub.noted.borrow().position.map(position);
+            let from = scrub.noted.borrow().position;
             let step = store.verify(from).await;
             {
                 let mut noted = scrub.noted.borrow_mut();
-                noted.position = step
-                    .next
-                    .map(|next| (next.slice.volume, next.slice.slice, next.extent));
+                noted.position = step.next;
                 let Some(pass) = &mut noted.status.current else {
                     return;
                 };
@@ -266,12 +263,5 @@ impl Node {
                 self.context.store.note_sound();
             }
         }
-    }
-}
-
-fn position((volume, slice, extent): (u64, u32, u32)) -> VerifyPosition {
-    VerifyPosition {
-        slice: SliceKey { volume, slice },
-        extent,
     }
 }

@@ -24,7 +24,7 @@ use bytes::Bytes;
 use holdfast_runtime::rpc::Incoming;
 use holdfast_runtime::{Frame, NodeId, Service};
 use holdfast_wire::heal::{Heal, HealReply, HealStatus};
-use holdfast_wire::replica::{Install, ReadVersions, replica_request};
+use holdfast_wire::replica::{BlockVersion, Install, ReadVersions, replica_request};
 use holdfast_wire::{SliceKey, VolumeId};
 use prost::Message;
 
@@ -56,14 +56,12 @@ pub fn serve_healing(context: &Context, owners: Rc<RefCell<BTreeMap<VolumeId, Rc
     });
 }
 
-/// Blocks that a copy has lost.
-pub(crate) struct Damaged {
-    /// Where the copy is.
+/// Where blocks are sent: a copy, in its present stream.
+#[derive(Clone, Copy)]
+pub(crate) struct CopyPlace {
     pub(crate) node: NodeId,
-    /// Its stream.
     pub(crate) session: u64,
     pub(crate) key: SliceKey,
-    pub(crate) blocks: BTreeSet<u32>,
 }
 
 /// What could not be given back.
@@ -84,14 +82,14 @@ impl Owner {
             let session = slice.stream.members().get(&node)?.session;
             Some((session, slice.sources_but(node)))
         })??;
-        let damaged = Damaged {
+        let copy = CopyPlace {
             node,
             session,
             key: self.key(heal.slice),
-            blocks: heal.blocks.iter().copied().collect(),
         };
-        let asked = damaged.blocks.len();
-        let rest = self.give_back(damaged, sources).await?;
+        let blocks: BTreeSet<u32> = heal.blocks.iter().copied().collect();
+        let asked = blocks.len();
+        let rest = self.give_back(copy, blocks, sources).await?;
         let healed = asked - rest.blocks.len();
         tracing::info!(volume = %self.volume, slice = heal.slice, %node, healed,
             rest = rest.blocks.len(), "blocks given back to a copy");
@@ -108,13 +106,13 @@ impl Owner {
 
     /// Sends blocks to a copy that has lost them, from wherever they are intact. `None` if the
     /// copy does not take them.
-    pub(crate) async fn give_back(&self, damaged: Damaged, sources: Vec<NodeId>) -> Option<Rest> {
-        let Damaged {
-            node,
-            session,
-            key,
-            mut blocks,
-        } = damaged;
+    pub(crate) async fn give_back(
+        &self,
+        copy: CopyPlace,
+        mut blocks: BTreeSet<u32>,
+        sources: Vec<NodeId>,
+    ) -> Option<Rest> {
+        let key = copy.key;
         let mut all_answered = true;
         for source in self.nearest_first(sources) {
             if blocks.is_empty() {
@@ -134,26 +132,35 @@ impl Owner {
                 all_answered = false;
                 continue;
             };
-            let found: Vec<u32> = reply.blocks.iter().map(|version| version.block).collect();
-            if found.is_empty() {
-                continue;
+            for version in &reply.blocks {
+                blocks.remove(&version.block);
             }
-            let install = Install {
-                volume: key.volume,
-                slice: key.slice,
-                view: self.view.0,
-                session,
-                blocks: reply.blocks,
-            };
-            let body = replica_request::Body::Install(install);
-            self.ask(node, body, payload, STEP_LIMIT).await.ok()?;
-            for block in found {
-                blocks.remove(&block);
-            }
+            self.install(copy, reply.blocks, payload).await?;
         }
         Some(Rest {
             blocks,
             all_answered,
         })
+    }
+    /// Sends blocks to a copy, and their data; `None` if it does not take them.
+    pub(crate) async fn install(
+        &self,
+        copy: CopyPlace,
+        blocks: Vec<BlockVersion>,
+        payload: Bytes,
+    ) -> Option<()> {
+        if blocks.is_empty() {
+            return Some(());
+        }
+        let install = Install {
+            volume: copy.key.volume,
+            slice: copy.key.slice,
+            view: self.view.0,
+            session: copy.session,
+            blocks,
+        };
+        let body = replica_request::Body::Install(install);
+        let answer = self.ask(copy.node, body, payload, STEP_LIMIT).await;
+        answer.ok().map(drop)
     }
 }

@@ -22,11 +22,11 @@ use holdfast_replica::stream::Role;
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::replica::{
-    BlockVersion, Changed, Install, JoinBegin, JoinFinish, ReplicaReply, replica_request,
+    BlockVersion, Changed, JoinBegin, JoinFinish, ReplicaReply, replica_request,
 };
 use holdfast_wire::{Seq, SliceKey};
 
-use crate::heal::Damaged;
+use crate::heal::CopyPlace;
 use crate::owner::{Owner, Phase, ResyncStatus};
 use crate::slice::Slice;
 
@@ -44,6 +44,16 @@ struct Target {
     node: NodeId,
     incarnation: Incarnation,
     session: u64,
+}
+
+impl Target {
+    fn place(&self, key: SliceKey) -> CopyPlace {
+        CopyPlace {
+            node: self.node,
+            session: self.session,
+            key,
+        }
+    }
 }
 
 impl Owner {
@@ -191,7 +201,7 @@ impl Owner {
                 let copied = reply.blocks.len() as u64;
                 let (lost, intact): (Vec<BlockVersion>, Vec<BlockVersion>) =
                     reply.blocks.into_iter().partition(|version| version.lost);
-                self.install(target, key, intact, payload).await?;
+                self.install(target.place(key), intact, payload).await?;
                 self.copy_lost(target, key, source, lost).await?;
                 self.note_resync(target, |status| status.blocks += copied);
             }
@@ -215,37 +225,11 @@ impl Owner {
         }
         let mut sources = self.with_slice(target.slice, |slice| slice.sources_but(source))?;
         sources.retain(|node| *node != target.node);
-        let damaged = Damaged {
-            node: target.node,
-            session: target.session,
-            key,
-            blocks: lost.iter().map(|version| version.block).collect(),
-        };
-        let rest = self.give_back(damaged, sources).await?;
+        let blocks = lost.iter().map(|version| version.block).collect();
+        let copy = target.place(key);
+        let rest = self.give_back(copy, blocks, sources).await?;
         lost.retain(|version| rest.blocks.contains(&version.block));
-        self.install(target, key, lost, Bytes::new()).await
-    }
-
-    async fn install(
-        &self,
-        target: &Target,
-        key: SliceKey,
-        blocks: Vec<BlockVersion>,
-        payload: Bytes,
-    ) -> Option<()> {
-        if blocks.is_empty() {
-            return Some(());
-        }
-        let install = Install {
-            volume: key.volume,
-            slice: key.slice,
-            view: self.view.0,
-            session: target.session,
-            blocks,
-        };
-        let body = replica_request::Body::Install(install);
-        let answer = self.ask(target.node, body, payload, STEP_LIMIT).await;
-        answer.ok().map(drop)
+        self.install(copy, lost, Bytes::new()).await
     }
 
     /// The next changed blocks, from the nearest in-sync copy that can tell.

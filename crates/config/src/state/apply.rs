@@ -97,6 +97,7 @@ impl ClusterState {
             } => self.rotate_secret(volume, chap, now_unix_ms, old_until_unix_ms, revoke),
             Change::MoveVolume { volume, view, to } => self.move_volume(volume, view, to),
         };
+        self.rehome();
         result.unwrap_or_else(Outcome::Refused)
     }
 
@@ -185,7 +186,6 @@ impl ClusterState {
         } else if !was_running {
             self.settle_return(node);
         }
-        self.rehome();
         Ok(Outcome::Done)
     }
 
@@ -282,7 +282,6 @@ impl ClusterState {
             self.growing.remove(&volume);
         }
         self.view.0 += 1;
-        self.rehome();
         Ok(Outcome::Done)
     }
 
@@ -339,7 +338,6 @@ impl ClusterState {
         }
         if removed {
             self.view.0 += 1;
-            self.rehome();
         }
         if last {
             Err(Refusal::LastCopy)

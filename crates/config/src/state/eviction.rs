@@ -6,7 +6,8 @@
 //!
 //! A copy moves once it is out of the in-sync set (its owner in office takes it out, as in-sync
 //! sets change by the owner's word alone), and a node is up that has none of the slice. Until then
-//! it stays where it was, as one that is missing; whatever changes one of the two moves it.
+//! it stays where it was, as one that is missing. So every change is followed by a look at what can
+//! move now.
 
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::VolumeId;
@@ -59,7 +60,6 @@ impl ClusterState {
         }
         self.disk_failures.remove(&node);
         self.settle_down(node);
-        self.rehome();
         Ok(Outcome::Done)
     }
 
@@ -77,6 +77,9 @@ impl ClusterState {
             let record = self.nodes.get(node);
             record.is_none_or(|record| record.status == NodeStatus::Evicted)
         };
+        if !self.nodes.keys().any(evicted) {
+            return;
+        }
         let mut moves = Vec::new();
         for (id, volume) in &self.volumes {
             for (index, slice) in volume.slices.iter().enumerate() {

@@ -117,7 +117,6 @@ impl ClusterState {
         record.size_bytes = growth.size_bytes;
         self.growing.remove(&volume);
         self.view.0 += 1;
-        self.rehome();
         Ok(Outcome::Done)
     }
 }
