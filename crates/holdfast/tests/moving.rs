@@ -10,7 +10,7 @@ use bytes::Bytes;
 use harness::{Initiator, PATIENCE, alone, cluster, holdfast, stderr, stdout, volume};
 use holdfast::fleet::Fleet;
 use holdfast_api::{CreatedVolume, VolumeState, VolumeStatus};
-use holdfast_initiator::{Chap, Command, Error, Secret, Session, SessionOptions, Transfer};
+use holdfast_initiator::{Chap, Command, Error, Load, Secret, Session, SessionOptions, Transfer};
 
 /// The promise is 0.2 s; a machine that is busy with other things gets more. Without the leases
 /// given back it would be the 1.7 s that copies wait for an owner they cannot ask.
@@ -115,12 +115,7 @@ fn an_operator_moves_a_volume_under_load_and_no_initiator_sees_an_error() {
             assert_eq!(optimized(&watcher).await, [to]);
             Initiator::progress(&load, 100).await;
         }
-        let statistics = load.stop().await;
-        assert_eq!(statistics.errors, 0, "{:?}", statistics.last_error);
-        let gap = statistics.gap.longest;
-        println!("I/O stood still for {gap:?}");
-        assert!(gap < GAP_MAX, "I/O stood still for {gap:?}");
-        assert!(initiator.verify().await.is_clean());
+        expect_undisturbed(&initiator, load).await;
 
         // Said once more it is no mistake, and programs get the volume as `show` has it.
         let owner_text = owner.to_string();
@@ -208,11 +203,16 @@ fn a_host_has_the_group_of_its_path_optimized_and_others_are_told_and_held_back(
         assert_eq!(told(&host).await, Some((6, 0x2a, 0x06)));
 
         Initiator::progress(&load, 100).await;
-        let statistics = load.stop().await;
-        assert_eq!(statistics.errors, 0, "{:?}", statistics.last_error);
-        let gap = statistics.gap.longest;
-        println!("I/O stood still for {gap:?}");
-        assert!(gap < GAP_MAX, "I/O stood still for {gap:?}");
-        assert!(initiator.verify().await.is_clean());
+        expect_undisturbed(&initiator, load).await;
     });
+}
+
+/// Ends the load: no initiator saw an error, a long pause, or anything that it did not write.
+async fn expect_undisturbed(initiator: &Initiator, load: Load) {
+    let statistics = load.stop().await;
+    assert_eq!(statistics.errors, 0, "{:?}", statistics.last_error);
+    let gap = statistics.gap.longest;
+    println!("I/O stood still for {gap:?}");
+    assert!(gap < GAP_MAX, "I/O stood still for {gap:?}");
+    assert!(initiator.verify().await.is_clean());
 }

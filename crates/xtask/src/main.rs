@@ -12,6 +12,7 @@
 mod bench;
 mod cluster;
 mod conformance;
+mod figures;
 mod fuzz;
 mod hostile;
 mod idle;

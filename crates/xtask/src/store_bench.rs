@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use serde_json::Value;
 
+use crate::figures::quantile;
 use crate::process::{cargo, find, output_of, run};
 
 const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -178,14 +179,13 @@ fn against_raw(options: &Options, program: &Path, folder: &Path) -> anyhow::Resu
             }
         }
     }
-    let line = |what: &str, mut ratios: Vec<f64>, goal| {
-        ratios.sort_by(f64::total_cmp);
-        let detail = format!("{:.2} to {:.2}", ratios[0], ratios[ratios.len() - 1]);
+    let line = |what: &str, ratios: Vec<f64>, goal| {
+        let share = |share| quantile(ratios.iter().copied(), share);
         Line {
             what: what.into(),
-            found: ratios[ratios.len() / 2],
+            found: share(0.5),
             goal,
-            detail,
+            detail: format!("{:.2} to {:.2}", share(0.0), share(1.0)),
         }
     };
     Ok(vec![

@@ -21,6 +21,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use wait_timeout::ChildExt as _;
 
+use crate::figures::{median, quantile};
 use crate::process::{cargo, find, output_of, release_binary, run, stop_tree};
 use crate::processes::{self, Signal};
 
@@ -236,23 +237,6 @@ fn report(load: &str, subjects: &[Subject], rounds: &Rounds) -> Option<(f64, f64
     Some((ratio(|round| round.iops, 0.5), ratio(Measured::cpu_us, 0.5)))
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    quantile(values, 0.5)
-}
-
-/// The value below which this share of them lies, between two neighbours if need be.
-fn quantile(values: impl Iterator<Item = f64>, share: f64) -> f64 {
-    let mut sorted: Vec<f64> = values.collect();
-    sorted.sort_by(f64::total_cmp);
-    let Some(last) = sorted.len().checked_sub(1) else {
-        return f64::NAN;
-    };
-    let place = share * last as f64;
-    let below = place as usize;
-    let above = (below + 1).min(last);
-    sorted[below] + (sorted[above] - sorted[below]) * place.fract()
-}
-
 /// Builds the initiator's load without verification.
 fn load_program() -> anyhow::Result<PathBuf> {
     let mut build = cargo();
@@ -415,17 +399,6 @@ fn free_ports<const COUNT: usize>() -> anyhow::Result<[String; COUNT]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_median_of_an_even_count_lies_between_the_middle_two() {
-        assert_eq!(median([3.0, 1.0, 2.0].into_iter()), 2.0);
-        assert_eq!(median([4.0, 1.0, 2.0, 3.0].into_iter()), 2.5);
-        let five = [5.0, 1.0, 4.0, 2.0, 3.0];
-        assert_eq!(quantile(five.into_iter(), 0.25), 2.0);
-        assert_eq!(quantile(five.into_iter(), 0.75), 4.0);
-        assert_eq!(quantile([7.0].into_iter(), 0.75), 7.0);
-        assert!(quantile([].into_iter(), 0.5).is_nan());
-    }
 
     #[test]
     fn ports_are_distinct() {

@@ -206,6 +206,16 @@ impl Writer {
         }
     }
 
+    /// Overwrites so many blocks at random of the first `blocks`.
+    async fn overwrite(&mut self, dice: &mut Dice, blocks: u64, count: u64) -> u64 {
+        let mut left = count;
+        self.write(|| {
+            left = left.checked_sub(1)?;
+            Some(dice.below(blocks))
+        })
+        .await
+    }
+
     fn percentile_us(&mut self, share: f64) -> f64 {
         self.latencies.sort_unstable();
         let place = (self.latencies.len() as f64 * share) as usize;
@@ -284,22 +294,13 @@ async fn overwrite(bench: Bench, runtime: Runtime, hot: u64, journal: u64, total
     let mut dice = Dice(1);
     let mut writer = Writer::new(&store, 32, 7);
     // Until the ring has wrapped: then everything is as it stays.
-    let mut left = journal * MIB / BLOCK;
-    let mut next = || {
-        left = left.checked_sub(1)?;
-        Some(dice.below(blocks))
-    };
-    writer.write(&mut next).await;
+    let ring = journal * MIB / BLOCK;
+    writer.overwrite(&mut dice, blocks, ring).await;
     writer.latencies.clear();
     let home_before = bench.home_written();
     let begun = Instant::now();
-    let mut left = total * MIB / BLOCK;
-    let done = writer
-        .write(|| {
-            left = left.checked_sub(1)?;
-            Some(dice.below(blocks))
-        })
-        .await;
+    let total = total * MIB / BLOCK;
+    let done = writer.overwrite(&mut dice, blocks, total).await;
     let took = begun.elapsed().as_secs_f64();
     let home = bench.home_written() - home_before;
     print(&Overwritten {
@@ -337,19 +338,10 @@ async fn amplification(bench: Bench, runtime: Runtime, home: u64) {
     writer.write(|| sequence.next()).await;
     let mut dice = Dice(1);
     // Twice the capacity until the segments are as mixed as they get, then once more.
-    let mut overwritten = async |writer: &mut Writer, count: u64| {
-        let mut left = count;
-        writer
-            .write(|| {
-                left = left.checked_sub(1)?;
-                Some(dice.below(blocks))
-            })
-            .await
-    };
-    overwritten(&mut writer, 2 * blocks).await;
+    writer.overwrite(&mut dice, blocks, 2 * blocks).await;
     let (home_before, collected_before) =
         (bench.home_written(), store.usage().home_collected_bytes);
-    let done = overwritten(&mut writer, 2 * blocks).await;
+    let done = writer.overwrite(&mut dice, blocks, 2 * blocks).await;
     let usage = store.usage();
     let written = bench.home_written() - home_before;
     print(&Amplified {
