@@ -63,14 +63,16 @@ pub(super) struct Doom {
 }
 
 impl Doom {
-    fn draw(random: &Random, mood: Mood, nodes: &[NodeId]) -> Option<Self> {
-        let possible = mood == Mood::Hostile && nodes.len() >= 4;
-        let node = random.pick(nodes).copied();
-        node.filter(|_| random.chance(300_000) && possible)
-            .map(|node| Self {
-                node,
-                after: random.duration(Duration::from_secs(1), Duration::from_secs(25)),
-            })
+    /// Damage may keep the victim from ever starting again. A majority of the config group has
+    /// to be left beside both, or nobody can evict anyone.
+    fn draw(random: &Random, mood: Mood, nodes: &[NodeId], victim: Option<NodeId>) -> Option<Self> {
+        let node = random.pick(nodes).copied()?;
+        let spared = victim.is_none_or(|victim| victim == node);
+        let possible = mood == Mood::Hostile && nodes.len() >= if spared { 4 } else { 5 };
+        (random.chance(300_000) && possible).then(|| Self {
+            node,
+            after: random.duration(Duration::from_secs(1), Duration::from_secs(25)),
+        })
     }
 }
 
@@ -148,7 +150,7 @@ impl Shape {
             think: Duration::from_millis([5, 30, 100][random.below(3) as usize]),
             disturbed_for: random.duration(Duration::from_secs(15), Duration::from_secs(60)),
             nemesis: draw_nemesis(random, mood, nodes.len(), victim.is_some()),
-            doom: Doom::draw(&random.fork("doom"), mood, &nodes),
+            doom: Doom::draw(&random.fork("doom"), mood, &nodes, victim),
             victim,
             journal_bytes: [2, 4, 8][random.below(3) as usize] * MIB,
             // Owners refuse writes while a copy has less than 64 MiB free.
