@@ -69,6 +69,10 @@ pub enum Bug {
     ReuseSegmentEarly,
     /// Recovery follows whatever batch lies there, of an earlier lap too.
     AcceptStaleLap,
+    /// A snapshot of the home's manifest counts although its process died before it was synced.
+    TrustUnsyncedSnapshot,
+    /// Destaging begins before the journal is read in, and takes what is missing for lost.
+    DestageUnread,
     /// The newest delta of the block map is not loaded.
     ForgetDelta,
     /// A merge leaves zeroes out, so that what they covered is there again.
@@ -87,7 +91,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 32] = [
         Self::AcknowledgeBeforeJournal,
         Self::SkipFence,
         Self::SkipLeaseWait,
@@ -111,6 +115,8 @@ impl Bug {
         Self::MoveReplacedBlocks,
         Self::ReuseSegmentEarly,
         Self::AcceptStaleLap,
+        Self::TrustUnsyncedSnapshot,
+        Self::DestageUnread,
         Self::ForgetDelta,
         Self::DropZeroFacts,
         Self::TrustBytes,
@@ -152,7 +158,9 @@ impl Bug {
             | Self::NeverRepeat
             | Self::DestageUnstable
             | Self::SkipHomeSync => Finder::Cluster,
-            Self::AcceptStaleLap => Finder::Store,
+            Self::AcceptStaleLap | Self::TrustUnsyncedSnapshot | Self::DestageUnread => {
+                Finder::Store
+            }
             Self::CountUnsyncedEdit
             | Self::FreeJournalEarly
             | Self::DestageBeforeStable

@@ -16,7 +16,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use holdfast_runtime::{Buffer, PAGE_BYTES};
 
-use crate::encoding::{FieldReader, FieldWriter, block_checksum, plain_checksum};
+use crate::encoding::{FieldReader, FieldWriter, plain_checksum};
 use crate::item::{Item, Kind};
 use crate::record::{BLOCK_BYTES, OperationId, Seq, View};
 
@@ -194,11 +194,11 @@ impl Opening {
         plain_checksum(&covered) == self.checksum
     }
 
-    /// The items of a verified header, with their data verified block by block.
-    pub(crate) fn items(&self, header: &[u8], data: &Bytes) -> Option<Vec<Item>> {
+    /// The items of a verified header; of their data it is known where it lies.
+    pub(crate) fn items(&self, header: &[u8]) -> Option<Vec<Item>> {
         let mut reader = FieldReader::new(header.get(FIXED_BYTES..self.header_bytes)?);
         let mut items = Vec::new();
-        let mut at = 0;
+        let mut at = self.place.position + self.header_pages_bytes() as u64;
         for _ in 0..self.items {
             let code = reader.u32()?;
             let kind = kind_of(code & 0xff)?;
@@ -213,19 +213,12 @@ impl Opening {
             let first_block = reader.u32()?;
             let blocks = reader.u32()?;
             let mut checksums = Vec::new();
-            let mut lost = Vec::new();
-            let start = at;
+            let unread = kind.has_data().then_some(at);
             if kind.has_data() {
-                for index in 0..blocks {
-                    let checksum = reader.u64()?;
-                    let bytes = data.get(at..at + BLOCK_BYTES)?;
-                    lost.push(block_checksum(slice, first_block + index, bytes) != checksum);
-                    checksums.push(checksum);
-                    at += BLOCK_BYTES;
+                for _ in 0..blocks {
+                    checksums.push(reader.u64()?);
                 }
-            }
-            if lost.iter().all(|lost| !lost) {
-                lost.clear();
+                at += u64::from(blocks) * BLOCK_BYTES as u64;
             }
             items.push(Item {
                 kind,
@@ -238,11 +231,13 @@ impl Opening {
                 blocks,
                 relocated: code & 0x100 != 0,
                 checksums: Rc::from(checksums),
-                data: data.slice(start..at),
-                lost,
+                data: Bytes::new(),
+                unread,
+                lost: Vec::new(),
             });
         }
-        Some(items)
+        let end = self.place.position + self.batch_bytes();
+        (at == end).then_some(items)
     }
 
     /// Whether this version of the program knows the batch's format.

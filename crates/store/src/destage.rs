@@ -41,6 +41,10 @@ const AGE_MAX: Duration = Duration::from_secs(30);
 
 /// Runs rounds when the ring fills, when asked, and a while after something became stable.
 pub(crate) async fn run(inner: Rc<Inner>) {
+    // A failure has poisoned the store, which every round asks.
+    if !planted::is_active(Bug::DestageUnread) {
+        let _ = inner.recovered().await;
+    }
     loop {
         inner.pressure.notified().await;
         if !inner.urgent.get() && inner.destageable.get() {
@@ -301,7 +305,8 @@ fn arrival(slice: SliceKey, block: u32, version: Version) -> Arrival {
     let (state, checksum, data) = match version.content {
         Content::Data(data, checksum) => (State::Present, checksum, data),
         Content::Zero => (State::Zero, 0, bytes::Bytes::new()),
-        Content::Unknown => (State::Unknown, 0, bytes::Bytes::new()),
+        // No round begins before all is read in.
+        Content::Unread(_) | Content::Unknown => (State::Unknown, 0, bytes::Bytes::new()),
     };
     Arrival {
         slice,

@@ -12,9 +12,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use holdfast_runtime::planted::{self, Bug};
+
 use crate::home::fact::{Blocks, EXTENT_BLOCKS};
 use crate::item::{Content, Item, Kind};
-use crate::record::{Body, OperationId, Record, Seq, TailEntry, View};
+use crate::record::{BLOCK_BYTES, Body, OperationId, Record, Seq, TailEntry, View};
 
 /// How many operations of a slice are remembered for retries.
 pub(crate) const RECENT_OPERATIONS: usize = 1024;
@@ -214,6 +216,52 @@ impl SliceIndex {
             }
         }
         pins
+    }
+
+    /// Takes in the data of an item that was known by its description, with its data at `at`.
+    pub(crate) fn fill(&mut self, item: &Item, at: u64, unpinned: &mut Vec<u64>) {
+        let forgets = item.is_damaged() && planted::is_active(Bug::DamagedIsAbsent);
+        if let Some(resident) = self.stream.get_mut(&item.seq)
+            && resident.item.unread == Some(at)
+        {
+            resident.item.data = item.data.clone();
+            resident.item.lost.clone_from(&item.lost);
+            resident.item.unread = None;
+            if forgets {
+                unpinned.extend(resident.pinned.then_some(resident.lsn));
+                self.stream.remove(&item.seq);
+            }
+        }
+        for index in 0..item.blocks {
+            let Some(versions) = self.blocks.get_mut(&(item.first_block + index)) else {
+                continue;
+            };
+            let place = at + u64::from(index) * BLOCK_BYTES as u64;
+            let is_it = |version: &Version| match version.content {
+                Content::Unread(in_ring) => in_ring.at == place,
+                Content::Data(..) | Content::Zero | Content::Unknown => false,
+            };
+            if forgets {
+                take(versions, unpinned, is_it);
+            } else if let Some(version) = versions.iter_mut().find(|version| is_it(version)) {
+                version.content = item.content(index);
+                self.has_unknown |= version.content == Content::Unknown;
+            }
+            if versions.is_empty() {
+                self.blocks.remove(&(item.first_block + index));
+            }
+        }
+    }
+
+    /// Whether the data of a record was not read yet.
+    pub(crate) fn is_unread(&self, seq: Seq) -> bool {
+        let resident = self.stream.get(&seq);
+        resident.is_some_and(|resident| resident.item.unread.is_some())
+    }
+
+    /// Whether a record that has this place in the journal may be given up by a takeover.
+    pub(crate) fn is_unstable(&self, item: &Item) -> bool {
+        item.kind.is_stream() && item.seq > self.stable
     }
 
     /// Whether a relocated record found in the journal has its first place there too.

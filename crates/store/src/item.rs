@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
+use crate::encoding::block_checksum;
 use crate::record::{BLOCK_BYTES, OperationId, Seq, SliceKey, View};
 
 /// What an item in the journal is.
@@ -60,6 +61,8 @@ pub(crate) struct Item {
     pub(crate) checksums: Rc<[u64]>,
     /// Block data, for kinds that have it.
     pub(crate) data: Bytes,
+    /// Where in the journal the data begins, in bytes, if it was not read: then `data` is empty.
+    pub(crate) unread: Option<u64>,
     /// Which blocks did not survive; empty when all did.
     pub(crate) lost: Vec<bool>,
 }
@@ -76,21 +79,50 @@ impl Item {
         if self.lost.get(index).copied().unwrap_or(false) {
             return Content::Unknown;
         }
-        let data = self
-            .data
-            .slice(index * BLOCK_BYTES..(index + 1) * BLOCK_BYTES);
-        Content::Data(data, self.checksums[index])
+        let (first, checksum) = (index * BLOCK_BYTES, self.checksums[index]);
+        match self.unread {
+            Some(at) => Content::Unread(InRing {
+                at: at + first as u64,
+                checksum,
+            }),
+            None => Content::Data(self.data.slice(first..first + BLOCK_BYTES), checksum),
+        }
     }
 
     pub(crate) fn is_damaged(&self) -> bool {
         self.lost.iter().any(|lost| *lost)
     }
+
+    /// Takes in the data that was not read yet, and finds out which blocks of it are lost.
+    pub(crate) fn take_in(&mut self, data: Bytes) {
+        let blocks = self.checksums.iter().zip(self.first_block..);
+        let lost = blocks.zip(data.chunks(BLOCK_BYTES));
+        let lost = lost.map(|((checksum, block), bytes)| {
+            block_checksum(self.slice, block, bytes) != *checksum
+        });
+        self.lost = lost.collect();
+        if !self.is_damaged() {
+            self.lost.clear();
+        }
+        self.data = data;
+        self.unread = None;
+    }
+}
+
+/// A block whose bytes are in the journal, and not in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct InRing {
+    /// Its position in the journal, in bytes.
+    pub(crate) at: u64,
+    pub(crate) checksum: u64,
 }
 
 /// What a version makes of its block.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
     Data(Bytes, u64),
+    /// A recovery knows it from the description of its record.
+    Unread(InRing),
     Zero,
     Unknown,
 }

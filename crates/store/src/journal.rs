@@ -28,6 +28,7 @@ use crate::error::StoreError;
 use crate::form::{Claim, Form};
 use crate::item::Item;
 use crate::record::{BLOCK_BYTES, Seq, SliceKey};
+use crate::ring::Ring;
 
 /// Name of the area.
 pub(crate) const AREA: &str = "journal";
@@ -143,6 +144,17 @@ impl Journal {
             in_flight: RefCell::default(),
             progress: Rc::new(Notify::new()),
         }
+    }
+
+    /// For reading what is in the ring.
+    pub(crate) fn ring(&self) -> Ring {
+        Ring::new(self.disk.clone(), self.identity, self.ring_bytes)
+    }
+
+    /// Reads one block of data, unverified.
+    pub(crate) async fn read_block(&self, at: u64) -> Result<Buffer, DiskError> {
+        let offset = RING_AT + at % self.ring_bytes;
+        self.disk.read(offset, BLOCK_BYTES).await
     }
 
     /// Size of the ring and bytes of it in use.

@@ -183,7 +183,8 @@ pub struct RecoveryReport {
     pub facts_copy_lost: bool,
     /// Places in the journal where whole batches are unreadable.
     pub holes: u64,
-    /// Records whose description survived and whose data did not.
+    /// Records above the stable point whose description survived and whose data did not. Below it
+    /// they are found after the start: see [`crate::Store::recovered`].
     pub damaged_records: u64,
     /// Slices that may have lost records in a hole: nothing of them is read until they were
     /// copied again.

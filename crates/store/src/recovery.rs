@@ -8,7 +8,8 @@
 //! | readable | none readable | any | refuse: the promises are lost |
 //!
 //! Recovery reads the map of the home, then replays the journal over them (see
-//! [`crate::scan`] for its cases), leaving out what the facts say is void. Where a hole swallowed
+//! [`crate::scan`] for its cases), leaving out what the facts say is void. Most of the journal's
+//! data is read when the store is open already (see [`crate::read_in`]). Where a hole swallowed
 //! whole batches, a slice whose stream continues behind it without a gap has lost nothing; every
 //! other slice is *suspect*: nothing of it is read until its copy has been made anew, from the
 //! point on that an earlier destage round had brought home.
@@ -31,7 +32,7 @@ use crate::journal::{
 };
 use crate::poison::Poison;
 use crate::record::{CopyState, RecoveryReport, Seq, SliceKey};
-use crate::scan::{Scanned, scan};
+use crate::scan::{Scanned, ScannedBatch, scan};
 use crate::store::{Inner, StoreOptions};
 use crate::writer;
 
@@ -120,7 +121,8 @@ pub(crate) async fn open(
 
     let mut state = state;
     finish_removals(&inner, &mut state).await?;
-    let hole = replay(&inner, &mut state, scanned, &mut report);
+    let hole = replay(&inner, &mut state, &scanned, &mut report);
+    report.damaged_records += read_in_tail(&inner, scanned.batches).await;
     for slice in &home_scan.suspect {
         // Nothing tells since when: all of it has to be compared with another copy.
         state.slices.entry(*slice).or_default().suspect = Some(Seq(0));
@@ -221,6 +223,8 @@ impl Pieces {
             round_ended: Rc::new(Notify::new()),
             bad: RefCell::default(),
             found_bad: Notify::new(),
+            unread: RefCell::default(),
+            read_in: Rc::new(Notify::new()),
         });
         for listener in [
             &inner.journal.wake,
@@ -230,6 +234,7 @@ impl Pieces {
             poison.listen(listener.clone());
         }
         poison.listen(inner.round_ended.clone());
+        poison.listen(inner.read_in.clone());
         inner
     }
 }
@@ -316,7 +321,7 @@ async fn finish_removals(inner: &Inner, state: &mut FactsState) -> Result<(), St
 pub(crate) fn replay(
     inner: &Inner,
     state: &mut FactsState,
-    scanned: Scanned,
+    scanned: &Scanned,
     report: &mut RecoveryReport,
 ) -> bool {
     let mut slices: BTreeMap<SliceKey, SliceIndex> = BTreeMap::new();
@@ -350,10 +355,10 @@ pub(crate) fn replay(
                     Some(_) | None => {}
                 }
             }
-            if planted::is_active(Bug::DamagedIsAbsent) && !item.lost.is_empty() {
+            if planted::is_active(Bug::DamagedIsAbsent) && item.is_damaged() {
                 continue;
             }
-            report.damaged_records += u64::from(!item.lost.is_empty());
+            report.damaged_records += u64::from(item.is_damaged());
             report.records += u64::from(item.kind != Kind::Stable);
             if item.kind.has_data() {
                 inner.home.claim(item.slice, item.first_block, item.blocks);
@@ -412,6 +417,29 @@ pub(crate) fn replay(
     *inner.slices.borrow_mut() = slices;
     *inner.released.borrow_mut() = unpinned;
     scanned.holes > 0
+}
+
+/// Reads the data of records above the stable point, and leaves the rest for later. Returns how
+/// many of those records are damaged.
+async fn read_in_tail(inner: &Inner, batches: Vec<ScannedBatch>) -> u64 {
+    let mut ring = inner.journal.ring();
+    let mut damaged = 0;
+    for ScannedBatch { mut items, .. } in batches {
+        items.retain(|item| item.unread.is_some());
+        let is_tail = {
+            let slices = inner.slices.borrow();
+            items.iter().any(|item| {
+                let index = slices.get(&item.slice);
+                index.is_some_and(|index| index.is_unstable(item))
+            })
+        };
+        if is_tail {
+            damaged += inner.read_in_items(&mut ring, items).await;
+        } else if !items.is_empty() {
+            inner.unread.borrow_mut().push_back(items);
+        }
+    }
+    damaged
 }
 
 /// A hole: every slice may have lost records, from the next that it would have had.

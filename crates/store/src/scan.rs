@@ -1,9 +1,9 @@
 //! Reading the ring after a restart.
 //!
 //! Starting at the tail that the header pages name, the scan follows batches that continue
-//! the chain (numbers only rise). Where that ends it looks ahead over more than the largest batch:
-//! because only one batch is written at a time, a later batch proves that the missing one had
-//! been complete.
+//! the chain (numbers only rise), from header to header. Where that ends it looks ahead over
+//! more than the largest batch: because only one batch is written at a time, a later batch proves
+//! that the missing one had been complete.
 //!
 //! | case | in place of the next batch | later one? | decision |
 //! |---|---|---|---|
@@ -16,7 +16,9 @@
 //! | overwritten end | anything else | only in a wrong place | a hole, and the end |
 //! | ring full | the tail itself | - | end |
 //!
-//! Of a batch with damaged data everything that matches is kept; the rest is unknown.
+//! The data is read and verified later ([`crate::read_in`]), but for that of the last batch, which
+//! tells a torn head from a clean end. Of a batch with damaged data everything that matches is
+//! kept; the rest is unknown.
 //!
 //! A later batch in a wrong place is what a device leaves that misdirects a write: most likely it
 //! lies over the very batch that is missed. What it follows can be told, what it was cannot.
@@ -26,21 +28,15 @@
 
 use std::rc::Rc;
 
-use bytes::Bytes;
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Disk, PAGE_BYTES};
 
-use crate::batch::{BATCH_BYTES_MAX, Opening, SUPPORTED};
+use crate::batch::Opening;
 use crate::error::StoreError;
 use crate::item::Item;
-use crate::journal::{AREA, Header, RING_AT};
+use crate::journal::{Header, RING_AT};
 use crate::record::JournalEnd;
-
-const CHUNK_BYTES: u64 = 1 << 20;
-/// How far beyond an unreadable place a later batch is looked for.
-const LOOK_AHEAD_BYTES: u64 = 2 * BATCH_BYTES_MAX as u64;
-/// What unreadable pages are taken to contain: no structure here begins like that.
-const UNREADABLE: u8 = 0xa5;
+use crate::ring::{Place, Ring};
 
 /// One batch found in the ring.
 pub(crate) struct ScannedBatch {
@@ -73,18 +69,14 @@ pub(crate) struct Scanned {
     pub(crate) previous: u64,
 }
 
-/// Reads all batches from the tail on.
+/// Finds all batches from the tail on by their headers. Of the data only the last batch's is read,
+/// because it alone may be torn.
 pub(crate) async fn scan(
     disk: &Rc<dyn Disk>,
     identity: [u8; 16],
     header: Header,
 ) -> Result<Scanned, StoreError> {
-    let mut ring = Ring {
-        disk,
-        identity,
-        bytes: header.ring_bytes,
-        chunk: None,
-    };
+    let mut ring = Ring::new(disk.clone(), identity, header.ring_bytes);
     let limit = header.tail + header.ring_bytes;
     let mut scanned = Scanned {
         batches: Vec::new(),
@@ -95,8 +87,6 @@ pub(crate) async fn scan(
         next_lsn: header.tail_lsn,
         previous: header.previous,
     };
-    // A batch with damaged data: what follows decides whether it is damaged or torn.
-    let mut undecided: Option<ScannedBatch> = None;
     let mut after_hole = false;
     loop {
         let found = ring.batch(scanned.head, limit).await?;
@@ -107,62 +97,78 @@ pub(crate) async fn scan(
         };
         match found {
             Place::Batch(opening, items) if expected(&opening) => {
-                scanned.batches.extend(undecided.take());
                 let lsn = opening.place.lsn.max(scanned.next_lsn);
-                let batch = ScannedBatch {
+                scanned.batches.push(ScannedBatch {
                     lsn,
                     position: scanned.head,
                     bytes: opening.batch_bytes(),
                     previous: opening.place.previous,
                     items,
                     after_hole: std::mem::take(&mut after_hole),
-                };
-                if batch.items.iter().all(|item| item.lost.is_empty()) {
-                    scanned.batches.push(batch);
-                } else {
-                    undecided = Some(batch);
-                }
+                });
                 scanned.head += opening.batch_bytes();
                 scanned.next_lsn = lsn + 1;
                 scanned.previous = opening.checksum();
             }
             found @ (Place::Batch(..) | Place::Begun | Place::Other) => {
-                if let Some(later) = ring
-                    .look_ahead(scanned.head, scanned.next_lsn, limit)
-                    .await?
-                {
-                    scanned.batches.extend(undecided.take());
-                    scanned.holes += 1;
-                    after_hole = true;
-                    scanned.head = later.place.position;
-                    scanned.next_lsn = later.place.lsn;
-                    scanned.previous = later.place.previous;
-                    continue;
-                }
-                let from = undecided
-                    .as_ref()
-                    .map_or(scanned.head, |torn| torn.position);
-                if let Some(lsn) = ring.misplaced(from, scanned.next_lsn, limit).await? {
-                    let is_next = undecided.is_some() && lsn == scanned.next_lsn;
-                    scanned.batches.extend(undecided.take());
-                    scanned.holes += u64::from(!is_next);
-                    scanned.ends_in_hole = !is_next;
-                    // What is written from here on is newer than what lies there.
-                    scanned.next_lsn = lsn + 1;
+                let (head, next_lsn) = (scanned.head, scanned.next_lsn);
+                let Some(later) = ring.look_ahead(head, next_lsn, limit).await? else {
+                    if matches!(found, Place::Begun) {
+                        scanned.end = JournalEnd::TornHead;
+                    }
+                    decide_end(&mut ring, &mut scanned, limit).await?;
                     return Ok(scanned);
-                }
-                if let Some(torn) = undecided {
-                    scanned.end = JournalEnd::TornHead;
-                    scanned.head = torn.position;
-                    scanned.next_lsn = torn.lsn;
-                    scanned.previous = torn.previous;
-                } else if matches!(found, Place::Begun) {
-                    scanned.end = JournalEnd::TornHead;
-                }
-                return Ok(scanned);
+                };
+                scanned.holes += 1;
+                after_hole = true;
+                scanned.head = later.place.position;
+                scanned.next_lsn = later.place.lsn;
+                scanned.previous = later.place.previous;
             }
         }
     }
+}
+
+/// Nothing intact follows the last batch. Decides whether it is torn itself, and whether something
+/// went astray that should follow.
+async fn decide_end(ring: &mut Ring, scanned: &mut Scanned, limit: u64) -> Result<(), StoreError> {
+    if let Some(last) = scanned.batches.last_mut() {
+        ring.read_data(&mut last.items).await;
+    }
+    let is_damaged = |batch: &mut ScannedBatch| batch.items.iter().any(Item::is_damaged);
+    let damaged = scanned.batches.pop_if(is_damaged);
+    let from = damaged
+        .as_ref()
+        .map_or(scanned.head, |batch| batch.position);
+    if let Some(lsn) = ring.misplaced(from, scanned.next_lsn, limit).await? {
+        let is_next = damaged.is_some() && lsn == scanned.next_lsn;
+        scanned.batches.extend(damaged);
+        scanned.holes += u64::from(!is_next);
+        scanned.ends_in_hole = !is_next;
+        scanned.end = JournalEnd::Clean;
+        // What is written from here on is newer than what lies there.
+        scanned.next_lsn = lsn + 1;
+    } else if let Some(torn) = damaged {
+        scanned.end = JournalEnd::TornHead;
+        scanned.head = torn.position;
+        scanned.next_lsn = torn.lsn;
+        scanned.previous = torn.previous;
+    }
+    Ok(())
+}
+
+/// The same with the data of all batches.
+pub(crate) async fn scan_whole(
+    disk: &Rc<dyn Disk>,
+    identity: [u8; 16],
+    header: Header,
+) -> Result<Scanned, StoreError> {
+    let mut scanned = scan(disk, identity, header).await?;
+    let mut ring = Ring::new(disk.clone(), identity, header.ring_bytes);
+    for batch in &mut scanned.batches {
+        ring.read_data(&mut batch.items).await;
+    }
+    Ok(scanned)
 }
 
 /// Reads the ring without its header pages: from the oldest batch that the newer ones have not
@@ -170,12 +176,7 @@ pub(crate) async fn scan(
 pub(crate) async fn scan_all(disk: &Rc<dyn Disk>, identity: [u8; 16]) -> Option<(Header, Scanned)> {
     let file_bytes = disk.size_bytes().checked_sub(RING_AT)?;
     let mut found = Vec::new();
-    let mut ring = Ring {
-        disk,
-        identity,
-        bytes: file_bytes,
-        chunk: None,
-    };
+    let mut ring = Ring::new(disk.clone(), identity, file_bytes);
     let mut at = 0;
     while at < file_bytes {
         let page = ring.read(at, PAGE_BYTES).await;
@@ -214,162 +215,6 @@ pub(crate) async fn scan_all(disk: &Rc<dyn Disk>, identity: [u8; 16]) -> Option<
         previous: oldest.previous,
         home_edits: 0,
     };
-    let scanned = scan(disk, identity, header).await.ok()?;
+    let scanned = scan_whole(disk, identity, header).await.ok()?;
     Some((header, scanned))
-}
-
-/// What lies at a position.
-enum Place {
-    /// A batch of this lap with an intact header.
-    Batch(Opening, Vec<Item>),
-    /// The first page of a batch of this lap, whose header is incomplete.
-    Begun,
-    /// Nothing of this lap.
-    Other,
-}
-
-struct Ring<'a> {
-    disk: &'a Rc<dyn Disk>,
-    identity: [u8; 16],
-    bytes: u64,
-    chunk: Option<(u64, Bytes)>,
-}
-
-impl Ring<'_> {
-    async fn batch(&mut self, position: u64, limit: u64) -> Result<Place, StoreError> {
-        if position >= limit {
-            return Ok(Place::Other);
-        }
-        let Some((opening, header)) = self.header(position, limit).await? else {
-            let page = self.read(position, PAGE_BYTES).await;
-            let begun = Opening::read(self.identity, &page)
-                .is_some_and(|opening| opening.place.position == position);
-            return Ok(if begun { Place::Begun } else { Place::Other });
-        };
-        let data_at = position + opening.header_pages_bytes() as u64;
-        let data_bytes = opening.batch_bytes() as usize - opening.header_pages_bytes();
-        let data = self.read(data_at, data_bytes).await;
-        Ok(match opening.items(&header, &data) {
-            Some(items) => Place::Batch(opening, items),
-            None => Place::Begun,
-        })
-    }
-
-    /// A batch header of this lap at `position`, if it is intact.
-    async fn header(
-        &mut self,
-        position: u64,
-        limit: u64,
-    ) -> Result<Option<(Opening, Bytes)>, StoreError> {
-        let belongs = |opening: &Opening| {
-            let is_here =
-                opening.place.position == position || planted::is_active(Bug::AcceptStaleLap);
-            is_here && position + opening.batch_bytes() <= limit
-        };
-        self.header_if(position, belongs).await
-    }
-
-    /// A batch header at `position`, if it is intact and `is_wanted`.
-    async fn header_if(
-        &mut self,
-        position: u64,
-        is_wanted: impl Fn(&Opening) -> bool,
-    ) -> Result<Option<(Opening, Bytes)>, StoreError> {
-        let page = self.read(position, PAGE_BYTES).await;
-        let Some(opening) = Opening::read(self.identity, &page).filter(is_wanted) else {
-            return Ok(None);
-        };
-        let header = self.read(position, opening.header_pages_bytes()).await;
-        if !opening.verify(&header) {
-            return Ok(None);
-        }
-        if !opening.is_supported() {
-            let found = opening.version;
-            return Err(StoreError::Version {
-                area: AREA,
-                found,
-                supported: SUPPORTED,
-            });
-        }
-        Ok(Some((opening, header)))
-    }
-
-    /// The first intact header behind `position` with a number above `lsn`.
-    async fn look_ahead(
-        &mut self,
-        position: u64,
-        lsn: u64,
-        limit: u64,
-    ) -> Result<Option<Opening>, StoreError> {
-        let end = limit.min(position + LOOK_AHEAD_BYTES);
-        let mut at = position + PAGE_BYTES as u64;
-        while at < end {
-            if let Some((opening, _)) = self.header(at, limit).await?
-                && opening.place.lsn > lsn
-            {
-                return Ok(Some(opening));
-            }
-            at += PAGE_BYTES as u64;
-        }
-        Ok(None)
-    }
-
-    /// The highest number from `lsn_min` on of a batch whose header lies, from `position` on,
-    /// where it does not belong in any lap.
-    async fn misplaced(
-        &mut self,
-        position: u64,
-        lsn_min: u64,
-        limit: u64,
-    ) -> Result<Option<u64>, StoreError> {
-        let (ring, end) = (self.bytes, limit.min(position + LOOK_AHEAD_BYTES));
-        let mut newest = None;
-        for at in (position..end).step_by(PAGE_BYTES) {
-            let is_wanted = |opening: &Opening| {
-                opening.place.position % ring != at % ring && opening.place.lsn >= lsn_min
-            };
-            let found = self.header_if(at, is_wanted).await?;
-            newest = newest.max(found.map(|(opening, _)| opening.place.lsn));
-        }
-        Ok(newest)
-    }
-
-    /// Reads at a position, around the ring's end; unreadable pages match no checksum.
-    async fn read(&mut self, position: u64, len: usize) -> Bytes {
-        let start = position % self.bytes;
-        if let Some((chunk_at, chunk)) = &self.chunk {
-            let within = start.checked_sub(*chunk_at).map(|within| within as usize);
-            if let Some(within) = within.filter(|within| within + len <= chunk.len()) {
-                return chunk.slice(within..within + len);
-            }
-        }
-        if start + len as u64 > self.bytes {
-            let first = (self.bytes - start) as usize;
-            let mut joined = self.read_plain(start, first).await.to_vec();
-            joined.extend_from_slice(&self.read_plain(0, len - first).await);
-            return Bytes::from(joined);
-        }
-        let chunk_len = (CHUNK_BYTES.min(self.bytes - start) as usize).max(len);
-        let chunk = self.read_plain(start, chunk_len).await;
-        let wanted = chunk.slice(..len);
-        self.chunk = Some((start, chunk));
-        wanted
-    }
-
-    async fn read_plain(&self, start: u64, len: usize) -> Bytes {
-        if len == 0 {
-            return Bytes::new();
-        }
-        if let Ok(buffer) = self.disk.read(RING_AT + start, len).await {
-            return Bytes::from(buffer);
-        }
-        let mut bytes = vec![UNREADABLE; len];
-        for (number, page) in bytes.chunks_mut(PAGE_BYTES).enumerate() {
-            let offset = RING_AT + start + (number * PAGE_BYTES) as u64;
-            if let Ok(buffer) = self.disk.read(offset, PAGE_BYTES).await {
-                page.copy_from_slice(&buffer);
-            }
-        }
-        Bytes::from(bytes)
-    }
 }

@@ -1,7 +1,7 @@
 //! The store of one node: what the layers above call.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use crate::home::Home;
 use crate::index::SliceIndex;
 use crate::journal::Journal;
 use crate::poison::Poison;
+use crate::read_in::{self, Unread};
 use crate::record::{
     BLOCK_BYTES, CopiedBlock, CopyState, OperationId, Record, RecoveryReport, Seq, SliceKey,
     TailEntry, Usage, View,
@@ -83,10 +84,15 @@ pub(crate) struct Inner {
     pub(crate) bad: RefCell<BTreeSet<(SliceKey, u32)>>,
     /// One was added.
     pub(crate) found_bad: Notify,
+    /// Batches of the journal whose data was not read yet, in its order.
+    pub(crate) unread: RefCell<VecDeque<Unread>>,
+    /// Signalled to all when there is none any more and when the store is poisoned.
+    pub(crate) read_in: Rc<Notify>,
 }
 
 impl Store {
-    /// Opens the store, creating it if the directory holds none, and recovers it.
+    /// Opens the store, creating it if the directory holds none, and recovers it. What the journal
+    /// holds of data is read while the store serves already: see [`Store::recovered`].
     ///
     /// # Errors
     ///
@@ -102,6 +108,7 @@ impl Store {
         tasks.add(runtime.spawn("store facts", inner.facts.clone().run()));
         tasks.add(runtime.spawn("store journal", writer::run(inner.clone())));
         tasks.add(runtime.spawn("store destage", destage::run(inner.clone())));
+        tasks.add(runtime.spawn("store read-in", read_in::run(inner.clone())));
         Ok((
             Rc::new(Self {
                 inner,
@@ -109,6 +116,17 @@ impl Store {
             }),
             report,
         ))
+    }
+
+    /// Resolves when all of what the journal held at the start has been read and verified. Until
+    /// then reads of it cost a disk read each, nothing is destaged, and whatever has to know which
+    /// blocks are lost waits.
+    ///
+    /// # Errors
+    ///
+    /// `Poisoned`.
+    pub async fn recovered(&self) -> Result<(), StoreError> {
+        self.inner.recovered().await
     }
 
     /// Returns the failed write or sync that stopped the store, once there is one: from then on
@@ -214,6 +232,13 @@ impl Store {
         view: View,
         seq: Seq,
     ) -> Result<Option<Record>, StoreError> {
+        let is_unread = |inner: &Inner| {
+            let slices = inner.slices.borrow();
+            slices.get(&slice).is_some_and(|index| index.is_unread(seq))
+        };
+        if is_unread(&self.inner) {
+            self.inner.recovered().await?;
+        }
         let slices = self.inner.slices.borrow();
         let Some(index) = slices.get(&slice) else {
             return Ok(None);
@@ -263,6 +288,7 @@ impl Store {
         slice: SliceKey,
         blocks: Vec<CopiedBlock>,
     ) -> Result<(), StoreError> {
+        self.inner.recovered().await?;
         let numbers: Vec<u32> = blocks.iter().map(|copied| copied.block).collect();
         let submitted = self.inner.submit_copies(slice, blocks).await?;
         submitted.outcome().await?;
@@ -279,6 +305,8 @@ impl Store {
         from_block: u32,
         limit: usize,
     ) -> Vec<(u32, View, Seq)> {
+        // A store that is poisoned knows less, and is about to be restarted.
+        let _ = self.inner.recovered().await;
         self.inner
             .changed_since(slice, after, from_block, limit)
             .await
@@ -294,6 +322,7 @@ impl Store {
         slice: SliceKey,
         blocks: &[u32],
     ) -> Result<Vec<CopiedBlock>, StoreError> {
+        self.inner.recovered().await?;
         self.inner.read_versions(slice, blocks).await
     }
 

@@ -498,6 +498,7 @@ fn item_of(record: Record) -> Item {
         relocated: false,
         checksums,
         data,
+        unread: None,
         lost: Vec::new(),
     }
 }
@@ -524,6 +525,7 @@ fn copied_item(slice: SliceKey, copied: CopiedBlock) -> Item {
         relocated: false,
         checksums,
         data,
+        unread: None,
         lost: Vec::new(),
     }
 }

@@ -9,7 +9,7 @@ use crate::error::StoreError;
 use crate::home::fact::{EXTENT_BLOCKS, Fact, State};
 use crate::home::matches;
 use crate::index::Version;
-use crate::item::Content;
+use crate::item::{Content, InRing};
 use crate::record::{BLOCK_BYTES, Copied, CopiedBlock, CopyState, Seq, SliceKey, View};
 use crate::store::Inner;
 
@@ -24,6 +24,7 @@ pub(crate) struct Found {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Source {
     Memory(Bytes),
+    Journal(InRing),
     Zero,
     Unknown,
     Home(Fact),
@@ -49,6 +50,7 @@ impl Found {
             {
                 let source = match version.content {
                     Content::Data(data, _) => Source::Memory(data),
+                    Content::Unread(in_ring) => Source::Journal(in_ring),
                     Content::Zero => Source::Zero,
                     Content::Unknown => Source::Unknown,
                 };
@@ -197,7 +199,7 @@ impl Inner {
             .zip(first_block..)
             .zip(read.chunks(BLOCK_BYTES))
             .all(|((found, block), bytes)| {
-                home_fact(found).is_some_and(|fact| matches(slice, block, fact, bytes))
+                home_fact(found).is_some_and(|fact| matches(slice, block, fact.checksum, bytes))
             });
         Ok(good.then(|| Bytes::from(read)))
     }
@@ -221,10 +223,20 @@ impl Inner {
                     self.note_bad(slice, block);
                     return Err(StoreError::Damaged { slice, block });
                 }
+                Source::Journal(place) => {
+                    if let Ok(bytes) = self.journal.read_block(place.at).await
+                        && matches(slice, block, place.checksum, &bytes)
+                    {
+                        return Ok(Some(Bytes::from(bytes)));
+                    }
+                    // Whoever reads all of it in decides whether it is lost.
+                    self.recovered().await?;
+                    found = self.newest_stable(slice, block).await;
+                }
                 Source::Home(fact) => {
                     let read = self.home.read(fact.place.page, 1).await;
                     let cause = match read {
-                        Ok(bytes) if matches(slice, block, fact, &bytes) => {
+                        Ok(bytes) if matches(slice, block, fact.checksum, &bytes) => {
                             return Ok(Some(Bytes::from(bytes)));
                         }
                         Ok(_) => None,

@@ -41,6 +41,8 @@ pub struct Verified {
 impl Store {
     /// Verifies the first extent at or after `from` of which the home knows anything.
     pub async fn verify(&self, from: Option<VerifyPosition>) -> Verified {
+        // A store that is poisoned knows less, and is about to be restarted.
+        let _ = self.inner.recovered().await;
         let from = from.map_or(ExtentKey::LOWEST, |from| ExtentKey {
             slice: from.slice,
             extent: from.extent,

@@ -162,6 +162,7 @@ fn stable_item(slice: SliceKey, stable: Seq) -> Item {
         relocated: false,
         checksums: Rc::from([]),
         data: Bytes::new(),
+        unread: None,
         lost: Vec::new(),
     }
 }

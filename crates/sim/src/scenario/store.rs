@@ -183,6 +183,14 @@ impl Scene {
             Err(error) => return self.failed(&error),
         };
         self.starts.set(self.starts.get() + 1);
+        // Now and then everything has to go home at once, as if the node were about to be stopped.
+        let is_hasty = runtime.random_below(4) == 0;
+        let hasty = async {
+            match is_hasty {
+                true => store.flush().await,
+                false => Ok(()),
+            }
+        };
         let drivers = (0..SLICES).map(|slice| {
             let driver = Driver {
                 scene: self.clone(),
@@ -193,7 +201,8 @@ impl Scene {
             };
             driver.drive()
         });
-        for ended in join_all(drivers).await {
+        let (flushed, ended) = futures::join!(hasty, join_all(drivers));
+        for ended in ended.into_iter().chain([flushed]) {
             if let Err(error) = ended {
                 self.failed(&error);
             }

@@ -143,7 +143,7 @@ impl Home {
                 (fact.seq, fact.checksum) = (entry.seq, entry.checksum);
             }
             let key = ExtentKey::of(entry.slice, entry.block);
-            if matches(entry.slice, entry.block, &fact, &data) {
+            if matches(entry.slice, entry.block, fact.checksum, &data) {
                 facts.push((key, fact));
                 outgoing.push(Outgoing { entry, data });
             } else {

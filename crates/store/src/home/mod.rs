@@ -468,7 +468,7 @@ fn forget(draft: &mut Draft<'_>, fact: &Fact) {
     }
 }
 
-/// Whether `bytes` are what `fact` describes.
-pub(crate) fn matches(slice: SliceKey, block: u32, fact: &Fact, bytes: &[u8]) -> bool {
-    block_checksum(slice, block, bytes) == fact.checksum || planted::is_active(Bug::TrustBytes)
+/// Whether `bytes` are those of a block with this checksum.
+pub(crate) fn matches(slice: SliceKey, block: u32, checksum: u64, bytes: &[u8]) -> bool {
+    block_checksum(slice, block, bytes) == checksum || planted::is_active(Bug::TrustBytes)
 }

@@ -122,7 +122,7 @@ impl Inspection {
             home,
         };
         let inner = pieces.assembled(&scanned);
-        let hole = replay(&inner, &mut state, scanned, &mut RecoveryReport::default());
+        let hole = replay(&inner, &mut state, &scanned, &mut RecoveryReport::default());
         for index in inner.slices.borrow_mut().values_mut() {
             index.stable = index.stable.max(index.durable);
         }

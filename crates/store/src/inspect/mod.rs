@@ -33,7 +33,7 @@ use crate::home::inspect::HomeImage;
 pub use crate::home::inspect::Space;
 use crate::journal::Header;
 use crate::record::{CopyState, SliceKey};
-use crate::scan::{Scanned, scan, scan_all};
+use crate::scan::{Scanned, scan_all, scan_whole};
 use crate::{StoreError, home, journal};
 
 /// How to look at a store.
@@ -116,7 +116,7 @@ impl Inspection {
     async fn journal_image(&self) -> Option<JournalImage> {
         let disk: Rc<dyn Disk> = Rc::new(self.journal.clone());
         if let Some(header) = self.headers.journal() {
-            let scanned = scan(&disk, self.identity, header).await.ok()?;
+            let scanned = scan_whole(&disk, self.identity, header).await.ok()?;
             return Some(JournalImage { header, scanned });
         }
         let (header, mut scanned) = scan_all(&disk, self.identity).await?;

@@ -248,6 +248,9 @@ fn a_misdirected_write_is_named_with_what_it_was() {
         let (directory, store) = lived_in(&runtime).await;
         let from = store.place_of(SLICE, 20).await.unwrap();
         let to = store.place_of(SLICE, 21).await.unwrap();
+        let of_the_map = store.map_places()[2][0];
+        drop(store);
+        directory.kill();
         let bytes = directory.peek("home", from, BLOCK_BYTES);
         directory.poke("home", to, &bytes);
         let report = checked(&runtime, &directory).await;
@@ -256,7 +259,7 @@ fn a_misdirected_write_is_named_with_what_it_was() {
         let what = &report.findings[0].what;
         assert!(what.contains("block 20 of volume 7 slice 2"), "{what}");
         // A page of the map over a block.
-        let page = directory.peek("home", store.map_places()[2][0], BLOCK_BYTES);
+        let page = directory.peek("home", of_the_map, BLOCK_BYTES);
         directory.poke("home", to, &page);
         let report = checked(&runtime, &directory).await;
         assert_eq!(kinds(&report), [FindingKind::BlockMisdirected]);

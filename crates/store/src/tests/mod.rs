@@ -6,6 +6,7 @@ mod damage;
 mod golden;
 mod home;
 mod inspect;
+mod read_in;
 mod resync;
 mod verify;
 

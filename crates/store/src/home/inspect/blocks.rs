@@ -117,7 +117,9 @@ impl Home {
                 tally.verified += 1;
                 *tally.in_use.entry(segment).or_default() += 1;
                 let instead = match page {
-                    Ok(bytes) if matches(one.slice, one.block, &one.fact, bytes) => continue,
+                    Ok(bytes) if matches(one.slice, one.block, one.fact.checksum, bytes) => {
+                        continue;
+                    }
                     Ok(bytes) if bytes.iter().all(|byte| *byte == 0) => Instead::Zeroes,
                     Ok(bytes) => Instead::Bytes(Some(bytes.clone())),
                     Err(error) => Instead::Unreadable(error.clone()),

@@ -4,8 +4,9 @@
 //! * the stream has every acknowledged record and none that was not submitted, each as it was
 //!   submitted; a truncation happened wholly or not at all;
 //! * the stable point is not above the one that was announced;
-//! * every block reads as its records say: at the stable point, after a takeover at the stream's
-//!   end, and again when everything is at home, in tables, and in other segments;
+//! * every block reads as its records say: at the stable point before and after the journal is
+//!   read in, after a takeover at the stream's end, and again when everything is at home, in
+//!   tables, and in other segments;
 //! * every block that the journal holds data for has room, the home's counts of what refers to
 //!   its segments are right, and once everything is at home just that takes space.
 
@@ -73,6 +74,12 @@ pub(super) async fn judge(
     let announced = stable.max(promise.stable.min(last));
     store.set_stable(SLICE, Seq(announced));
     judge_blocks(&store, &decided, announced, "").await?;
+    let recovered = store.recovered().await;
+    recovered.map_err(|error| format!("not read in: {error}"))?;
+    if store.damaged() {
+        return Err("a crash is no damage to the journal's data".to_owned());
+    }
+    judge_blocks(&store, &decided, announced, " once all is read in").await?;
     decided.stable = last;
     promises.push(Promise {
         from_event: directory.recorded(),
