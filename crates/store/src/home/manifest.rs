@@ -10,7 +10,10 @@
 //! Edits have numbers without gaps. When a region is full, and whenever the home is opened, the
 //! other one gets a snapshot with the next generation, and only when that is durable this one an
 //! entry that says so. When it is opened, because of the last edit: if its sync failed, the edit
-//! may be read until the machine loses its power, and no later sync makes it durable.
+//! may be read until the machine loses its power, and no later sync makes it durable. The same
+//! holds for a snapshot that nothing vouches for, neither an edit behind it nor the other region:
+//! its process died before it was synced. It is written once more in its place, or the only
+//! durable one would be overwritten while this one is not.
 //!
 //! | newest region with a readable snapshot | the other one | decision at open |
 //! |---|---|---|
@@ -223,11 +226,10 @@ impl Manifest {
             let bytes = read_region(&disk, geometry, generation).await?;
             regions.push(Region::read(identity, &bytes)?);
         }
-        let newest = regions
-            .iter()
-            .flatten()
-            .max_by_key(|region| region.generation);
-        let Some(newest) = newest else {
+        let mut regions: Vec<Region> = regions.into_iter().flatten().collect();
+        regions.sort_by_key(|region| region.generation);
+        let older = |region: &Region| regions.iter().rev().nth(1).filter(|_| region.has_no_edit());
+        let Some(newest) = regions.last() else {
             if may_create {
                 return Self::create(disk, identity).await;
             }
@@ -251,6 +253,15 @@ impl Manifest {
             number: Cell::new(newest.number),
             layout: RefCell::new(newest.layout.clone()),
         };
+        let unvouched = older(newest).filter(|older| !older.is_continued);
+        if let Some(older) = unvouched
+            && !planted::is_active(Bug::TrustUnsyncedSnapshot)
+        {
+            manifest.write_snapshot(newest.generation).await?;
+            manifest
+                .end_region(older.generation, older.filled, older.number)
+                .await?;
+        }
         let segments = geometry.segments_in(manifest.disk.size_bytes()) as usize;
         let mut restored = newest.layout.clone();
         let known = restored.segments.len().max(segments);
@@ -359,21 +370,24 @@ impl Manifest {
 
     /// Goes on in the other region, with `layout` as its snapshot.
     async fn move_on(&self, layout: Layout, number: u64) -> Result<(), DiskError> {
-        let old_at = self.geometry.region_at(self.generation.get()) + self.filled.get();
+        let (old, old_filled) = (self.generation.get(), self.filled.get());
         let old_number = self.number.get();
         *self.layout.borrow_mut() = layout;
         self.number.set(number);
-        let generation = self.generation.get() + 1;
-        self.write_snapshot(generation).await?;
+        self.write_snapshot(old + 1).await?;
+        self.end_region(old, old_filled, old_number).await
+    }
+
+    /// Says behind a region's last edit that the state goes on in the other one.
+    async fn end_region(&self, generation: u64, filled: u64, number: u64) -> Result<(), DiskError> {
         let continued = Entry {
             kind: EntryKind::Continued,
-            generation: generation - 1,
-            number: old_number + 1,
+            generation,
+            number: number + 1,
             body: Vec::new(),
         };
-        self.disk
-            .write(old_at, continued.encode(self.identity))
-            .await?;
+        let at = self.geometry.region_at(generation) + filled;
+        self.disk.write(at, continued.encode(self.identity)).await?;
         self.disk.sync().await
     }
 
@@ -404,6 +418,7 @@ impl Manifest {
 struct Region {
     generation: u64,
     layout: Layout,
+    snapshot_number: u64,
     number: u64,
     filled: u64,
     is_continued: bool,
@@ -425,6 +440,7 @@ impl Region {
         let mut region = Self {
             generation: first.generation,
             layout,
+            snapshot_number: first.number,
             number: first.number,
             filled: first.bytes(),
             is_continued: false,
@@ -457,6 +473,10 @@ impl Region {
                 }
             }
         }
+    }
+
+    fn has_no_edit(&self) -> bool {
+        self.number == self.snapshot_number
     }
 
     fn is_next(&self, entry: &Entry) -> bool {
