@@ -41,6 +41,10 @@ pub struct Verified {
 impl Store {
     /// Verifies the first extent at or after `from` of which the home knows anything.
     pub async fn verify(&self, from: Option<VerifyPosition>) -> Verified {
+        if from.is_none() {
+            // What a reader left behind before this verification began proves nothing of now.
+            self.inner.home.forget_ahead();
+        }
         let from = from.map_or(ExtentKey::LOWEST, |from| ExtentKey {
             slice: from.slice,
             extent: from.extent,
