@@ -489,6 +489,20 @@ impl Store {
         collected.map_err(|error| self.inner.poison.set(error))
     }
 
+    /// Whether leaves of the block map are read ahead, and how many facts each of the two
+    /// generations of their cache has at most, for measurements.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn set_leaf_reads(&self, ahead: bool, cached_facts: Option<usize>) {
+        self.inner.home.set_leaf_reads(ahead, cached_facts);
+    }
+
+    /// Bytes of leaves of the block map in memory, those on their way included, and the bound of
+    /// that, for measurements.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn leaf_memory(&self) -> (usize, usize) {
+        self.inner.home.leaf_memory()
+    }
+
     /// Moves everything stable into the home.
     pub async fn flush(&self) -> Result<(), StoreError> {
         destage::flush(&self.inner).await

@@ -43,6 +43,10 @@ impl Store {
     pub async fn verify(&self, from: Option<VerifyPosition>) -> Verified {
         // A store that is poisoned knows less, and is about to be restarted.
         let _ = self.inner.recovered().await;
+        if from.is_none() {
+            // What a reader left behind before this verification began proves nothing of now.
+            self.inner.home.forget_ahead();
+        }
         let from = from.map_or(ExtentKey::LOWEST, |from| ExtentKey {
             slice: from.slice,
             extent: from.extent,

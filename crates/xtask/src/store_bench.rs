@@ -17,6 +17,9 @@ use crate::process::{cargo, find, output_of, run};
 const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
 const RUN_LIMIT: Duration = Duration::from_secs(15 * 60);
 
+/// Facts of one of the two generations of a small cache of leaves: with a table's it is full.
+const CACHED_FACTS_FEW: &str = "16384";
+
 /// What to measure.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
@@ -131,6 +134,7 @@ fn measure(options: &Options, program: &Path, folder: &Path) -> anyhow::Result<V
     });
     let mapped_gib = options.mapped_gib.to_string();
     ours(&["make-map", &mapped_gib])?;
+    lines.extend(through_map(&mapped_gib, &ours)?);
     let map = ours(&["read-map", &mapped_gib])?;
     lines.push(Line {
         what: "MiB of memory per TiB mapped at 4 KiB".into(),
@@ -153,6 +157,69 @@ fn measure(options: &Options, program: &Path, folder: &Path) -> anyhow::Result<V
         found: number(&freed, "seconds_until_free")?,
         goal: ("<=", 60.0),
         detail: format!("{:.0} MiB", number(&freed, "filled_mib")?),
+    });
+    Ok(lines)
+}
+
+/// The map in order and here and there, with read-ahead and without, on this disk and on slower
+/// ones.
+fn through_map(
+    mapped_gib: &str,
+    ours: &dyn Fn(&[&str]) -> anyhow::Result<Value>,
+) -> anyhow::Result<Vec<Line>> {
+    let both = |measurement: &str, latency_us: &str, cached_facts: &str| {
+        let one = |ahead| ours(&[measurement, mapped_gib, ahead, latency_us, cached_facts]);
+        Ok::<_, anyhow::Error>((one("0")?, one("1")?))
+    };
+    let mut lines = Vec::new();
+    let devices = [
+        ("this disk", "0", 1.5),
+        ("reads of 0.1 ms", "100", 4.0),
+        ("reads of 5 ms", "5000", 8.0),
+    ];
+    for (device, latency_us, goal) in devices {
+        let (plain, ahead) = both("walk-map", latency_us, "0")?;
+        let figure = |name| Ok::<_, anyhow::Error>((number(&plain, name)?, number(&ahead, name)?));
+        let (seconds, reads) = (figure("seconds")?, figure("disk_reads")?);
+        let (processor, resident) = (figure("processor_seconds")?, figure("resident_mib")?);
+        lines.push(Line {
+            what: format!("map in order: times faster with read-ahead, {device}"),
+            found: seconds.0 / seconds.1,
+            goal: (">=", goal),
+            detail: format!(
+                "{:.2} s and {:.2} s, {} reads and {}, processor {:.2} s and {:.2} s, \
+                 memory {:.0} MiB and {:.0} MiB",
+                seconds.0,
+                seconds.1,
+                reads.0,
+                reads.1,
+                processor.0,
+                processor.1,
+                resident.0,
+                resident.1
+            ),
+        });
+    }
+    // With a cache that holds little more than what is on its way.
+    let (plain, ahead) = both("walk-map", "0", CACHED_FACTS_FEW)?;
+    let more = number(&ahead, "held_mib")? - number(&plain, "held_mib")?;
+    lines.push(Line {
+        what: "MiB more that are held for read-ahead".into(),
+        found: more,
+        goal: ("<=", 4.5),
+        detail: format!(
+            "{:.1} MiB held, of {:.1} MiB at most; {:.2} s",
+            number(&ahead, "held_mib")?,
+            number(&ahead, "bound_mib")?,
+            number(&ahead, "seconds")?
+        ),
+    });
+    let (plain, ahead) = both("jump-map", "0", "0")?;
+    lines.push(Line {
+        what: "disk reads of cold reads here and there, over those without".into(),
+        found: number(&ahead, "disk_reads")? / number(&plain, "disk_reads")?,
+        goal: ("<=", 1.0),
+        detail: format!("{:.2} each", number(&ahead, "disk_reads_each")?),
     });
     Ok(lines)
 }

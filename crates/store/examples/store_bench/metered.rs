@@ -1,8 +1,10 @@
-//! A directory that counts what its disks do, and can leave out the blocks' bytes.
+//! A directory that counts what its disks do, can leave out the blocks' bytes, and can be as slow
+//! to read as a slower device.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use futures::future::LocalBoxFuture;
 use holdfast_runtime::host::HostDirectory;
@@ -24,6 +26,27 @@ pub(crate) struct Metered {
     /// Pages that begin like this are not written, and read as whole pages of it: the data of
     /// blocks, while everything the store says of itself is real.
     hollow: Option<u8>,
+    device: Rc<Device>,
+}
+
+/// What the disks share: a device that does one read after the other.
+#[derive(Default)]
+struct Device {
+    /// Of each read, before its bytes are there.
+    latency: Cell<Duration>,
+    /// When it has done what it was asked for so far.
+    free_at: Cell<Option<Instant>>,
+}
+
+impl Device {
+    /// When a read that is asked for now is done; `None` at once.
+    fn queue(&self) -> Option<Instant> {
+        let latency = Some(self.latency.get()).filter(|latency| !latency.is_zero())?;
+        let now = Instant::now();
+        let begins = self.free_at.get().map_or(now, |free_at| free_at.max(now));
+        self.free_at.set(Some(begins + latency));
+        self.free_at.get()
+    }
 }
 
 impl Metered {
@@ -32,7 +55,13 @@ impl Metered {
             directory: Rc::new(directory),
             meters: Rc::default(),
             hollow,
+            device: Rc::default(),
         }
+    }
+
+    /// From now on each read takes so much longer.
+    pub(crate) fn set_read_latency(&self, latency: Duration) {
+        self.device.latency.set(latency);
     }
 
     pub(crate) fn meter(&self, area: &str) -> Rc<Meter> {
@@ -49,6 +78,7 @@ impl Directory for Metered {
     ) -> LocalBoxFuture<'static, Result<Rc<dyn Disk>, DiskError>> {
         let meter = self.meter(name);
         let hollow = self.hollow.filter(|_| name == "home");
+        let device = self.device.clone();
         let opening = self.directory.open(name, options);
         Box::pin(async move {
             let disk = opening.await?;
@@ -56,6 +86,7 @@ impl Directory for Metered {
                 disk,
                 meter,
                 hollow,
+                device,
                 solid: RefCell::default(),
             });
             Ok(disk)
@@ -75,6 +106,7 @@ struct MeteredDisk {
     disk: Rc<dyn Disk>,
     meter: Rc<Meter>,
     hollow: Option<u8>,
+    device: Rc<Device>,
     /// Pages that hold something else.
     solid: RefCell<BTreeSet<u64>>,
 }
@@ -92,11 +124,19 @@ impl Disk for MeteredDisk {
         add(&self.meter.reads, 1);
         add(&self.meter.read_bytes, len as u64);
         let reading = self.disk.read(offset, len);
-        let Some(fill) = self.hollow else {
-            return reading;
-        };
+        let (device, hollow) = (self.device.clone(), self.hollow);
         Box::pin(async move {
+            if let Some(done_at) = device.queue() {
+                // Timers tick in milliseconds, which is too coarse; threads sleep finer.
+                let sleeping = tokio::task::spawn_blocking(move || {
+                    std::thread::sleep(done_at.saturating_duration_since(Instant::now()));
+                });
+                sleeping.await.expect("a sleep");
+            }
             let mut read = reading.await?;
+            let Some(fill) = hollow else {
+                return Ok(read);
+            };
             // Nothing was written there: the file has a hole.
             for page in read
                 .chunks_mut(PAGE_BYTES)

@@ -12,8 +12,8 @@
 //! * `occupied` is exact: it has the blocks whose newest fact takes space.
 //!
 //! Memory: 32 bytes for each extent in a table and about 90 for the occupied blocks of each
-//! extent, so some 120 MiB for each TiB that is wholly written; recent facts and the cache of
-//! leaves are bounded by constants.
+//! extent, so some 120 MiB for each TiB that is wholly written; recent facts, the cache of leaves
+//! and what is read ahead are bounded by constants.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -54,11 +54,21 @@ impl OpenTable {
         }
     }
 
-    /// The number of an extent's leaf within the table, and its place.
-    pub(super) fn place(&self, key: ExtentKey) -> Option<(usize, LeafPlace)> {
+    /// The number of an extent's leaf within the table, and where in the stream it begins.
+    pub(super) fn leaf(&self, key: ExtentKey) -> Option<(usize, u32)> {
         let number = self.leaves.binary_search_by_key(&key, |leaf| leaf.key);
         let number = number.ok()?;
-        Some((number, self.places(number, 1).next()?))
+        Some((number, self.leaves.get(number)?.at))
+    }
+
+    /// Where the leaves from `first` on end that `pages` pages hold, but one at least; `None` if
+    /// there is no such leaf.
+    pub(super) fn end_within(&self, first: usize, pages: u32) -> Option<usize> {
+        let behind = self.leaves.get(first..)?;
+        let begin = behind.first()?.at / PAYLOAD_BYTES as u32 * PAYLOAD_BYTES as u32;
+        let end = begin + pages * PAYLOAD_BYTES as u32;
+        let within = behind.partition_point(|leaf| leaf.at + leaf.bytes <= end);
+        Some(first + within.max(1))
     }
 
     /// The places of leaves `first..first + count`, as far as there are any.
@@ -268,6 +278,12 @@ impl Map {
         Some((*start, table.clone()))
     }
 
+    /// The table whose range follows the one that begins at `start`.
+    pub(super) fn table_behind(&self, start: ExtentKey) -> Option<&Rc<OpenTable>> {
+        let after = (Bound::Excluded(start), Bound::Unbounded);
+        self.tables.range(after).next().map(|(_, table)| table)
+    }
+
     /// Where the range of the table that begins at `start` ends.
     pub(super) fn range_end(&self, start: ExtentKey) -> Option<ExtentKey> {
         let after = (Bound::Excluded(start), Bound::Unbounded);
@@ -332,44 +348,6 @@ fn put(map: &mut BTreeMap<ExtentKey, Blocks>, key: ExtentKey, blocks: Blocks) {
         map.remove(&key);
     } else {
         map.insert(key, blocks);
-    }
-}
-
-/// Leaves read from tables, the ones used last. Two generations: what was not used while one
-/// filled is gone.
-#[derive(Default)]
-pub(super) struct LeafCache {
-    young: BTreeMap<(u64, ExtentKey), Rc<Leaf>>,
-    old: BTreeMap<(u64, ExtentKey), Rc<Leaf>>,
-    young_facts: usize,
-}
-
-/// Facts in one generation of the cache: about 10 MiB each.
-const CACHED_FACTS: usize = 256 * 1024;
-
-impl LeafCache {
-    pub(super) fn get(&mut self, run: u64, key: ExtentKey) -> Option<Rc<Leaf>> {
-        if let Some(leaf) = self.young.get(&(run, key)) {
-            return Some(leaf.clone());
-        }
-        let leaf = self.old.remove(&(run, key))?;
-        self.insert(run, key, leaf.clone());
-        Some(leaf)
-    }
-
-    pub(super) fn forget_run(&mut self, run: u64) {
-        self.young.retain(|(of, _), _| *of != run);
-        self.old.retain(|(of, _), _| *of != run);
-        self.young_facts = self.young.values().map(|leaf| leaf.facts().len()).sum();
-    }
-
-    pub(super) fn insert(&mut self, run: u64, key: ExtentKey, leaf: Rc<Leaf>) {
-        self.young_facts += leaf.facts().len();
-        self.young.insert((run, key), leaf);
-        if self.young_facts > CACHED_FACTS {
-            self.old = std::mem::take(&mut self.young);
-            self.young_facts = 0;
-        }
     }
 }
 

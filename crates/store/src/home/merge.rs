@@ -21,6 +21,9 @@ use crate::encoding::FieldReader;
 
 /// Bytes of leaves in one table: what a merge reads and writes at least.
 const TABLE_BYTES: usize = 512 << 10;
+/// Pages of leaves in one table at most: what is full enough gets no further leaf.
+pub(super) const TABLE_PAGES_MAX: u32 =
+    (TABLE_BYTES + run::LEAF_BYTES_MAX).div_ceil(PAYLOAD_BYTES) as u32;
 /// More deltas than this are made one.
 const DELTAS_MAX: usize = 64;
 /// Recent facts that memory holds at most: some 60 MiB.

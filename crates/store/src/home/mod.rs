@@ -27,6 +27,7 @@ pub(crate) mod fact;
 mod group;
 pub(crate) mod inspect;
 mod layout;
+mod leaves;
 mod load;
 mod manifest;
 mod map;
@@ -47,9 +48,10 @@ use self::draft::{Draft, Outgoing};
 use self::fact::{ExtentKey, Fact, Leaf, Place, State};
 use self::group::GroupEntry;
 use self::layout::{Change, Delta, Kind, Segment};
+use self::leaves::LeafCache;
 use self::manifest::Manifest;
-use self::map::{LeafCache, Map, OpenTable};
-use self::run::{LeafPlace, Stream};
+use self::map::Map;
+use self::run::Stream;
 use crate::encoding::block_checksum;
 use crate::record::{Seq, SliceKey, View};
 
@@ -161,78 +163,9 @@ impl Home {
         found
     }
 
-    /// The leaf of an extent in a table; `None` if the table is no longer in use.
-    async fn table_leaf(
-        &self,
-        start: ExtentKey,
-        table: &Rc<OpenTable>,
-        key: ExtentKey,
-    ) -> Option<Option<Rc<Leaf>>> {
-        let Some((number, place)) = table.place(key) else {
-            return Some(None);
-        };
-        let run = table.table.run;
-        if let Some(leaf) = self.cache.borrow_mut().get(run, key) {
-            return Some(Some(leaf));
-        }
-        let leaves = self.ahead.borrow_mut().leaves(run, number);
-        if leaves > 1 {
-            let places: Vec<LeafPlace> = table.places(number, leaves).collect();
-            // If one of them is damaged, this one is read alone.
-            self.read_leaves(table, &places).await;
-            if let Some(leaf) = self.cache.borrow_mut().get(run, key) {
-                return Some(Some(leaf));
-            }
-        }
-        self.read_leaves(table, &[place]).await;
-        if let Some(leaf) = self.cache.borrow_mut().get(run, key) {
-            return Some(Some(leaf));
-        }
-        let current = self.map.borrow().tables.get(&start).cloned();
-        if !current.is_some_and(|current| Rc::ptr_eq(&current, table)) {
-            return None;
-        }
-        tracing::warn!(?key, run, "a leaf of the block map is damaged");
-        self.damaged.set(true);
-        Some(Some(Rc::new(Leaf::lost())))
-    }
-
-    /// Reads neighbouring leaves into the cache, if all of their pages are intact.
-    async fn read_leaves(&self, table: &OpenTable, places: &[LeafPlace]) {
-        let (Some(first), Some(last)) = (places.first(), places.last()) else {
-            return;
-        };
-        let run = table.table.run;
-        let (first_page, _) = first.pages();
-        let (last_page, last_pages) = last.pages();
-        let count = last_page + last_pages - first_page;
-        let pages = self.read_run(&table.extents_of(first_page, count)).await;
-        let payload = pages.and_then(|pages| run::joined(self.identity, run, first_page, &pages));
-        let Some(payload) = payload else {
-            return;
-        };
-        let mut cache = self.cache.borrow_mut();
-        for place in places {
-            if let Some(leaf) = run::leaf_in(place, first_page, &payload) {
-                cache.insert(run, place.key, Rc::new(leaf));
-            }
-        }
-    }
-
     /// The first extent at or after `from` of which anything is known.
     pub(crate) fn extent_from(&self, from: ExtentKey) -> Option<ExtentKey> {
         self.map.borrow().extent_from(from)
-    }
-
-    /// The next looks at the leaves of a table read them from the disk, if the extent's leaf is
-    /// the first one in it.
-    pub(crate) fn forget_cached(&self, key: ExtentKey) {
-        let table = self.map.borrow().table_of(key);
-        if let Some((_, table)) = table
-            && table.keys().next() == Some(key)
-        {
-            self.cache.borrow_mut().forget_run(table.table.run);
-        }
     }
 
     /// Reads pages of a run; `None` if one of them cannot be read.

@@ -21,6 +21,9 @@ const PAGE_HEADER_BYTES: usize = 64;
 /// Bytes of a stream that one page carries.
 pub(super) const PAYLOAD_BYTES: usize = PAGE_BYTES - PAGE_HEADER_BYTES;
 const LEAF_HEADER_BYTES: usize = 24;
+/// A leaf with a fact for each block.
+pub(super) const LEAF_BYTES_MAX: usize =
+    LEAF_HEADER_BYTES + super::fact::EXTENT_BLOCKS as usize * FACT_BYTES;
 const DIRECTORY_ENTRY_BYTES: usize = 64;
 
 /// Where a leaf lies in its table's stream, and what it is about.
@@ -31,15 +34,6 @@ pub(super) struct LeafPlace {
     pub(super) bytes: u32,
     pub(super) seq_max: Seq,
     pub(super) occupied: Blocks,
-}
-
-impl LeafPlace {
-    /// First page of the stream that the leaf touches, and how many.
-    pub(super) fn pages(&self) -> (u32, u32) {
-        let first = self.at / PAYLOAD_BYTES as u32;
-        let last = (self.at + self.bytes - 1) / PAYLOAD_BYTES as u32;
-        (first, last - first + 1)
-    }
 }
 
 /// A stream of leaves under construction.
@@ -171,9 +165,12 @@ pub(super) fn next_leaf(reader: &mut FieldReader<'_>) -> Option<(ExtentKey, Leaf
     if count == 0 || count > super::fact::EXTENT_BLOCKS {
         return None;
     }
-    let facts = (0..count).map(|_| Fact::decode(reader));
-    let leaf = Leaf::from_facts(facts.collect::<Option<_>>()?)?;
-    Some((key, leaf))
+    // Collecting into an option knows no size, and would leave room for more.
+    let mut facts = Vec::with_capacity(count as usize);
+    for _ in 0..count {
+        facts.push(Fact::decode(reader)?);
+    }
+    Some((key, Leaf::from_facts(facts)?))
 }
 
 /// The leaf at a place, of which the payload of pages from `first_page` on is known.
@@ -215,7 +212,7 @@ pub(super) fn read_directory(bytes: &[u8], count: u32) -> Option<Vec<LeafPlace>>
     Some(places)
 }
 
-const _: () = assert!(LEAF_HEADER_BYTES + 256 * FACT_BYTES <= 4 * PAYLOAD_BYTES);
+const _: () = assert!(LEAF_BYTES_MAX <= 4 * PAYLOAD_BYTES);
 
 #[cfg(test)]
 mod tests {
@@ -254,7 +251,8 @@ mod tests {
         for place in &stream.places {
             let (key, leaf) = next_leaf(&mut reader).unwrap();
             assert_eq!((key, leaf.seq_max()), (place.key, place.seq_max));
-            let (first, count) = place.pages();
+            let first = place.at / PAYLOAD_BYTES as u32;
+            let count = (place.at + place.bytes).div_ceil(PAYLOAD_BYTES as u32) - first;
             let range = first as usize * PAGE_BYTES..(first + count) as usize * PAGE_BYTES;
             let some = joined(IDENTITY, 7, first, &pages[range]).unwrap();
             assert_eq!(leaf_in(place, first, &some), Some(leaf));

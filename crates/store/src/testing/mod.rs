@@ -21,6 +21,7 @@ use futures::future::LocalBoxFuture;
 use holdfast_runtime::{
     Backend, Buffer, Directory, Disk, DiskError, DiskOptions, Instant, PAGE_BYTES, Runtime, Task,
 };
+use tokio::sync::oneshot;
 
 use self::contents::{AreaContents, Contents, Pages, pages, put};
 
@@ -134,6 +135,7 @@ struct Area {
     unreadable: Vec<std::ops::Range<u64>>,
     /// Pages that read as something else, once.
     once: BTreeMap<u64, Vec<u8>>,
+    reads: u64,
     writes: u64,
 }
 
@@ -292,6 +294,11 @@ impl MemoryDirectory {
         self.with(area, |area| area.once.insert(page, bytes.to_vec()));
     }
 
+    /// How many reads the area has seen.
+    pub fn reads(&self, area: &str) -> u64 {
+        self.with(area, |area| area.reads)
+    }
+
     /// How many writes the area has seen.
     pub fn writes(&self, area: &str) -> u64 {
         self.with(area, |area| area.writes)
@@ -415,10 +422,12 @@ impl Disk for MemoryDisk {
 
     fn read(&self, offset: u64, len: usize) -> LocalBoxFuture<'static, Result<Buffer, DiskError>> {
         self.check(offset, len);
-        let disk = self.clone();
-        async move {
+        let (disk, (sender, receiver)) = (self.clone(), oneshot::channel());
+        // Like a device's, a read goes on whether or not anybody waits for it.
+        self.directory.runtime.spawn("read", async move {
             disk.work().await;
-            disk.directory.with(&disk.name, |area| {
+            let read = disk.directory.with(&disk.name, |area| {
+                area.reads += 1;
                 let end = offset + len as u64;
                 if area
                     .unreadable
@@ -435,7 +444,16 @@ impl Disk for MemoryDisk {
                     read[at..at + PAGE_BYTES].copy_from_slice(&bytes);
                 }
                 Ok(read)
-            })
+            });
+            // The caller may have lost interest.
+            let _ = sender.send(read);
+        });
+        async move {
+            match receiver.await {
+                Ok(read) => read,
+                // Only what a dead process asked for goes unanswered.
+                Err(_) => std::future::pending().await,
+            }
         }
         .boxed_local()
     }

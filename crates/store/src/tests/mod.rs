@@ -1,5 +1,6 @@
 //! The store as its callers see it, on a simulated machine.
 
+mod ahead;
 mod basics;
 mod crashes;
 mod damage;
