@@ -6,7 +6,10 @@ use holdfast_runtime::Runtime;
 use serde::Serialize;
 
 use crate::writer::{Dice, Writer};
-use crate::{BLOCK, Bench, MIB, in_sync, print};
+use crate::{BLOCK, Bench, MIB, SLICE_BLOCKS, in_sync, print, slice};
+
+/// What the blocks of a full journal are filled with.
+const FILL: u8 = 7;
 
 #[derive(Serialize)]
 struct Appended {
@@ -85,14 +88,18 @@ pub(crate) async fn overwrite(bench: Bench, runtime: Runtime, hot: u64, journal:
     bench.remove();
 }
 
-/// Fills the journal with records that are not stable yet, so that none leaves it, and dies.
-pub(crate) async fn fill(bench: Bench, runtime: Runtime, journal: u64) {
+/// How long a store needs at most until it has sealed its journal: by far too short to empty it.
+const SEALED_AFTER: Duration = Duration::from_millis(50);
+
+/// Fills the journal with batches of `blocks` blocks that are not stable yet, so that none leaves
+/// it, lets them become stable, and dies.
+pub(crate) async fn fill(bench: Bench, runtime: Runtime, journal: u64, blocks: u64) {
     let store = bench.open(&runtime, journal * MIB, 4096 * MIB).await;
     in_sync(&store, 1).await;
-    let mut writer = Writer::new(&store, 64, 7);
+    let mut writer = Writer::new(&store, 64, FILL);
     let mut number = 0;
     loop {
-        let records = (0..64).map(|_| {
+        let records = (0..blocks).map(|_| {
             number += 1;
             writer.record(number, None)
         });
@@ -105,6 +112,8 @@ pub(crate) async fn fill(bench: Bench, runtime: Runtime, journal: u64) {
             break;
         }
     }
+    store.set_stable(slice(0), store.last_seq(slice(0)));
+    runtime.sleep(SEALED_AFTER).await;
     let usage = store.usage();
     println!(
         "{{\"journal_used_mib\":{}}}",
@@ -116,16 +125,47 @@ pub(crate) async fn fill(bench: Bench, runtime: Runtime, journal: u64) {
 #[derive(Serialize)]
 struct Restarted {
     journal_used_mib: u64,
-    seconds: f64,
+    seconds_open: f64,
+    seconds_read_in: f64,
+    /// Reads of what the journal holds, one after the other, until all of it was read in.
+    reads_meanwhile: usize,
+    read_median_us: f64,
+    read_longest_us: f64,
 }
 
 pub(crate) async fn restart(bench: Bench, runtime: Runtime, journal: u64) {
     let begun = Instant::now();
     let store = bench.open(&runtime, journal * MIB, 4096 * MIB).await;
-    let seconds = begun.elapsed().as_secs_f64();
+    let seconds_open = begun.elapsed().as_secs_f64();
+    let journal_used_mib = store.usage().journal_used_bytes / MIB;
+    let blocks = store.last_seq(slice(0)).0.min(u64::from(SLICE_BLOCKS)) - 1;
+    let mut dice = Dice::new(1);
+    let mut latencies = Vec::new();
+    let reader = async {
+        loop {
+            let block = 1 + dice.below(blocks) as u32;
+            let begun = Instant::now();
+            let read = store.read(slice(0), block, 1).await;
+            assert_eq!(read.expect("a sound store")[0], FILL);
+            latencies.push(begun.elapsed().as_secs_f64() * 1e6);
+        }
+    };
+    tokio::select! {
+        () = reader => {}
+        recovered = store.recovered() => recovered.expect("a sound store"),
+    }
+    let seconds_read_in = begun.elapsed().as_secs_f64();
+    latencies.sort_by(f64::total_cmp);
     print(&Restarted {
-        journal_used_mib: store.usage().journal_used_bytes / MIB,
-        seconds,
+        journal_used_mib,
+        seconds_open,
+        seconds_read_in,
+        reads_meanwhile: latencies.len(),
+        read_median_us: latencies
+            .get(latencies.len() / 2)
+            .copied()
+            .unwrap_or_default(),
+        read_longest_us: latencies.last().copied().unwrap_or_default(),
     });
     drop(store);
     bench.remove();

@@ -32,7 +32,7 @@ const USAGE: &str = "usage: store_bench MEASUREMENT DIRECTORY [NUMBER...]
   append DIRECTORY DEPTH SECONDS           durable appends of one block
   overwrite DIRECTORY HOT_MIB JOURNAL_MIB TOTAL_MIB
   amplification DIRECTORY HOME_MIB         random overwrites of a home at 80 %
-  fill-journal DIRECTORY JOURNAL_MIB       fills the journal, and dies
+  fill-journal DIRECTORY JOURNAL_MIB BLOCKS  fills the journal in batches of BLOCKS, and dies
   restart DIRECTORY JOURNAL_MIB            opens what fill-journal left
   make-map DIRECTORY MAPPED_GIB            a map without the blocks' bytes
   walk-map DIRECTORY MAPPED_GIB AHEAD LATENCY_US CACHED_FACTS
@@ -75,7 +75,9 @@ fn main() {
             ("amplification", [home]) => {
                 space::amplification(bench(Some(HOLLOW)), runtime, *home).await;
             }
-            ("fill-journal", [journal]) => journal::fill(bench(None), runtime, *journal).await,
+            ("fill-journal", [journal, blocks]) => {
+                journal::fill(bench(None), runtime, *journal, *blocks).await;
+            }
             ("restart", [journal]) => journal::restart(bench(None), runtime, *journal).await,
             ("make-map", [mapped]) => map::make(bench(Some(HOLLOW)), runtime, *mapped).await,
             ("walk-map" | "jump-map", [mapped, ahead, latency, cached]) => {
