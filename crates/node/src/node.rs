@@ -93,6 +93,7 @@ impl Node {
             identity: options.identity.uuid,
             journal_bytes: options.journal_bytes,
             home_bytes: options.home_bytes,
+            home_preallocated: options.home_preallocated,
             slice_blocks: SLICE_BLOCKS,
         };
         let (store, recovery) =

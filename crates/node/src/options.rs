@@ -35,6 +35,8 @@ pub struct NodeOptions {
     pub journal_bytes: u64,
     /// Bytes for destaged blocks.
     pub home_bytes: u64,
+    /// Their space is taken at once, and not as it is needed.
+    pub home_preallocated: bool,
     /// How the disk's content is verified.
     pub scrub: ScrubOptions,
     /// When to warn of a home that fills up.

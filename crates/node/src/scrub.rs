@@ -9,7 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use holdfast_runtime::{Buffer, Directory, Disk, DiskOptions, PAGE_BYTES};
+use holdfast_runtime::{Allocation, Buffer, Directory, Disk, DiskOptions, PAGE_BYTES};
 use holdfast_store::VerifyPosition;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -103,7 +103,7 @@ impl Scrub {
         let area = DiskOptions {
             size_bytes: PAGE_BYTES as u64,
             durable_writes: false,
-            preallocate: false,
+            allocation: Allocation::Sparse,
         };
         let disk = match directory.open(AREA, area).await {
             Ok(disk) => Some(disk),

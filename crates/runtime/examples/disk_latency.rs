@@ -20,7 +20,7 @@ fn main() {
             let options = DiskOptions {
                 size_bytes: AREA_BYTES,
                 durable_writes: true,
-                preallocate: true,
+                allocation: holdfast_runtime::Allocation::Written,
             };
             let start = runtime.now();
             let disk = directory

@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use crate::buffer::Buffer;
 
-/// One disk area (a preallocated file or a block device). Offsets and lengths are multiples of
+/// One disk area (a file or a block device). Offsets and lengths are multiples of
 /// [`crate::PAGE_BYTES`]; violating that is a bug and panics.
 ///
 /// Crash semantics: an uncompleted or unsynced write may survive wholly, partly at 512-byte
@@ -22,18 +22,48 @@ pub trait Disk {
     fn write(&self, offset: u64, data: Buffer) -> LocalBoxFuture<'static, Result<(), DiskError>>;
     /// Makes every write that completed before this call durable.
     fn sync(&self) -> LocalBoxFuture<'static, Result<(), DiskError>>;
+    /// Gives a range that nobody needs back to the device. Until it is written again it reads as
+    /// any bytes, different ones each time perhaps; after a crash, too, unless an earlier content
+    /// is still there. An error changes nothing about that.
+    fn discard(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> LocalBoxFuture<'static, Result<Discarded, DiskError>>;
+}
+
+/// What became of a discard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discarded {
+    /// The device has the range.
+    Done,
+    /// The device takes nothing back; it was not changed, and need not be asked again.
+    Unsupported,
 }
 
 /// How to open a disk area.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskOptions {
-    /// Wanted size in bytes, a multiple of the page size. A new area is preallocated and reads
-    /// zero; an existing one is grown if it is smaller and never shrunk.
+    /// Wanted size in bytes, a multiple of the page size. A new area reads zero; an existing one is
+    /// grown if it is smaller and never shrunk. Of a block device no more than that is used, or
+    /// all of it if the size is zero.
     pub size_bytes: u64,
     /// Writes are durable when they complete (`O_DSYNC`), without a `sync`.
     pub durable_writes: bool,
-    /// Allocate (and pre-write) the space now, so that later writes never meet a full disk.
-    pub preallocate: bool,
+    /// When the space for it is taken. A block device has it all.
+    pub allocation: Allocation,
+}
+
+/// When an area takes its space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allocation {
+    /// As it is written, and given back when it is discarded: a write may meet a full disk.
+    Sparse,
+    /// All of it when it is made or grown, for good: no write meets a full disk.
+    Reserved,
+    /// The same, and it is written once, so that no later write pays for turning reserved space
+    /// into written space.
+    Written,
 }
 
 /// The named disk areas of one node, in one directory.
@@ -59,7 +89,7 @@ pub enum DiskError {
     Io {
         /// The area.
         name: String,
-        /// `read`, `write`, `sync` or `open`.
+        /// `read`, `write`, `sync`, `discard` or `open`.
         operation: &'static str,
         /// Byte offset in the area.
         offset: u64,

@@ -22,7 +22,7 @@ pub mod task;
 pub mod time;
 
 pub use buffer::{Buffer, PAGE_BYTES};
-pub use disk::{Directory, Disk, DiskError, DiskOptions};
+pub use disk::{Allocation, Directory, Discarded, Disk, DiskError, DiskOptions};
 pub use links::{DownReason, Frame, Incarnation, LinkEvent, Links, NodeId};
 pub use rpc::{Rpc, RpcError, Service};
 pub use task::{Backend, Runtime, Task};

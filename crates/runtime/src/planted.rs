@@ -67,6 +67,8 @@ pub enum Bug {
     MoveReplacedBlocks,
     /// A segment is filled again before it is durable that nothing refers to it.
     ReuseSegmentEarly,
+    /// A segment is discarded before it is durable that nothing refers to it.
+    DiscardEarly,
     /// Recovery follows whatever batch lies there, of an earlier lap too.
     AcceptStaleLap,
     /// A snapshot of the home's manifest counts although its process died before it was synced.
@@ -91,7 +93,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::AcknowledgeBeforeJournal,
         Self::SkipFence,
         Self::SkipLeaseWait,
@@ -114,6 +116,7 @@ impl Bug {
         Self::DestageBeforeStable,
         Self::MoveReplacedBlocks,
         Self::ReuseSegmentEarly,
+        Self::DiscardEarly,
         Self::AcceptStaleLap,
         Self::TrustUnsyncedSnapshot,
         Self::DestageUnread,
@@ -166,6 +169,7 @@ impl Bug {
             | Self::DestageBeforeStable
             | Self::MoveReplacedBlocks
             | Self::ReuseSegmentEarly
+            | Self::DiscardEarly
             | Self::ForgetDelta
             | Self::DropZeroFacts
             | Self::TrustBytes

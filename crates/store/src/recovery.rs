@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use holdfast_runtime::planted::{self, Bug};
-use holdfast_runtime::{Directory, Disk, DiskOptions, PAGE_BYTES, Runtime};
+use holdfast_runtime::{Allocation, Directory, Disk, DiskOptions, PAGE_BYTES, Runtime};
 use tokio::sync::{Mutex, Notify};
 
 use crate::error::StoreError;
@@ -44,10 +44,26 @@ pub(crate) async fn open(
 ) -> Result<(Rc<Inner>, RecoveryReport), StoreError> {
     let ring_bytes = check(options)?;
     let journal_bytes = RING_AT + ring_bytes;
-    let journal_disk = area(&directory, journal::AREA, journal_bytes, true).await?;
-    let facts_disk = area(&directory, facts::AREA, facts::AREA_BYTES, true).await?;
+    let journal_disk = area(
+        &directory,
+        journal::AREA,
+        journal_bytes,
+        Allocation::Written,
+    )
+    .await?;
+    let facts_disk = area(
+        &directory,
+        facts::AREA,
+        facts::AREA_BYTES,
+        Allocation::Written,
+    )
+    .await?;
     let home_bytes = options.home_bytes / PAGE_BYTES as u64 * PAGE_BYTES as u64;
-    let home_disk = area(&directory, home::AREA, home_bytes, false).await?;
+    let home_allocation = match options.home_preallocated {
+        true => Allocation::Reserved,
+        false => Allocation::Sparse,
+    };
+    let home_disk = area(&directory, home::AREA, home_bytes, home_allocation).await?;
 
     let mut report = RecoveryReport::default();
     let identity = options.identity;
@@ -262,14 +278,13 @@ async fn area(
     directory: &Rc<dyn Directory>,
     name: &'static str,
     size_bytes: u64,
-    journal_like: bool,
+    allocation: Allocation,
 ) -> Result<Rc<dyn Disk>, StoreError> {
-    let durable_writes = journal_like;
-    let preallocate = journal_like;
     let options = DiskOptions {
         size_bytes,
-        durable_writes,
-        preallocate,
+        // What is written once before it is used is used like a journal.
+        durable_writes: allocation == Allocation::Written,
+        allocation,
     };
     Ok(directory.open(name, options).await?)
 }

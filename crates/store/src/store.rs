@@ -10,6 +10,7 @@ use holdfast_runtime::{Directory, Instant, Runtime};
 use tokio::sync::{Mutex, Notify};
 
 use crate::destage;
+use crate::discard;
 use crate::error::StoreError;
 use crate::facts::Facts;
 use crate::home::Home;
@@ -35,6 +36,9 @@ pub struct StoreOptions {
     /// Size of the home area in bytes, at least 4 MiB; may grow to four times of what it was made
     /// with. About an eighth of it is for maps and for collecting space.
     pub home_bytes: u64,
+    /// The home's space is taken when it is made or grown, and kept: no write of it meets a full
+    /// disk. Else it is taken as it is needed, and free segments are given back.
+    pub home_preallocated: bool,
     /// Blocks of 4 KiB in a slice. Must never change.
     pub slice_blocks: u32,
 }
@@ -109,6 +113,7 @@ impl Store {
         tasks.add(runtime.spawn("store journal", writer::run(inner.clone())));
         tasks.add(runtime.spawn("store destage", destage::run(inner.clone())));
         tasks.add(runtime.spawn("store read-in", read_in::run(inner.clone())));
+        tasks.add(runtime.spawn("store discard", discard::run(inner.clone())));
         Ok((
             Rc::new(Self {
                 inner,
@@ -501,6 +506,13 @@ impl Store {
     #[cfg(any(test, feature = "testing"))]
     pub fn leaf_memory(&self) -> (usize, usize) {
         self.inner.home.leaf_memory()
+    }
+
+    /// Gives all free segments back to the device, for tests.
+    #[cfg(any(test, feature = "testing"))]
+    pub async fn discard(&self) {
+        let _writers = self.inner.home_writers.lock().await;
+        while self.inner.home.discard_some().await {}
     }
 
     /// Moves everything stable into the home.

@@ -15,7 +15,7 @@ use std::ops::RangeBounds;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use holdfast_runtime::{Directory, DiskOptions, NodeId};
+use holdfast_runtime::{Allocation, Directory, DiskOptions, NodeId};
 use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{AnyError, LogState, RaftLogReader, StorageIOError};
 use serde::{Deserialize, Serialize};
@@ -118,7 +118,7 @@ impl<M: Machine> Store<M> {
         let options = DiskOptions {
             size_bytes: 2 * half_bytes,
             durable_writes: true,
-            preallocate: true,
+            allocation: Allocation::Written,
         };
         let disk = directory.open(AREA, options).await?;
         let (area, contents) = Area::open(disk, node, half_bytes).await?;

@@ -21,7 +21,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use holdfast_runtime::host::{HostDirectory, NodeUuid, read_ends};
-use holdfast_runtime::{Directory, DiskError, DiskOptions, PAGE_BYTES};
+use holdfast_runtime::{Allocation, Directory, DiskError, DiskOptions, PAGE_BYTES};
 use holdfast_store::journal_owner;
 
 use super::identity::IdentityFile;
@@ -250,13 +250,13 @@ async fn copy(
     new: &str,
     bytes: u64,
 ) -> Result<(), DiskError> {
-    let options = |preallocate| DiskOptions {
-        size_bytes: if preallocate { bytes } else { 0 },
+    let options = |allocation| DiskOptions {
+        size_bytes: bytes,
         durable_writes: false,
-        preallocate,
+        allocation,
     };
-    let source = directory.open(old, options(false)).await?;
-    let target = directory.open(new, options(true)).await?;
+    let source = directory.open(old, options(Allocation::Sparse)).await?;
+    let target = directory.open(new, options(Allocation::Written)).await?;
     let header = 2 * PAGE_BYTES as u64;
     let ring = (header..bytes).step_by(CHUNK_BYTES as usize);
     let parts: Vec<(u64, usize)> = ring

@@ -87,6 +87,7 @@ async fn start(process: &mut Process) -> Result<(Rc<Node>, Rc<HostLinks>), Failu
         seeds: member.peers.clone(),
         journal_bytes: identity.journal_bytes,
         home_bytes: identity.home_bytes,
+        home_preallocated: false,
         scrub: Default::default(),
         group: GroupOptions {
             may_create: !member.has_run,

@@ -1,26 +1,22 @@
 //! The disk areas of one host, in one directory that one process holds at a time.
 //!
-//! Promises: an area opened with `preallocate` owns all its blocks, written once, so that later
-//! writes neither meet a full disk nor pay for the conversion of unwritten extents; growing is
-//! restartable, because a file's length never runs ahead of what was pre-written.
+//! Promises: nobody else has the directory, or a file or device elsewhere that was there when it
+//! was claimed, for as long as this one is held. How an area's file is made: [`super::area`].
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Seek, SeekFrom, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, OpenOptionsExt};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use futures::future::LocalBoxFuture;
 
+use super::area::{Opened, open_area, sync_parent};
 use super::disk::{DiskMethod, Engine, HostDisk, disk_error};
-use crate::buffer::{Buffer, PAGE_BYTES};
 use crate::disk::{Directory, Disk, DiskError, DiskOptions};
 
 pub(super) const LOCK_FILE: &str = "lock";
-/// Large enough to make the cost of a request vanish, small enough to hold in memory.
-const PREWRITE_CHUNK_BYTES: usize = 4 << 20;
 
 /// A directory of disk areas, locked for this process. Use it, and the disks it opens, inside
 /// the [`super::run`] in which it was opened.
@@ -143,6 +139,15 @@ impl Places {
         self.0.insert(name.to_owned(), path);
     }
 
+    /// How an area is reached, in a directory that is reached like this: what lies elsewhere may
+    /// be slower than memory.
+    pub(super) fn engine(&self, name: &str, of_directory: &Engine) -> Engine {
+        match of_directory {
+            Engine::Inline if self.0.contains_key(name) => Engine::of(DiskMethod::IoUring),
+            Engine::Inline | Engine::Ring(_) | Engine::Threads => of_directory.clone(),
+        }
+    }
+
     /// Where an area lies.
     pub(super) fn of(&self, directory: &Path, name: &str) -> PathBuf {
         assert!(
@@ -160,14 +165,20 @@ impl Directory for HostDirectory {
         name: &str,
         options: DiskOptions,
     ) -> LocalBoxFuture<'static, Result<Rc<dyn Disk>, DiskError>> {
-        let (path, name, engine) = (self.area_path(name), name.to_owned(), self.engine.clone());
+        let engine = self.places.engine(name, &self.engine);
+        let (path, name) = (self.area_path(name), name.to_owned());
         Box::pin(async move {
             let area = off_thread(&name, {
                 let name = name.clone();
                 move || open_area(&path, &name, options)
             });
-            let (file, size_bytes) = area.await?;
-            Ok(Rc::new(HostDisk::new(&name, size_bytes, file, &engine)) as Rc<dyn Disk>)
+            let Opened {
+                file,
+                size_bytes,
+                gives_back,
+            } = area.await?;
+            let disk = HostDisk::new(&name, size_bytes, file, &engine);
+            Ok(Rc::new(disk.with_discard(gives_back)) as Rc<dyn Disk>)
         })
     }
 
@@ -240,145 +251,6 @@ async fn off_thread<T: Send + 'static>(
     })
 }
 
-/// Opens or makes the area; gives its file and size.
-fn open_area(path: &Path, name: &str, options: DiskOptions) -> Result<(File, u64), DiskError> {
-    assert!(
-        options.size_bytes.is_multiple_of(PAGE_BYTES as u64),
-        "{name}: {} bytes are not whole pages",
-        options.size_bytes
-    );
-    let wanted = options.size_bytes;
-    let failed = |error: io::Error| disk_error(name, "open", 0, wanted, &error);
-    let new = !path.exists();
-    let mut file = open_file(path, name, 0).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    let mut size = if metadata.file_type().is_block_device() {
-        let size = file.seek(SeekFrom::End(0)).map_err(failed)?;
-        if size < wanted {
-            return Err(DiskError::Full {
-                name: name.into(),
-                wanted_bytes: wanted,
-            });
-        }
-        size
-    } else {
-        metadata.len()
-    };
-    if size < wanted {
-        let grown = grow(&file, size, options).and_then(|()| file.sync_all());
-        if let Err(error) = grown {
-            // Gives back the blocks that were allocated: nothing has changed.
-            let undone = if new {
-                std::fs::remove_file(path)
-            } else {
-                file.set_len(size)
-            };
-            if let Err(error) = undone {
-                tracing::warn!(area = name, %error, "cannot give back space after a failure");
-            }
-            return Err(failed(error));
-        }
-        size = wanted;
-    }
-    if new {
-        sync_parent(path).map_err(failed)?;
-    }
-    if options.durable_writes {
-        file = open_file(path, name, libc::O_DSYNC).map_err(failed)?;
-    }
-    Ok((file, size - size % PAGE_BYTES as u64))
-}
-
-/// Opens for direct I/O, or through the page cache where the file system refuses that.
-fn open_file(path: &Path, name: &str, flags: i32) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600);
-    match options.custom_flags(libc::O_DIRECT | flags).open(path) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            tracing::warn!(
-                area = name,
-                "the file system refuses direct I/O; going through the page cache, which costs \
-                 memory and time"
-            );
-            options.custom_flags(flags).open(path)
-        }
-        outcome => outcome,
-    }
-}
-
-fn grow(file: &File, from: u64, options: DiskOptions) -> io::Result<()> {
-    if !options.preallocate {
-        return file.set_len(options.size_bytes);
-    }
-    // A last page that is not whole was never part of the area (sizes are rounded down).
-    let start = from - from % PAGE_BYTES as u64;
-    allocate(file, start, options.size_bytes - start)?;
-    let zeroes = Buffer::zeroed(PREWRITE_CHUNK_BYTES);
-    let mut offset = start;
-    while offset < options.size_bytes {
-        let left = options.size_bytes - offset;
-        let chunk = usize::try_from(left)
-            .unwrap_or(usize::MAX)
-            .min(zeroes.len());
-        file.write_all_at(&zeroes[..chunk], offset)?;
-        offset += chunk as u64;
-    }
-    Ok(())
-}
-
-/// Reserves blocks without changing the file's length, so that a full disk shows before any
-/// byte is written and the file is laid out in few extents.
-fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
-    // Without this look first, a hopeless reservation would fill the disk for a moment, under
-    // everyone else who writes to it.
-    if free_bytes(file)? < len {
-        return Err(io::Error::from_raw_os_error(libc::ENOSPC));
-    }
-    let too_large = |_| io::Error::from_raw_os_error(libc::EFBIG);
-    let offset = libc::off_t::try_from(offset).map_err(too_large)?;
-    let len = libc::off_t::try_from(len).map_err(too_large)?;
-    loop {
-        // SAFETY: fallocate takes no pointers, and the descriptor is open.
-        let result =
-            unsafe { libc::fallocate(file.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, offset, len) };
-        if result == 0 {
-            return Ok(());
-        }
-        let error = io::Error::last_os_error();
-        match error.raw_os_error() {
-            Some(libc::EINTR) => {}
-            // Not every file system can reserve; pre-writing then allocates.
-            Some(libc::EOPNOTSUPP | libc::ENOSYS) => return Ok(()),
-            _ => return Err(error),
-        }
-    }
-}
-
-fn free_bytes(file: &File) -> io::Result<u64> {
-    let mut status = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
-    // SAFETY: `status` is writable for the whole call, and the descriptor is open.
-    if unsafe { libc::fstatvfs(file.as_raw_fd(), status.as_mut_ptr()) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: statvfs is plain integers, zeroed above and filled in by the kernel.
-    let status = unsafe { status.assume_init() };
-    Ok(status.f_bavail.saturating_mul(status.f_frsize))
-}
-
-/// Makes the file's name durable.
-fn sync_parent(path: &Path) -> io::Result<()> {
-    match path.parent() {
-        Some(parent) if parent.as_os_str().is_empty() => File::open(".")?.sync_all(),
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => Ok(()),
-    }
-}
-
 fn open_error(path: &Path, error: &io::Error) -> DiskError {
     disk_error(&path.display().to_string(), "open", 0, 0, error)
 }
@@ -386,6 +258,8 @@ fn open_error(path: &Path, error: &io::Error) -> DiskError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::buffer::{Buffer, PAGE_BYTES};
+    use crate::disk::{Allocation, Discarded};
     use crate::host::run;
 
     const METHODS: [DiskMethod; 3] = [DiskMethod::IoUring, DiskMethod::Threads, DiskMethod::Inline];
@@ -394,7 +268,7 @@ mod tests {
         DiskOptions {
             size_bytes,
             durable_writes: true,
-            preallocate: true,
+            allocation: Allocation::Written,
         }
     }
 
@@ -624,26 +498,42 @@ mod tests {
     }
 
     #[test]
-    fn preallocated_areas_have_written_extents_and_direct_durable_files() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("area");
-        let (file, size) = open_area(&path, "area", options(8 << 20)).unwrap();
-        assert_eq!(size, 8 << 20);
-        // SAFETY: F_GETFL takes no pointers, and the descriptor is open.
-        let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-        assert_eq!(
-            flags & (libc::O_DIRECT | libc::O_DSYNC),
-            libc::O_DIRECT | libc::O_DSYNC
-        );
-        let sparse = DiskOptions {
-            preallocate: false,
-            ..options(8 << 20)
-        };
-        let (file, _) = open_area(&folder.path().join("sparse"), "sparse", sparse).unwrap();
-        let blocks =
-            |file: &File| std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap());
-        assert_eq!(blocks(&file), 0);
-        assert!(blocks(&open_area(&path, "area", sparse).unwrap().0) >= (8 << 20) / 512);
+    fn a_discarded_range_of_a_sparse_file_takes_no_space_and_reads_zero() {
+        for method in METHODS {
+            let folder = tempfile::tempdir().unwrap();
+            run(async |_| {
+                let directory = HostDirectory::open_with(folder.path(), method).unwrap();
+                let taken = |name: &str| {
+                    let found = folder.path().join(name).metadata().unwrap();
+                    std::os::unix::fs::MetadataExt::blocks(&found) * 512
+                };
+                let whole = Buffer::padded_from(&[5; 1 << 20]);
+                for (name, allocation, expected) in [
+                    ("sparse", Allocation::Sparse, Discarded::Done),
+                    ("reserved", Allocation::Reserved, Discarded::Unsupported),
+                ] {
+                    let options = DiskOptions {
+                        allocation,
+                        ..options(1 << 20)
+                    };
+                    let disk = directory.open(name, options).await.unwrap();
+                    disk.write(0, whole.clone()).await.unwrap();
+                    let before = taken(name);
+                    assert_eq!(disk.discard(4096, 512 << 10).await, Ok(expected));
+                    let rest = disk.read(4096 + (512 << 10), 4096).await.unwrap();
+                    assert!(rest.iter().all(|byte| *byte == 5));
+                    let given = disk.read(4096, 512 << 10).await.unwrap();
+                    let byte = if expected == Discarded::Done { 0 } else { 5 };
+                    assert!(given.iter().all(|found| *found == byte));
+                    let back = if expected == Discarded::Done {
+                        512 << 10
+                    } else {
+                        0
+                    };
+                    assert_eq!(before - taken(name), back, "{name} by {method:?}");
+                }
+            });
+        }
     }
 
     #[test]

@@ -13,9 +13,10 @@ use std::sync::Arc;
 
 use futures::future::LocalBoxFuture;
 
+use super::discard::{Discards, GivesBack};
 use super::ring::{Ring, Work, part_failed};
 use crate::buffer::{Buffer, PAGE_BYTES};
-use crate::disk::{Disk, DiskError};
+use crate::disk::{Discarded, Disk, DiskError};
 
 /// How disk operations reach the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +130,7 @@ fn file_system(file: &File) -> io::Result<libc::__fsword_t> {
 pub(super) struct HostDisk {
     name: Rc<str>,
     size_bytes: u64,
+    discards: Option<Arc<Discards>>,
     file: Handle,
 }
 
@@ -148,19 +150,33 @@ impl HostDisk {
         Self {
             name: name.into(),
             size_bytes,
+            discards: None,
             file,
         }
     }
 
-    fn check_range(&self, offset: u64, len: usize) {
+    /// The same, and ranges of it can be given back.
+    pub(super) fn with_discard(self, by: GivesBack) -> Self {
+        let file = match &self.file {
+            Handle::Ring(_, file) => &**file,
+            Handle::Threads(file) => &**file,
+            Handle::Inline(file) => file,
+        };
+        Self {
+            discards: Discards::of(file, by),
+            ..self
+        }
+    }
+
+    fn check_range(&self, offset: u64, len: u64) {
         assert!(
-            offset.is_multiple_of(PAGE_BYTES as u64) && len.is_multiple_of(PAGE_BYTES),
+            offset.is_multiple_of(PAGE_BYTES as u64) && len.is_multiple_of(PAGE_BYTES as u64),
             "{}: {len} bytes at {offset} are not whole pages",
             self.name
         );
         assert!(
             offset
-                .checked_add(len as u64)
+                .checked_add(len)
                 .is_some_and(|end| end <= self.size_bytes),
             "{}: {len} bytes at {offset} end behind the area's {} bytes",
             self.name,
@@ -206,7 +222,7 @@ impl Disk for HostDisk {
     }
 
     fn read(&self, offset: u64, len: usize) -> LocalBoxFuture<'static, Result<Buffer, DiskError>> {
-        self.check_range(offset, len);
+        self.check_range(offset, len as u64);
         if len == 0 {
             return Box::pin(async { Ok(Buffer::default()) });
         }
@@ -214,7 +230,7 @@ impl Disk for HostDisk {
     }
 
     fn write(&self, offset: u64, data: Buffer) -> LocalBoxFuture<'static, Result<(), DiskError>> {
-        self.check_range(offset, data.len());
+        self.check_range(offset, data.len() as u64);
         if data.is_empty() {
             return Box::pin(async { Ok(()) });
         }
@@ -225,6 +241,31 @@ impl Disk for HostDisk {
     fn sync(&self) -> LocalBoxFuture<'static, Result<(), DiskError>> {
         let synced = self.run(Work::Sync, 0, Buffer::default());
         Box::pin(async move { synced.await.map(drop) })
+    }
+
+    fn discard(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> LocalBoxFuture<'static, Result<Discarded, DiskError>> {
+        self.check_range(offset, len);
+        let Some(discards) = self.discards.clone() else {
+            return Box::pin(std::future::ready(Ok(Discarded::Unsupported)));
+        };
+        let name = self.name.clone();
+        let failed = move |error| disk_error(&name, "discard", offset, len, &error);
+        if let Handle::Inline(_) = self.file {
+            let outcome = discards.discard(offset, len).map_err(failed);
+            return Box::pin(std::future::ready(outcome));
+        }
+        Box::pin(async move {
+            // With a ring too: the kernel would hand it to a thread of its own, and knows no
+            // discard of devices in a ring before 6.12.
+            tokio::task::spawn_blocking(move || discards.discard(offset, len))
+                .await
+                .unwrap_or_else(|_| Err(io::Error::other("the I/O thread was stopped")))
+                .map_err(failed)
+        })
     }
 }
 

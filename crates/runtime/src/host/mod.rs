@@ -10,8 +10,10 @@
     reason = "this is the one place that makes system calls"
 )]
 
+mod area;
 mod authority;
 mod directory;
+mod discard;
 mod disk;
 mod executor;
 mod frame;
@@ -30,6 +32,7 @@ mod stream;
 mod tls;
 mod token;
 
+pub use area::available_bytes;
 pub use authority::{AuthorityError, AuthorityFingerprint, ClusterAuthority, NodeCredentials};
 pub use directory::{HostDirectory, write_atomically};
 pub use disk::{DISK_METHOD_VARIABLE, DiskMethod};

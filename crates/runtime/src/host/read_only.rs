@@ -4,6 +4,7 @@
 //! reading alone, so that a write fails in the kernel. While it is held, no node starts on the
 //! directory, unless it never had one.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
@@ -22,6 +23,7 @@ use crate::disk::{Directory, Disk, DiskError, DiskOptions};
 pub struct ReadOnlyDirectory {
     path: PathBuf,
     places: Places,
+    sizes: BTreeMap<String, u64>,
     engine: Engine,
     /// Holds the lock until the directory is dropped, if there is a lock file.
     _lock: Option<File>,
@@ -49,6 +51,7 @@ impl ReadOnlyDirectory {
             Some(Ok(())) | None => Ok(Self {
                 path: path.into(),
                 places: Places::default(),
+                sizes: BTreeMap::new(),
                 engine: Engine::choose(path),
                 _lock: lock,
             }),
@@ -61,6 +64,13 @@ impl ReadOnlyDirectory {
         self.places.put(name, path.into());
         self
     }
+
+    /// Says that an area has so many bytes at most, whatever the device has that it lies on.
+    #[must_use]
+    pub fn with_size_at_most(mut self, name: &str, bytes: u64) -> Self {
+        self.sizes.insert(name.to_owned(), bytes);
+        self
+    }
 }
 
 impl Directory for ReadOnlyDirectory {
@@ -69,8 +79,13 @@ impl Directory for ReadOnlyDirectory {
         name: &str,
         _options: DiskOptions,
     ) -> LocalBoxFuture<'static, Result<Rc<dyn Disk>, DiskError>> {
+        let most = self.sizes.get(name).copied().unwrap_or(u64::MAX);
+        let most = most - most % PAGE_BYTES as u64;
+        let engine = self.places.engine(name, &self.engine);
         let opened = open_file(&self.places.of(&self.path, name))
-            .map(|(file, size)| Rc::new(HostDisk::new(name, size, file, &self.engine)) as Rc<_>)
+            .map(|(file, size)| {
+                Rc::new(HostDisk::new(name, size.min(most), file, &engine)) as Rc<dyn Disk>
+            })
             .map_err(|error| disk_error(name, "open", 0, 0, &error));
         Box::pin(std::future::ready(opened))
     }
@@ -126,11 +141,12 @@ pub fn read_ends(path: impl AsRef<Path>, bytes: usize) -> io::Result<(u64, [Buff
 mod tests {
     use super::super::{HostDirectory, run};
     use super::*;
+    use crate::disk::Allocation;
 
     const OPTIONS: DiskOptions = DiskOptions {
         size_bytes: 8192,
         durable_writes: false,
-        preallocate: false,
+        allocation: Allocation::Sparse,
     };
 
     #[test]
@@ -158,6 +174,9 @@ mod tests {
             let written = disk.write(0, Buffer::zeroed(4096)).await;
             assert!(matches!(written, Err(DiskError::Io { .. })));
             assert!(looked.remove("area").await.is_err());
+            let looked = looked.with_size_at_most("area", 5000);
+            let disk = looked.open("area", OPTIONS).await.unwrap();
+            assert_eq!(disk.size_bytes(), 4096);
             // As long as somebody looks, no node starts.
             assert!(HostDirectory::open(folder.path()).is_err());
             drop(looked);

@@ -58,4 +58,6 @@ pub enum Moment {
     Write,
     /// While a sync is in flight: what it covers has completed and is not durable.
     Sync,
+    /// While a discard is in flight.
+    Discard,
 }

@@ -7,7 +7,9 @@
 //! * after a power cut each 512-byte sector holds the durable version, one of the volatile ones,
 //!   or the bytes of a write in flight: each sector on its own, nothing else;
 //! * after a process crash completed writes are all there; writes in flight as above;
-//! * a page never written reads zero and costs no memory.
+//! * a page never written reads zero and costs no memory;
+//! * a discard is a write of arbitrary bytes to the pages that were ever written: no sync keeps
+//!   what they held, and a crash may.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,6 +49,10 @@ pub(crate) struct Image {
     next_write: u64,
     /// Number of completed writes: the mark that a sync takes.
     completed: u64,
+    /// Writes in flight that are discards.
+    discarding: BTreeSet<u64>,
+    /// Pages that the device has back.
+    discarded: BTreeSet<u64>,
     unreadable: BTreeSet<u64>,
     /// Pages that read as they were before, and how often still.
     stale: BTreeMap<u64, (Page, Cell<u32>)>,
@@ -76,6 +82,8 @@ impl Image {
             in_flight: BTreeMap::new(),
             next_write: 0,
             completed: 0,
+            discarding: BTreeSet::new(),
+            discarded: BTreeSet::new(),
             unreadable: BTreeSet::new(),
             stale: BTreeMap::new(),
         }
@@ -89,14 +97,21 @@ impl Image {
         self.size_bytes = self.size_bytes.max(size_bytes);
     }
 
-    /// Pages that have ever been written, in ascending order.
+    /// Pages that hold something, in ascending order.
     pub(crate) fn written_pages(&self) -> Vec<u64> {
-        self.pages.keys().copied().collect()
+        let written = self.pages.keys().copied();
+        written.filter(|page| !self.is_discarded(*page)).collect()
     }
 
-    /// How many of the pages from `page` on have never been written.
+    /// Whether the device has a page back.
+    pub(crate) fn is_discarded(&self, page: u64) -> bool {
+        self.discarded.contains(&page)
+    }
+
+    /// How many of the pages from `page` on take no space yet.
     pub(crate) fn unwritten(&self, page: u64, count: u64) -> u64 {
-        count - self.pages.range(page..page + count).count() as u64
+        let written = self.pages.range(page..page + count).count();
+        count - (written - self.discarded.range(page..page + count).count()) as u64
     }
 
     /// Takes a write; it is in flight until [`Image::complete`].
@@ -107,8 +122,33 @@ impl Image {
         number
     }
 
+    /// Takes a discard, as writes in flight; the numbers to end them by.
+    pub(crate) fn begin_discard(&mut self, page: u64, count: u64, random: &Random) -> Vec<u64> {
+        let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
+        for (number, versions) in self.pages.range(page..page + count) {
+            let bytes = versions.arbitrary(random);
+            match runs.last_mut() {
+                Some((first, run)) if *first + (run.len() / PAGE_BYTES) as u64 == *number => {
+                    run.extend_from_slice(&bytes[..]);
+                }
+                Some(_) | None => runs.push((*number, bytes.to_vec())),
+            }
+        }
+        let begun = runs.into_iter().map(|(page, bytes)| {
+            self.begin(InFlight {
+                page,
+                data: Buffer::padded_from(&bytes),
+                durable: false,
+            })
+        });
+        let begun: Vec<u64> = begun.collect();
+        self.discarding.extend(&begun);
+        begun
+    }
+
     /// Forgets a write in flight without applying it.
     pub(crate) fn drop_write(&mut self, number: u64) -> Option<InFlight> {
+        self.discarding.remove(&number);
         self.in_flight.remove(&number)
     }
 
@@ -120,6 +160,10 @@ impl Image {
         self.completed += 1;
         for (index, page) in write.data.chunks_exact(PAGE_BYTES).enumerate() {
             self.put(write.page + index as u64, page, write.durable);
+        }
+        if self.discarding.remove(&number) {
+            let pages = (write.data.len() / PAGE_BYTES) as u64;
+            self.discarded.extend(write.page..write.page + pages);
         }
         true
     }
@@ -271,6 +315,7 @@ impl Image {
     fn put(&mut self, number: u64, bytes: &[u8], durable: bool) {
         self.unreadable.remove(&number);
         self.stale.remove(&number);
+        self.discarded.remove(&number);
         let versions = self.pages.entry(number).or_default();
         versions.replaced = match (versions.volatile.last(), &versions.durable) {
             (Some(newest), _) => Some(newest.page.clone()),
@@ -294,6 +339,7 @@ impl Image {
     }
 
     fn resolve_in_flight(&mut self, random: &Random, damage: &mut CrashDamage) {
+        self.discarding.clear();
         let mut writes: Vec<InFlight> = std::mem::take(&mut self.in_flight).into_values().collect();
         random.shuffle(&mut writes);
         for write in writes {
@@ -339,6 +385,28 @@ impl Versions {
             Some(version) => Some(&version.page[..]),
             None => self.durable.as_ref().map(|page| &page[..]),
         }
+    }
+
+    /// What a page reads as once it is discarded: zeroes, what it holds now or held before, or
+    /// what nobody has ever written.
+    fn arbitrary(&self, random: &Random) -> Page {
+        let mut page: Page = Box::new([0; PAGE_BYTES]);
+        let older = match random.below(4) {
+            0 => None,
+            1 => self.newest(),
+            2 => self.replaced.as_ref().map(|page| &page[..]),
+            _ => {
+                let seed = random.next_u64() | 1;
+                for (word, number) in page.chunks_exact_mut(8).zip(1_u64..) {
+                    word.copy_from_slice(&seed.wrapping_mul(number).to_le_bytes());
+                }
+                None
+            }
+        };
+        if let Some(older) = older {
+            page.copy_from_slice(older);
+        }
+        page
     }
 }
 
@@ -480,6 +548,38 @@ mod tests {
         assert_eq!((first_byte(&image, 4), first_byte(&image, 4)), (1, 1));
         write(&mut image, 4, 3, true);
         assert_eq!(first_byte(&image, 4), 3);
+    }
+
+    #[test]
+    fn a_discarded_page_reads_as_anything_and_a_crash_may_bring_its_content_back() {
+        let (mut changed, mut back, mut kept) = (0, 0, 0);
+        for seed in 0..50 {
+            let random = Random::new(seed);
+            let mut image = Image::new(1 << 20);
+            for page in [3, 4, 6] {
+                write(&mut image, page, 7, true);
+            }
+            let begun = image.begin_discard(0, 6, &random);
+            assert_eq!(begun.len(), 1, "two of the pages, next to each other");
+            if seed % 2 == 0 {
+                image.crash_process(&random);
+                kept += u32::from(first_byte(&image, 3) == 7);
+                continue;
+            }
+            assert!(begun.into_iter().all(|number| image.complete(number)));
+            assert_eq!((image.written_pages(), image.unwritten(3, 4)), (vec![6], 3));
+            let is_other = first_byte(&image, 3) != 7;
+            changed += u32::from(is_other);
+            image.crash_power(&random);
+            back += u32::from(is_other && first_byte(&image, 3) == 7);
+            assert_eq!(first_byte(&image, 6), 7);
+            write(&mut image, 3, 8, true);
+            assert_eq!((image.unwritten(3, 4), first_byte(&image, 3)), (2, 8));
+        }
+        assert!(
+            changed > 0 && back > 0 && kept > 0,
+            "{changed} {back} {kept}"
+        );
     }
 
     #[test]

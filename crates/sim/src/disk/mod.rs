@@ -11,7 +11,9 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use futures::future::LocalBoxFuture;
-use holdfast_runtime::{Buffer, Directory, Disk, DiskError, DiskOptions, NodeId, PAGE_BYTES};
+use holdfast_runtime::{
+    Allocation, Buffer, Directory, Discarded, Disk, DiskError, DiskOptions, NodeId, PAGE_BYTES,
+};
 use tokio::sync::oneshot;
 
 use crate::executor::{Executor, ProcessId};
@@ -35,6 +37,8 @@ pub struct HostDisks {
     counts: Rc<FaultCounts>,
     random: Random,
     timing: DiskTiming,
+    /// Whether anything is taken back that is discarded.
+    takes_back: bool,
     areas: RefCell<BTreeMap<String, Rc<Area>>>,
     policy: RefCell<DamagePolicy>,
     /// Areas on the second device.
@@ -68,6 +72,9 @@ pub struct Detached(Rc<Area>);
 /// How much faster the second device is: flash or memory for a journal.
 const SECOND_DEVICE_FASTER: u64 = 8;
 
+/// How many hosts have disks that know no discard.
+const KEEPS_ALL_PPM: u32 = 125_000;
+
 /// What to do when a moment comes.
 type Ambush = (Moment, Box<dyn FnOnce()>);
 
@@ -95,12 +102,14 @@ impl HostDisks {
         random: Random,
         timing: DiskTiming,
     ) -> Rc<Self> {
+        let takes_back = !random.fork("discard").chance(KEEPS_ALL_PPM);
         Rc::new(Self {
             node,
             executor,
             counts,
             random,
             timing,
+            takes_back,
             areas: RefCell::default(),
             policy: RefCell::default(),
             elsewhere: RefCell::default(),
@@ -293,7 +302,8 @@ impl HostDisks {
         if candidates.is_empty() || self.random.chance(300_000) {
             candidates = area.image.borrow().written_pages();
         }
-        candidates.retain(|page| !spared.contains(page));
+        let image = area.image.borrow();
+        candidates.retain(|page| !spared.contains(page) && !image.is_discarded(*page));
         self.random.pick(&candidates).copied()
     }
 
@@ -446,8 +456,8 @@ impl HostDisks {
         let size_now = existing
             .as_ref()
             .map_or(0, |area| area.image.borrow().size_bytes());
-        if self.health_of(&name).full.get() && options.preallocate && options.size_bytes > size_now
-        {
+        let allocates = options.allocation != Allocation::Sparse && options.size_bytes > size_now;
+        if self.health_of(&name).full.get() && allocates {
             self.counts.fired(FaultClass::FullDisk);
             return Err(DiskError::Full {
                 name,
@@ -464,7 +474,7 @@ impl HostDisks {
         });
         area.image.borrow_mut().grow(options.size_bytes);
         area.preallocated
-            .set(area.preallocated.get() || options.preallocate);
+            .set(area.preallocated.get() || options.allocation != Allocation::Sparse);
         self.areas.borrow_mut().insert(name, area.clone());
         Ok(Rc::new(SimulatedDisk {
             disks: self.clone(),
@@ -587,6 +597,51 @@ impl Disk for SimulatedDisk {
                 area.image.borrow_mut().synced(mark);
             }
             Ok(())
+        })
+    }
+
+    fn discard(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> LocalBoxFuture<'static, Result<Discarded, DiskError>> {
+        let (page, count) = self.pages(offset, len as usize);
+        let delay_ns = self
+            .disks
+            .delay(&self.area.name, self.disks.timing.write_ns, 0);
+        if !self.disks.executor.is_alive(self.process) {
+            return Box::pin(std::future::pending());
+        }
+        let begun = match self.disks.takes_back {
+            true => {
+                let mut image = self.area.image.borrow_mut();
+                Some(image.begin_discard(page, count, &self.disks.random))
+            }
+            false => None,
+        };
+        let area = self.area.clone();
+        self.disks.reached(Moment::Discard, delay_ns);
+        self.disks.operate(self.process, delay_ns, move |disks| {
+            disks.say(Step::Disk, page, || {
+                format!("discarded {} {page}+{count}", area.name)
+            });
+            let Some(begun) = begun else {
+                return Ok(Discarded::Unsupported);
+            };
+            let fails = disks.fails(&area.name);
+            let mut image = area.image.borrow_mut();
+            for number in begun {
+                if fails && disks.random.chance(500_000) {
+                    image.drop_write(number);
+                } else {
+                    image.complete(number);
+                }
+            }
+            if fails {
+                return Err(area.error("discard", offset));
+            }
+            disks.counts.fired(FaultClass::DiscardedRange);
+            Ok(Discarded::Done)
         })
     }
 }

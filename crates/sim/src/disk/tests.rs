@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use holdfast_runtime::{Buffer, Disk, DiskError, DiskOptions, NodeId};
+use holdfast_runtime::{Allocation, Buffer, Discarded, Disk, DiskError, DiskOptions, NodeId};
 
 use super::*;
 use crate::executor::Halt;
@@ -14,7 +14,7 @@ const PAGES: u64 = 64;
 const OPTIONS: DiskOptions = DiskOptions {
     size_bytes: PAGES * PAGE_BYTES as u64,
     durable_writes: true,
-    preallocate: false,
+    allocation: Allocation::Sparse,
 };
 
 /// Runs `act` as the process of a node and returns what it returns.
@@ -266,7 +266,7 @@ fn a_full_disk_refuses_new_pages_and_takes_overwrites() -> Result<(), Halt> {
             assert!(matches!(refused, Err(DiskError::Full { .. })));
             let grown = DiskOptions {
                 size_bytes: OPTIONS.size_bytes * 2,
-                preallocate: true,
+                allocation: Allocation::Written,
                 ..OPTIONS
             };
             let refused = open(&machine, grown).await.map(|_| ());
@@ -275,6 +275,13 @@ fn a_full_disk_refuses_new_pages_and_takes_overwrites() -> Result<(), Halt> {
             disk.write(PAGE_BYTES as u64, filled(2))
                 .await
                 .expect("space again");
+            let discarded = disk
+                .discard(0, PAGE_BYTES as u64)
+                .await
+                .expect("given back");
+            world.disks(NODE).set_full(true);
+            let refused = disk.write(0, filled(3)).await;
+            assert_eq!(refused.is_err(), discarded == Discarded::Done);
         })
         .await;
     })

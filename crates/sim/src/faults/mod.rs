@@ -51,6 +51,8 @@ pub enum FaultClass {
     DiskError,
     /// An allocation met a full disk.
     FullDisk,
+    /// A discarded range reads as anything.
+    DiscardedRange,
     /// A disk operation took many times as long.
     SlowDisk,
     /// A process stood still for less than the lease.
@@ -63,7 +65,7 @@ pub enum FaultClass {
 
 impl FaultClass {
     /// Every class.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Delay,
         Self::Loss,
         Self::Duplication,
@@ -83,6 +85,7 @@ impl FaultClass {
         Self::LyingSync,
         Self::DiskError,
         Self::FullDisk,
+        Self::DiscardedRange,
         Self::SlowDisk,
         Self::ShortPause,
         Self::PausePastLease,
@@ -111,6 +114,7 @@ impl FaultClass {
             Self::LyingSync => "lying sync",
             Self::DiskError => "disk error",
             Self::FullDisk => "full disk",
+            Self::DiscardedRange => "discarded range",
             Self::SlowDisk => "slow disk",
             Self::ShortPause => "short pause",
             Self::PausePastLease => "pause past the lease",

@@ -67,6 +67,7 @@ impl NemesisOptions {
             (FaultClass::PowerCutOfAll, 1),
             (FaultClass::TornWrite, 4),
             (FaultClass::LostUnsyncedWrite, 3),
+            (FaultClass::DiscardedRange, 1),
             (FaultClass::DiskError, 1),
             (FaultClass::FullDisk, 1),
             (FaultClass::SlowDisk, 2),
@@ -132,6 +133,7 @@ impl Episode {
             FaultClass::PowerCut => Self::Node(NodeFault::PowerCut),
             FaultClass::TornWrite => Self::Node(NodeFault::CrashAt(Moment::Write)),
             FaultClass::LostUnsyncedWrite => Self::Node(NodeFault::CrashAt(Moment::Sync)),
+            FaultClass::DiscardedRange => Self::Node(NodeFault::CrashAt(Moment::Discard)),
             FaultClass::PowerCutOfAll => Self::PowerCutOfAll,
             FaultClass::Corruption => Self::Damage(Damage::FlipBits),
             FaultClass::MisplacedWrite if random.chance(500_000) => {

@@ -43,6 +43,7 @@ const OPTIONS: StoreOptions = StoreOptions {
     identity: *b"simulated-store!",
     journal_bytes: 1 << 20,
     home_bytes: 16 << 20,
+    home_preallocated: false,
     slice_blocks: SLICE_BLOCKS,
 };
 const DISTURBED_FOR: Duration = Duration::from_secs(8);
@@ -123,6 +124,7 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
         FaultClass::PowerCut,
         FaultClass::TornWrite,
         FaultClass::LostUnsyncedWrite,
+        FaultClass::DiscardedRange,
         FaultClass::DiskError,
         FaultClass::SlowDisk,
     ];
@@ -573,6 +575,7 @@ mod tests {
             FaultClass::PowerCut,
             FaultClass::TornWrite,
             FaultClass::LostUnsyncedWrite,
+            FaultClass::DiscardedRange,
         ] {
             assert!(
                 report.faults[&class] > 0,

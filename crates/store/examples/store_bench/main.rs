@@ -120,6 +120,7 @@ impl Bench {
             identity: *b"store benchmark.",
             journal_bytes,
             home_bytes,
+            home_preallocated: false,
             slice_blocks: SLICE_BLOCKS,
         };
         let directory = Rc::new(self.directory.clone());

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::LocalBoxFuture;
 use holdfast_runtime::host::HostDirectory;
-use holdfast_runtime::{Buffer, Directory, Disk, DiskError, DiskOptions, PAGE_BYTES};
+use holdfast_runtime::{Buffer, Directory, Discarded, Disk, DiskError, DiskOptions, PAGE_BYTES};
 
 /// What one area's disk did.
 #[derive(Default)]
@@ -186,5 +186,15 @@ impl Disk for MeteredDisk {
 
     fn sync(&self) -> LocalBoxFuture<'static, Result<(), DiskError>> {
         self.disk.sync()
+    }
+
+    fn discard(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> LocalBoxFuture<'static, Result<Discarded, DiskError>> {
+        let pages = offset..offset + len;
+        self.solid.borrow_mut().retain(|at| !pages.contains(at));
+        self.disk.discard(offset, len)
     }
 }

@@ -252,7 +252,10 @@ impl<'a> Draft<'a> {
         if changes.is_empty() {
             return Ok(());
         }
-        self.home.manifest.edit(&changes).await
+        self.home.discard_early(&changes).await;
+        self.home.manifest.edit(&changes).await?;
+        self.home.note_freed(&changes);
+        Ok(())
     }
 
     fn edit(&mut self) -> Vec<Change> {

@@ -6,8 +6,10 @@ use std::rc::Rc;
 
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Disk, DiskError};
+use tokio::sync::Notify;
 
 use super::Home;
+use super::discard::GivenBack;
 use super::draft::Draft;
 use super::fact::{ExtentKey, Leaf, State};
 use super::layout::{Change, Delta, Kind, Table};
@@ -43,6 +45,13 @@ impl HomeScan {
     }
 }
 
+/// What is free at the start has yet to be given back.
+fn freed_at_start() -> Notify {
+    let freed = Notify::new();
+    freed.notify_one();
+    freed
+}
+
 impl Home {
     /// Opens the home of this store; a blank area becomes one if `may_create`. A home that ends
     /// before edit `edits_min` is damaged.
@@ -71,6 +80,8 @@ impl Home {
             damaged: Cell::new(false),
             broken: RefCell::default(),
             collected: Cell::new(0),
+            given_back: GivenBack::default(),
+            freed: freed_at_start(),
         }
     }
 

@@ -189,6 +189,15 @@ impl Entry {
         }))
     }
 
+    /// The same in a region. The superblock says whose home it is, so entries of another one are
+    /// only what is left of it: the device was in use before.
+    pub(super) fn decode_own(identity: [u8; 16], bytes: &[u8]) -> Result<Option<Self>, StoreError> {
+        match Self::decode(identity, bytes) {
+            Err(StoreError::Foreign { .. }) => Ok(None),
+            decoded => decoded,
+        }
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         ((HEADER_BYTES + self.body.len()).next_multiple_of(PAGE_BYTES)) as u64
     }
@@ -428,7 +437,7 @@ struct Region {
 impl Region {
     /// `None` if it does not begin with a snapshot.
     fn read(identity: [u8; 16], bytes: &[u8]) -> Result<Option<Self>, StoreError> {
-        let Some(first) = Entry::decode(identity, bytes)? else {
+        let Some(first) = Entry::decode_own(identity, bytes)? else {
             return Ok(None);
         };
         if first.kind != EntryKind::Snapshot {
@@ -448,7 +457,7 @@ impl Region {
         };
         loop {
             let rest = bytes.get(region.filled as usize..).unwrap_or_default();
-            let next = Entry::decode(identity, rest)?.filter(|entry| region.is_next(entry));
+            let next = Entry::decode_own(identity, rest)?.filter(|entry| region.is_next(entry));
             let Some(entry) = next else {
                 region.has_gap = region.has_later(identity, rest)?;
                 return Ok(Some(region));
@@ -487,7 +496,7 @@ impl Region {
     /// written one at a time, so that one had been durable.
     fn has_later(&self, identity: [u8; 16], rest: &[u8]) -> Result<bool, StoreError> {
         for at in (PAGE_BYTES..rest.len()).step_by(PAGE_BYTES) {
-            if let Some(entry) = Entry::decode(identity, &rest[at..])?
+            if let Some(entry) = Entry::decode_own(identity, &rest[at..])?
                 && entry.generation == self.generation
                 && entry.number > self.number
             {

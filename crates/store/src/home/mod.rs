@@ -16,12 +16,14 @@
 //! * what was promised room by [`Home::reserve`] finds it.
 //!
 //! [Where blocks are](map), [what segments are](layout), [how that is kept](manifest),
-//! [how changes are made](draft), [how tables come about](merge), [how space returns](collect).
+//! [how changes are made](draft), [how tables come about](merge), [how space returns](collect),
+//! [and where to](discard).
 
 mod ahead;
 #[cfg(any(test, feature = "testing"))]
 mod audit;
 mod collect;
+mod discard;
 mod draft;
 pub(crate) mod fact;
 mod group;
@@ -42,8 +44,10 @@ use std::rc::Rc;
 use bytes::Bytes;
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Buffer, Disk, DiskError, PAGE_BYTES};
+use tokio::sync::Notify;
 
 use self::ahead::Ahead;
+use self::discard::GivenBack;
 use self::draft::{Draft, Outgoing};
 use self::fact::{ExtentKey, Fact, Leaf, Place, State};
 use self::group::GroupEntry;
@@ -99,6 +103,9 @@ pub(crate) struct Home {
     broken: RefCell<BTreeSet<u32>>,
     /// Blocks moved by collections since the start.
     collected: Cell<u64>,
+    given_back: GivenBack,
+    /// There is something to give back.
+    freed: Notify,
 }
 
 impl Home {

@@ -112,6 +112,7 @@ impl Inspection {
                 identity: self.identity,
                 journal_bytes: header.ring_bytes,
                 home_bytes: 0,
+                home_preallocated: false,
                 slice_blocks,
             },
             journal_disk: Rc::new(self.journal.clone()),

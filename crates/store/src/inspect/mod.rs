@@ -19,7 +19,7 @@ mod headers;
 
 use std::rc::Rc;
 
-use holdfast_runtime::{Directory, Disk, DiskOptions, Runtime};
+use holdfast_runtime::{Allocation, Directory, Disk, DiskOptions, Runtime};
 
 pub use self::check::{CheckReport, JournalSummary, Progress, SliceRecords};
 use self::disk::{Pace, ReadOnlyDisk};
@@ -149,7 +149,7 @@ async fn area(
             let as_it_is = DiskOptions {
                 size_bytes: 0,
                 durable_writes: false,
-                preallocate: false,
+                allocation: Allocation::Sparse,
             };
             Some(directory.open(name, as_it_is).await?)
         }

@@ -3,12 +3,13 @@
 //! A page of zeroes and one that was never written are the same.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 
 use holdfast_runtime::{Buffer, PAGE_BYTES};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128_with_seed};
 
-use super::SECTOR_BYTES;
+use super::{Dice, SECTOR_BYTES};
 
 /// Pages by number.
 pub(super) type Pages = BTreeMap<u64, Rc<[u8]>>;
@@ -98,6 +99,23 @@ impl Contents {
         }
     }
 
+    /// Gives a range back.
+    pub(super) fn discard(&mut self, area: &str, offset: u64, len: u64) {
+        let found = self.areas.get_mut(area).expect("a known area");
+        let range = page_range(offset, len);
+        let written: Vec<u64> = found
+            .pages
+            .range(range)
+            .map(|(number, _)| *number)
+            .collect();
+        for number in written {
+            let garbage = garbage();
+            self.digest ^= page_digest(area, number, Some(&garbage));
+            let before = found.pages.insert(number, garbage);
+            self.digest ^= page_digest(area, number, before.as_ref());
+        }
+    }
+
     /// Puts sectors, those of one page next to each other, where they belong.
     pub(super) fn put_sectors(&mut self, sectors: &[Sector<'_>]) {
         for of_page in sectors.chunk_by(|one, next| one.page() == next.page()) {
@@ -149,6 +167,30 @@ pub(super) fn put(pages: &mut Pages, offset: u64, bytes: &[u8]) {
         offset += part.len() as u64;
         rest = after;
     }
+}
+
+/// Gives whole pages back: from now on they are filled with what nobody has written. Pages that
+/// were never written stay zeroes.
+pub(super) fn discard(pages: &mut Pages, offset: u64, len: u64) {
+    for (_, page) in pages.range_mut(page_range(offset, len)) {
+        *page = garbage();
+    }
+}
+
+fn page_range(offset: u64, len: u64) -> Range<u64> {
+    let first = offset / PAGE_BYTES as u64;
+    first..first + len / PAGE_BYTES as u64
+}
+
+/// What a discarded page reads as.
+fn garbage() -> Rc<[u8]> {
+    thread_local! {
+        static GARBAGE: Rc<[u8]> = {
+            let dice = Dice::new(0xd15c_a2de);
+            (0..PAGE_BYTES).map(|_| dice.next() as u8).collect()
+        };
+    }
+    GARBAGE.with(Rc::clone)
 }
 
 /// Whole pages out of pages.

@@ -36,6 +36,7 @@ pub const OPTIONS: StoreOptions = StoreOptions {
     identity: *b"a golden store!!",
     journal_bytes: 512 << 10,
     home_bytes: 6 << 20,
+    home_preallocated: false,
     slice_blocks: 2048,
 };
 
@@ -60,6 +61,8 @@ const GONE: SliceKey = SliceKey {
 pub fn image() -> Vec<u8> {
     run(1, |runtime| async move {
         let directory = MemoryDirectory::new(runtime.clone());
+        // What nobody has written is no part of any format.
+        directory.keep_all();
         workload(&runtime, &directory)
             .await
             .expect("a store in memory works");

@@ -19,11 +19,12 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use holdfast_runtime::{
-    Backend, Buffer, Directory, Disk, DiskError, DiskOptions, Instant, PAGE_BYTES, Runtime, Task,
+    Backend, Buffer, Directory, Discarded, Disk, DiskError, DiskOptions, Instant, PAGE_BYTES,
+    Runtime, Task,
 };
 use tokio::sync::oneshot;
 
-use self::contents::{AreaContents, Contents, Pages, pages, put};
+use self::contents::{AreaContents, Contents, Pages, discard, pages, put};
 
 /// The unit that a device writes as a whole.
 const SECTOR_BYTES: usize = 512;
@@ -103,21 +104,39 @@ pub fn run<T, F: Future<Output = T>>(seed: u64, test: impl FnOnce(Runtime) -> F)
 /// What happened to the disks, in order.
 #[derive(Clone)]
 enum Event {
-    /// A write began; from here on it may survive, in whole or in part.
+    /// A change began; from here on it may survive, in whole or in part.
     Begun {
         ticket: u64,
         area: String,
         offset: u64,
-        data: Buffer,
+        change: Change,
     },
-    /// These writes are durable.
+    /// These changes are durable.
     Settled(Vec<u64>),
 }
 
-struct PendingWrite {
+/// What is done to a range of an area.
+#[derive(Clone)]
+enum Change {
+    Write(Buffer),
+    /// So many bytes are given back.
+    Discard(u64),
+}
+
+impl Change {
+    /// Does it to pages.
+    fn apply(&self, pages: &mut Pages, offset: u64) {
+        match self {
+            Self::Write(data) => put(pages, offset, data),
+            Self::Discard(len) => discard(pages, offset, *len),
+        }
+    }
+}
+
+struct PendingChange {
     ticket: u64,
     offset: u64,
-    data: Buffer,
+    change: Change,
     complete: bool,
 }
 
@@ -128,8 +147,8 @@ struct Area {
     current: Pages,
     /// What survives a crash for certain.
     durable: Pages,
-    /// Writes that may or may not survive.
-    pending: Vec<PendingWrite>,
+    /// Changes that may or may not survive.
+    pending: Vec<PendingChange>,
     fail_writes_after: Option<u64>,
     fail_next_sync: bool,
     unreadable: Vec<std::ops::Range<u64>>,
@@ -137,12 +156,23 @@ struct Area {
     once: BTreeMap<u64, Vec<u8>>,
     reads: u64,
     writes: u64,
+    discards: u64,
+    fail_next_discard: bool,
 }
 
 impl Area {
-    fn settle(&mut self, is_settled: impl Fn(&PendingWrite) -> bool) {
-        for write in self.pending.extract_if(.., |write| is_settled(write)) {
-            put(&mut self.durable, write.offset, &write.data);
+    fn settle(&mut self, is_settled: impl Fn(&PendingChange) -> bool) {
+        for settled in self.pending.extract_if(.., |pending| is_settled(pending)) {
+            settled.change.apply(&mut self.durable, settled.offset);
+        }
+    }
+
+    /// A change that has not completed yet is done; reads see it.
+    fn complete(&mut self, ticket: u64) {
+        let mut pending = self.pending.iter_mut();
+        if let Some(pending) = pending.find(|pending| pending.ticket == ticket) {
+            pending.change.apply(&mut self.current, pending.offset);
+            pending.complete = true;
         }
     }
 }
@@ -153,6 +183,8 @@ struct Machine {
     life: u64,
     next_ticket: u64,
     events: Option<Vec<Event>>,
+    /// Nothing is taken back.
+    keeps_all: bool,
 }
 
 impl Machine {
@@ -179,23 +211,35 @@ impl MemoryDirectory {
         }
     }
 
-    /// Cuts the power: every write that is not durable survives wholly, in part or not at all.
+    /// Cuts the power: every change that is not durable survives wholly, in part or not at all.
     /// Operations of disks opened before never complete.
     pub fn crash(&self, dice: &Dice) {
         let mut machine = self.machine.borrow_mut();
         machine.life += 1;
         for area in machine.areas.values_mut() {
-            for write in std::mem::take(&mut area.pending) {
+            for pending in std::mem::take(&mut area.pending) {
                 let fate = dice.below(4);
-                for (number, sector) in write.data.chunks(SECTOR_BYTES).enumerate() {
-                    let survives = match fate {
-                        0 => false,
-                        1 => true,
-                        _ => dice.below(2) == 0,
-                    };
-                    if survives {
-                        let offset = write.offset + (number * SECTOR_BYTES) as u64;
-                        put(&mut area.durable, offset, sector);
+                let survives = || match fate {
+                    0 => false,
+                    1 => true,
+                    _ => dice.below(2) == 0,
+                };
+                match &pending.change {
+                    Change::Write(data) => {
+                        let offsets = (pending.offset..).step_by(SECTOR_BYTES);
+                        for (offset, sector) in offsets.zip(data.chunks(SECTOR_BYTES)) {
+                            if survives() {
+                                put(&mut area.durable, offset, sector);
+                            }
+                        }
+                    }
+                    Change::Discard(len) => {
+                        let end = pending.offset + len;
+                        for offset in (pending.offset..end).step_by(PAGE_BYTES) {
+                            if survives() {
+                                discard(&mut area.durable, offset, PAGE_BYTES as u64);
+                            }
+                        }
                     }
                 }
             }
@@ -299,6 +343,21 @@ impl MemoryDirectory {
         self.with(area, |area| area.reads)
     }
 
+    /// Takes nothing back that is discarded.
+    pub fn keep_all(&self) {
+        self.machine.borrow_mut().keeps_all = true;
+    }
+
+    /// Lets the area's next discard fail.
+    pub fn fail_next_discard(&self, area: &str) {
+        self.with(area, |area| area.fail_next_discard = true);
+    }
+
+    /// How many discards the area has seen.
+    pub fn discards(&self, area: &str) -> u64 {
+        self.with(area, |area| area.discards)
+    }
+
     /// How many writes the area has seen.
     pub fn writes(&self, area: &str) -> u64 {
         self.with(area, |area| area.writes)
@@ -394,6 +453,36 @@ impl MemoryDisk {
         (machine.life == self.life).then_some(machine.next_ticket)
     }
 
+    fn begin(&self, ticket: u64, offset: u64, change: Change) {
+        self.directory.machine.borrow_mut().note(|| Event::Begun {
+            ticket,
+            area: self.name.clone(),
+            offset,
+            change: change.clone(),
+        });
+        self.directory.with(&self.name, |area| {
+            area.pending.push(PendingChange {
+                ticket,
+                offset,
+                change,
+                complete: false,
+            });
+        });
+    }
+
+    fn complete(&self, ticket: u64) {
+        if self.durable_writes {
+            let settled = || Event::Settled(vec![ticket]);
+            self.directory.machine.borrow_mut().note(settled);
+        }
+        self.directory.with(&self.name, |area| {
+            area.complete(ticket);
+            if self.durable_writes {
+                area.settle(|pending| pending.ticket == ticket);
+            }
+        });
+    }
+
     fn failure(&self, operation: &'static str, offset: u64) -> DiskError {
         let reason = "injected".to_owned();
         DiskError::Io {
@@ -465,46 +554,48 @@ impl Disk for MemoryDisk {
             let Some(ticket) = disk.ticket() else {
                 return std::future::pending().await;
             };
-            disk.directory.machine.borrow_mut().note(|| Event::Begun {
-                ticket,
-                area: disk.name.clone(),
-                offset,
-                data: data.clone(),
-            });
+            disk.begin(ticket, offset, Change::Write(data));
             let failing = disk.directory.with(&disk.name, |area| {
                 area.writes += 1;
                 let failing = area.fail_writes_after == Some(0);
                 area.fail_writes_after = area.fail_writes_after.map(|left| left.saturating_sub(1));
-                area.pending.push(PendingWrite {
-                    ticket,
-                    offset,
-                    data,
-                    complete: false,
-                });
                 failing
             });
             disk.work().await;
             if failing {
                 return Err(disk.failure("write", offset));
             }
-            if disk.durable_writes {
-                let settled = || Event::Settled(vec![ticket]);
-                disk.directory.machine.borrow_mut().note(settled);
-            }
-            disk.directory.with(&disk.name, |area| {
-                let Area {
-                    pending, current, ..
-                } = area;
-                let write = pending.iter_mut().find(|write| write.ticket == ticket);
-                if let Some(write) = write {
-                    put(current, write.offset, &write.data);
-                    write.complete = true;
-                }
-                if disk.durable_writes {
-                    area.settle(|write| write.ticket == ticket);
-                }
-            });
+            disk.complete(ticket);
             Ok(())
+        }
+        .boxed_local()
+    }
+
+    fn discard(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> LocalBoxFuture<'static, Result<Discarded, DiskError>> {
+        self.check(offset, len as usize);
+        let disk = self.clone();
+        async move {
+            let Some(ticket) = disk.ticket() else {
+                return std::future::pending().await;
+            };
+            let failing = disk.directory.with(&disk.name, |area| {
+                area.discards += 1;
+                std::mem::take(&mut area.fail_next_discard)
+            });
+            if disk.directory.machine.borrow().keeps_all {
+                return Ok(Discarded::Unsupported);
+            }
+            disk.begin(ticket, offset, Change::Discard(len));
+            disk.work().await;
+            if failing {
+                return Err(disk.failure("discard", offset));
+            }
+            disk.complete(ticket);
+            Ok(Discarded::Done)
         }
         .boxed_local()
     }
@@ -513,15 +604,15 @@ impl Disk for MemoryDisk {
         let disk = self.clone();
         async move {
             let complete: Vec<u64> = disk.directory.with(&disk.name, |area| {
-                let complete = area.pending.iter().filter(|write| write.complete);
-                complete.map(|write| write.ticket).collect()
+                let complete = area.pending.iter().filter(|pending| pending.complete);
+                complete.map(|pending| pending.ticket).collect()
             });
             disk.work().await;
             disk.directory.with(&disk.name, |area| {
                 if std::mem::take(&mut area.fail_next_sync) {
                     return Err(disk.failure("sync", 0));
                 }
-                area.settle(|write| complete.contains(&write.ticket));
+                area.settle(|pending| complete.contains(&pending.ticket));
                 Ok(())
             })?;
             let settled = || Event::Settled(complete);

@@ -4,6 +4,7 @@ mod ahead;
 mod basics;
 mod crashes;
 mod damage;
+mod discard;
 mod golden;
 mod home;
 mod inspect;
@@ -33,6 +34,7 @@ fn options() -> StoreOptions {
         identity: *b"a store for test",
         journal_bytes: MIB,
         home_bytes: 9 * MIB,
+        home_preallocated: false,
         slice_blocks: 1024,
     }
 }

@@ -12,6 +12,7 @@ const STORE: StoreOptions = StoreOptions {
     identity: *b"a store for test",
     journal_bytes: 32 * MIB,
     home_bytes: 32 * MIB,
+    home_preallocated: false,
     slice_blocks: 4096,
 };
 

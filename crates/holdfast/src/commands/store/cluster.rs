@@ -7,7 +7,7 @@ use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use holdfast_config::group::{GroupOptions, last_known_state};
 use holdfast_config::state::{ClusterState, VolumeRecord};
-use holdfast_runtime::{Buffer, Directory, Disk, DiskError, DiskOptions};
+use holdfast_runtime::{Allocation, Buffer, Directory, Discarded, Disk, DiskError, DiskOptions};
 
 use super::Looked;
 use crate::failure::Failure;
@@ -71,7 +71,7 @@ impl Copied {
         let as_it_is = DiskOptions {
             size_bytes: 0,
             durable_writes: false,
-            preallocate: false,
+            allocation: Allocation::Sparse,
         };
         let disk = directory.open(name, as_it_is).await?;
         let bytes = disk.read(0, disk.size_bytes() as usize).await?;
@@ -131,5 +131,13 @@ impl Disk for Copied {
 
     fn sync(&self) -> LocalBoxFuture<'static, Result<(), DiskError>> {
         std::future::ready(Ok(())).boxed_local()
+    }
+
+    fn discard(
+        &self,
+        _offset: u64,
+        _len: u64,
+    ) -> LocalBoxFuture<'static, Result<Discarded, DiskError>> {
+        std::future::ready(Ok(Discarded::Unsupported)).boxed_local()
     }
 }

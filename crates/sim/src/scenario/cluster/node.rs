@@ -122,6 +122,7 @@ impl Nodes {
             },
             journal_bytes: self.shape.journal_bytes,
             home_bytes: self.shape.home_bytes,
+            home_preallocated: self.shape.home_preallocated,
             scrub: self.shape.scrub,
             group: GroupOptions {
                 may_create: !self.members[&id].settled.get(),

@@ -41,6 +41,7 @@ pub(super) struct Shape {
     pub(super) victim: Option<NodeId>,
     pub(super) journal_bytes: u64,
     pub(super) home_bytes: u64,
+    pub(super) home_preallocated: bool,
     pub(super) scrub: ScrubOptions,
     pub(super) gossip: GossipOptions,
 }
@@ -155,6 +156,7 @@ impl Shape {
             journal_bytes: [2, 4, 8][random.below(3) as usize] * MIB,
             // Owners refuse writes while a copy has less than 64 MiB free.
             home_bytes: 160 * MIB,
+            home_preallocated: random.fork("home").chance(250_000),
             scrub: draw_scrub(&random.fork("scrub")),
             gossip: draw_gossip(random, mood),
             nodes,

@@ -269,7 +269,7 @@ fn entries_in(
     let mut refused = None;
     let mut at = 0;
     while at < bytes.len() {
-        match Entry::decode(identity, &bytes[at..]) {
+        match Entry::decode_own(identity, &bytes[at..]) {
             Ok(Some(entry)) => {
                 let length = entry.bytes() as usize;
                 entries.push(FoundEntry {

@@ -6,7 +6,7 @@
 //! * the stable point is not above the one that was announced;
 //! * every block reads as its records say: at the stable point before and after the journal is
 //!   read in, after a takeover at the stream's end, and again when everything is at home, in
-//!   tables, and in other segments;
+//!   tables, in other segments, and when all free ones were given back;
 //! * every block that the journal holds data for has room, the home's counts of what refers to
 //!   its segments are right, and once everything is at home just that takes space.
 
@@ -94,6 +94,8 @@ pub(super) async fn judge(
     judge_blocks(&store, &decided, last, " in tables").await?;
     store.collect().await.map_err(|error| error.to_string())?;
     judge_blocks(&store, &decided, last, " in other segments").await?;
+    store.discard().await;
+    judge_blocks(&store, &decided, last, " beside what was given back").await?;
     judge_space(&store, &decided).await?;
     Ok(Life {
         begin,

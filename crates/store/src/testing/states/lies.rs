@@ -10,11 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_runtime::{PAGE_BYTES, Runtime};
 
-use super::super::contents::{Contents, sectors};
-use super::super::{Dice, Event, MemoryDirectory, run};
+use super::super::contents::Contents;
+use super::super::{Change, Dice, Event, MemoryDirectory, run};
 use super::judge::{BLOCKS, is_block};
 use super::play::{Begin, Life, Promise, SLICE, options, play};
-use super::{Operation, Pending, Seen, VIOLATIONS_MAX, caught, fates};
+use super::{Operation, Pending, Seen, VIOLATIONS_MAX, after_discards, caught, fates, undecided};
 use crate::{Seq, Store, StoreError};
 
 /// How a device lies.
@@ -183,10 +183,20 @@ fn done(life: &Life) -> (Vec<Done>, Contents) {
     let mut writes = Vec::new();
     for event in &life.events {
         let Event::Begun {
-            area, offset, data, ..
+            area,
+            offset,
+            change,
+            ..
         } = event
         else {
             continue;
+        };
+        let data = match change {
+            Change::Write(data) => data,
+            Change::Discard(len) => {
+                contents.discard(area, *offset, *len);
+                continue;
+            }
         };
         let before = contents.bytes(area, *offset, data.len());
         contents.put(area, *offset, data);
@@ -271,22 +281,22 @@ impl Teller<'_> {
                     ticket,
                     area,
                     offset,
-                    data,
+                    change,
                 } => pending.push(Pending {
                     ticket: *ticket,
                     area: area.clone(),
                     offset: *offset,
-                    data: data.clone(),
+                    change: change.clone(),
                 }),
                 Event::Settled(tickets) => {
                     let lies = tickets.iter().any(|ticket| synced.contains(ticket));
                     let settled = std::mem::take(&mut doubtful);
-                    let is_settled = |write: &mut Pending| match lies {
-                        true => settled.contains(&write.ticket),
-                        false => tickets.contains(&write.ticket),
+                    let is_settled = |one: &mut Pending| match lies {
+                        true => settled.contains(&one.ticket),
+                        false => tickets.contains(&one.ticket),
                     };
-                    for write in pending.extract_if(.., is_settled) {
-                        durable.put(&write.area, write.offset, &write.data);
+                    for settled in pending.extract_if(.., is_settled) {
+                        settled.apply(&mut durable);
                     }
                     doubtful = if lies { tickets.clone() } else { settled };
                 }
@@ -297,16 +307,16 @@ impl Teller<'_> {
             let promises = life.promises.iter().rev();
             let mut promises = promises.filter(|promise| promise.from_event <= point + 1);
             let promise = promises.next().expect("a promise from the beginning on");
-            let writes = pending.iter();
-            let all = writes.flat_map(|write| sectors(&write.area, write.offset, &write.data));
-            let undecided: Vec<_> = all.filter(|sector| !durable.has(sector)).collect();
-            for arrived in fates::subsets(&undecided) {
-                let chosen = (0..).zip(&undecided).filter(|(n, _)| arrived >> n & 1 == 1);
-                let chosen: Vec<_> = chosen.map(|(_, sector)| *sector).collect();
-                let mut state = durable.clone();
-                state.put_sectors(&chosen);
-                let place = format!("event {point}, arrived {arrived:x}");
-                self.tell((Lie::LyingSync, &place), state, None, promise);
+            for disks in after_discards(&durable, &pending) {
+                let undecided = undecided(&disks, &pending);
+                for arrived in fates::subsets(&undecided) {
+                    let chosen = (0..).zip(&undecided).filter(|(n, _)| arrived >> n & 1 == 1);
+                    let chosen: Vec<_> = chosen.map(|(_, sector)| *sector).collect();
+                    let mut state = disks.clone();
+                    state.put_sectors(&chosen);
+                    let place = format!("event {point}, arrived {arrived:x}");
+                    self.tell((Lie::LyingSync, &place), state, None, promise);
+                }
             }
         }
     }
@@ -356,6 +366,7 @@ async fn judge(runtime: Runtime, scene: Scene, promise: Promise) -> Result<Verdi
     }
     store.compact().await.map_err(|error| error.to_string())?;
     store.collect().await.map_err(|error| error.to_string())?;
+    store.discard().await;
     let later = read_all(&store, &promise, last).await?;
     Ok(if is_suspect {
         Verdict::Suspect

@@ -3,7 +3,8 @@
 //! A sequence is [played](play) once on a machine that records each write and each point at which
 //! writes became durable. A *crash point* lies behind each of these events. At a crash point every
 //! sector of 512 bytes of every write that is not durable may have arrived or not, in any
-//! [combination](fates). Each state that differs from those before is opened and [judged](judge).
+//! [combination](fates), and every range that was discarded since the last sync may have been
+//! given back or not, in whole or in part. Each state that differs from those before is opened and [judged](judge).
 //!
 //! Judging a state is a life of its own: the store recovers, brings everything home, compacts and
 //! collects. That life has crash points too, and for sequences that are short enough their states
@@ -18,12 +19,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
-use holdfast_runtime::Buffer;
+use holdfast_runtime::PAGE_BYTES;
 
 use self::judge::judge;
 use self::play::{Begin, Life, Played, Promise, play};
 use super::contents::{Contents, Sector, sectors};
-use super::{Event, run};
+use super::{Change, Event, run};
 
 /// What a sequence is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,7 +47,7 @@ pub enum Operation {
     Destage,
     /// Facts become tables.
     Compact,
-    /// Segments are emptied.
+    /// Segments are emptied, and given back to the device.
     Collect,
 }
 
@@ -179,12 +180,57 @@ pub fn explore(sequence: &[Operation], with_later: bool, seen: &Seen, explored: 
     states.of(&life, &[]);
 }
 
-/// A write that is not durable.
+/// A change that is not durable.
 struct Pending {
     ticket: u64,
     area: String,
     offset: u64,
-    data: Buffer,
+    change: Change,
+}
+
+impl Pending {
+    fn apply(&self, contents: &mut Contents) {
+        match &self.change {
+            Change::Write(data) => contents.put(&self.area, self.offset, data),
+            Change::Discard(len) => contents.discard(&self.area, self.offset, *len),
+        }
+    }
+}
+
+/// The sectors of these writes that would change anything.
+fn undecided<'a>(durable: &Contents, pending: &'a [Pending]) -> Vec<Sector<'a>> {
+    let writes = pending.iter().filter_map(|one| match &one.change {
+        Change::Write(data) => Some(sectors(&one.area, one.offset, data)),
+        Change::Discard(_) => None,
+    });
+    let sectors = writes.flatten().filter(|sector| !durable.has(sector));
+    sectors.collect()
+}
+
+/// What discards that are not durable may have made of the disks: nothing, each of them for itself,
+/// all of them, every other page of all. Writes that are not durable are newer than they, or of
+/// other places.
+fn after_discards(durable: &Contents, pending: &[Pending]) -> Vec<Contents> {
+    let discards = pending.iter().filter_map(|one| match one.change {
+        Change::Discard(len) => Some((one.area.as_str(), one.offset, len)),
+        Change::Write(_) => None,
+    });
+    let discards: Vec<_> = discards.collect();
+    let mut variants = vec![durable.clone()];
+    let (mut all, mut half) = (durable.clone(), durable.clone());
+    for (area, offset, len) in &discards {
+        all.discard(area, *offset, *len);
+        for at in (*offset..offset + len).step_by(2 * PAGE_BYTES) {
+            half.discard(area, at, PAGE_BYTES as u64);
+        }
+        let mut one = durable.clone();
+        one.discard(area, *offset, *len);
+        variants.push(one);
+    }
+    variants.extend([all, half]);
+    let mut seen = BTreeSet::new();
+    variants.retain(|variant| seen.insert(variant.digest()));
+    variants
 }
 
 /// Follows one sequence and what comes of its states.
@@ -220,17 +266,17 @@ impl States<'_> {
                     ticket,
                     area,
                     offset,
-                    data,
+                    change,
                 }) => pending.push(Pending {
                     ticket: *ticket,
                     area: area.clone(),
                     offset: *offset,
-                    data: data.clone(),
+                    change: change.clone(),
                 }),
                 Some(Event::Settled(tickets)) => {
-                    let is_settled = |write: &mut Pending| tickets.contains(&write.ticket);
-                    for write in pending.extract_if(.., is_settled) {
-                        durable.put(&write.area, write.offset, &write.data);
+                    let is_settled = |one: &mut Pending| tickets.contains(&one.ticket);
+                    for settled in pending.extract_if(.., is_settled) {
+                        settled.apply(&mut durable);
                     }
                 }
                 None => {}
@@ -238,17 +284,28 @@ impl States<'_> {
         }
     }
 
-    /// All states that a crash can leave while these writes are pending.
+    /// All states that a crash can leave while these changes are pending.
     fn at(
+        &mut self,
+        durable: &Contents,
+        pending: &[Pending],
+        promise: &Promise,
+        crash: (&[(usize, u128)], usize),
+    ) {
+        for disks in after_discards(durable, pending) {
+            self.after(&disks, pending, promise, crash);
+        }
+    }
+
+    /// The same, with what became of the discards among them decided.
+    fn after(
         &mut self,
         durable: &Contents,
         pending: &[Pending],
         promise: &Promise,
         (earlier, point): (&[(usize, u128)], usize),
     ) {
-        let writes = pending.iter();
-        let all = writes.flat_map(|write| sectors(&write.area, write.offset, &write.data));
-        let mut undecided: Vec<Sector<'_>> = all.filter(|sector| !durable.has(sector)).collect();
+        let mut undecided = undecided(durable, pending);
         undecided.sort_by_key(|sector| (sector.page().0, sector.offset));
         let overlap =
             |pair: &[Sector<'_>]| (pair[0].area, pair[0].offset) == (pair[1].area, pair[1].offset);

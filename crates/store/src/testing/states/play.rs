@@ -27,6 +27,7 @@ pub(super) fn options() -> StoreOptions {
         identity: *b"a store to crash",
         journal_bytes: 512 << 10,
         home_bytes: 4 << 20,
+        home_preallocated: false,
         slice_blocks: 1024,
     }
 }
@@ -200,6 +201,8 @@ pub(super) async fn play(runtime: Runtime, sequence: Vec<Operation>, from: Begin
         player.act(&runtime, operation).await.expect("a whole disk");
     }
     if from == Begin::InUse {
+        // What was free from the beginning goes back once, and tells nothing more.
+        player.store.discard().await;
         begin = player.directory.contents();
         player.directory.record();
         let standing = Promise {
@@ -281,7 +284,10 @@ impl Player {
             Operation::Idle => runtime.sleep(IDLE).await,
             Operation::Destage => self.store.flush().await?,
             Operation::Compact => self.store.compact().await?,
-            Operation::Collect => self.store.collect().await?,
+            Operation::Collect => {
+                self.store.collect().await?;
+                self.store.discard().await;
+            }
             Operation::Write
             | Operation::Overwrite
             | Operation::Unmap
