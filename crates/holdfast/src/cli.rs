@@ -129,7 +129,8 @@ otherwise with --api-listen and --api-insecure.
 
 Examples:
   holdfast node start --data /var/lib/holdfast --listen 10.0.0.11
-  holdfast node start --data /var/lib/holdfast --listen 10.0.0.11 --journal /dev/nvme0n1p3
+  holdfast node start --data /var/lib/holdfast --listen 10.0.0.11 \\
+    --journal /dev/disk/by-id/nvme-…-part3 --home /dev/disk/by-id/ata-…
   HOLDFAST_JOIN=holdfast1.… holdfast node start --data /var/lib/holdfast --listen 10.0.0.12";
 
 #[derive(Clone, Debug, Args)]
@@ -174,9 +175,21 @@ pub(crate) struct StartArgs {
     /// Size of the journal; fixed at the first start [default: 256MiB, or the device up to 4GiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) journal_size: Option<u64>,
-    /// Space for the volumes' data, taken as it is needed; may grow later [default: 64GiB]
+    /// File or block device for the home, where the volumes' data is; remembered from the first
+    /// start on [default: in DIR]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) home: Option<PathBuf>,
+    /// At the first start, overwrite what --home holds
+    #[arg(long, requires = "home")]
+    pub(crate) home_force: bool,
+    /// Size of the home; may grow later [default: 64GiB, or half of what its file system has left
+    /// if that is less; of a device all of it]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) home_size: Option<u64>,
+    /// At the first start, let the home take the space of its file system only as it is written,
+    /// and give it back; a full file system then stops the node
+    #[arg(long)]
+    pub(crate) home_sparse: bool,
     /// Warn when so much of the home is used, in percent
     #[arg(long, value_name = "PERCENT", default_value_t = 80,
           value_parser = clap::value_parser!(u8).range(1..=100))]

@@ -42,6 +42,8 @@ pub struct FleetOptions {
     pub journal_bytes: u64,
     /// Each node's home.
     pub home_bytes: u64,
+    /// Whether homes take their space only as they need it: many nodes fit on one disk.
+    pub home_sparse: bool,
 }
 
 impl FleetOptions {
@@ -54,6 +56,7 @@ impl FleetOptions {
             portal_base: None,
             journal_bytes: 64 << 20,
             home_bytes: 4 << 30,
+            home_sparse: true,
         }
     }
 }
@@ -224,6 +227,7 @@ impl Fleet {
             .args(["--portal-port", &member.ports.portal.to_string()])
             .args(["--journal-size", &self.options.journal_bytes.to_string()])
             .args(["--home-size", &self.options.home_bytes.to_string()])
+            .args(self.options.home_sparse.then_some("--home-sparse"))
             // A terminal's Ctrl-C is for the parent alone, which then ends the nodes.
             .process_group(0)
             .kill_on_drop(true);

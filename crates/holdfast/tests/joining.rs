@@ -20,7 +20,13 @@ async fn start(directory: &Path, more: &[&str], token: Option<&str>) -> Output {
         .args(["node", "start", "--listen", "127.0.0.1", "--data"])
         .arg(directory)
         .args(["--link-port", "0", "--api-port", "0", "--portal-port", "0"])
-        .args(["--journal-size", "32MiB", "--home-size", "1GiB"])
+        .args([
+            "--journal-size",
+            "32MiB",
+            "--home-size",
+            "1GiB",
+            "--home-sparse",
+        ])
         .args(more);
     if let Some(token) = token {
         command.env("HOLDFAST_JOIN", token);

@@ -6,12 +6,13 @@
 mod harness;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Output;
 use std::time::Duration;
 
 use bytes::Bytes;
-use harness::{EXECUTABLE, Initiator, PATIENCE, alone, options, run, stderr, stdout, volume};
+use harness::places::{LoopDevice, make, refusal, store};
+use harness::{Initiator, PATIENCE, alone, options, stderr, stdout, volume};
 use holdfast::fleet::{Fleet, FleetOptions};
 
 fn prepared(folder: &Path) -> Fleet {
@@ -23,39 +24,9 @@ fn prepared(folder: &Path) -> Fleet {
     Fleet::prepare(sizes).unwrap()
 }
 
-/// What a node says that does not start with these arguments.
-async fn start(fleet: &Fleet, arguments: &[&str]) -> Output {
-    let mut command = Command::new(EXECUTABLE);
-    let given = fleet.command(0);
-    let given = given.as_std().get_args();
-    // Nothing but its own decision ends it.
-    command.args(given.filter(|argument| *argument != "--end-with-stdin"));
-    command.args(arguments);
-    run(command).await
-}
-
-/// Starts a node for the first time, until it has its identity.
-async fn make(fleet: &Fleet, arguments: &[&str]) {
-    let mut command = fleet.command(0);
-    command.args(arguments).stdin(std::process::Stdio::piped());
-    let mut process = command.spawn().unwrap();
-    let made = async {
-        while !fleet.directory(0).join("identity.json").exists() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, made)
-        .await
-        .expect("an identity");
-    process.kill().await.unwrap();
-}
-
 fn move_journal(fleet: &Fleet, to: &Path, more: &[&str]) -> Output {
-    let mut command = Command::new(EXECUTABLE);
-    command
-        .args(["store", "move-journal"])
-        .arg(fleet.directory(0));
-    command.arg(to).args(more).output().unwrap()
+    let to = [&[to.to_str().unwrap()], more].concat();
+    store(fleet, "move-journal", &to)
 }
 
 #[test]
@@ -67,7 +38,7 @@ fn a_journal_elsewhere_is_remembered_moved_and_never_mistaken() {
 
         // What is there is not overwritten unasked, and nothing is made meanwhile.
         fs::write(&fast, b"somebody's data").unwrap();
-        let refused = start(&fleet, &["--journal", path]).await;
+        let refused = refusal(&fleet, &["--journal", path]).await;
         assert_eq!(refused.status.code(), Some(1));
         assert!(
             stderr(&refused).contains("--journal-force"),
@@ -92,7 +63,7 @@ fn a_journal_elsewhere_is_remembered_moved_and_never_mistaken() {
         assert_eq!(running.status.code(), Some(2), "{}", stderr(&running));
         fleet.kill_all().await.unwrap();
         let other = folder.join("other-place");
-        let differs = start(&fleet, &["--journal", other.to_str().unwrap()]).await;
+        let differs = refusal(&fleet, &["--journal", other.to_str().unwrap()]).await;
         assert!(
             stderr(&differs).contains("store move-journal"),
             "{}",
@@ -102,7 +73,7 @@ fn a_journal_elsewhere_is_remembered_moved_and_never_mistaken() {
         // Missing, blank, another node's: each is refused by name.
         let kept = folder.join("kept");
         fs::rename(&fast, &kept).unwrap();
-        let missing = start(&fleet, &[]).await;
+        let missing = refusal(&fleet, &[]).await;
         assert!(
             stderr(&missing).contains("is not there"),
             "{}",
@@ -110,14 +81,14 @@ fn a_journal_elsewhere_is_remembered_moved_and_never_mistaken() {
         );
         assert!(!fast.exists(), "none is made in its place");
         fs::File::create(&fast).unwrap().set_len(32 << 20).unwrap();
-        let blank = start(&fleet, &[]).await;
+        let blank = refusal(&fleet, &[]).await;
         assert!(stderr(&blank).contains("is blank"), "{}", stderr(&blank));
         let mut foreign = fs::read(&kept).unwrap();
         for page in [0, 4096] {
             foreign[page + 16..page + 32].fill(0xab);
         }
         fs::write(&fast, &foreign).unwrap();
-        let foreign = start(&fleet, &[]).await;
+        let foreign = refusal(&fleet, &[]).await;
         assert!(
             stderr(&foreign).contains("of another node"),
             "{}",
@@ -150,29 +121,6 @@ fn a_journal_elsewhere_is_remembered_moved_and_never_mistaken() {
     });
 }
 
-/// A loop device, as long as it lives.
-struct LoopDevice(PathBuf);
-
-impl LoopDevice {
-    /// `None` where nobody may make one.
-    fn attach(file: &Path) -> Option<Self> {
-        let mut command = Command::new("losetup");
-        command.args(["--find", "--show"]).arg(file);
-        let output = command
-            .output()
-            .ok()
-            .filter(|output| output.status.success())?;
-        Some(Self(PathBuf::from(stdout(&output).trim())))
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        let mut command = Command::new("losetup");
-        let _ = command.arg("--detach").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn a_block_device_is_taken_as_large_as_it_is_and_not_while_it_holds_a_file_system() {
     alone(async |folder| {
@@ -182,25 +130,20 @@ fn a_block_device_is_taken_as_large_as_it_is_and_not_while_it_holds_a_file_syste
             println!("skipped: loop devices cannot be made here");
             return;
         };
-        let path = device.0.to_str().unwrap();
+        let path = device.name();
         let absent = prepared(&folder.join("absent"));
-        let refused = start(&absent, &["--journal", "/dev/no-such-device"]).await;
+        let refused = refusal(&absent, &["--journal", "/dev/no-such-device"]).await;
         assert!(
             stderr(&refused).contains("there is no device"),
             "{}",
             stderr(&refused)
         );
 
-        let mut ext4 = Command::new("mkfs.ext4");
-        if ext4
-            .args(["-q", path])
-            .status()
-            .is_ok_and(|made| made.success())
-        {
+        if device.format() {
             let fleet = prepared(&folder.join("formatted"));
-            let refused = start(&fleet, &["--journal", path]).await;
+            let refused = refusal(&fleet, &["--journal", path]).await;
             assert!(
-                stderr(&refused).contains("holds something"),
+                stderr(&refused).contains("holds an ext2, ext3 or ext4 file system"),
                 "{}",
                 stderr(&refused)
             );
@@ -209,7 +152,7 @@ fn a_block_device_is_taken_as_large_as_it_is_and_not_while_it_holds_a_file_syste
         make(&fleet, &["--journal", path, "--journal-force"]).await;
         fleet.found().await.unwrap();
         let second = prepared(&folder.join("second"));
-        let taken = start(&second, &["--journal", path, "--journal-force"]).await;
+        let taken = refusal(&second, &["--journal", path, "--journal-force"]).await;
         assert!(stderr(&taken).contains("in use"), "{}", stderr(&taken));
         let created = volume(&fleet, "db", 1).await;
         let disk = Initiator::open(&fleet, &created).await.disk;
@@ -224,11 +167,7 @@ fn a_block_device_is_taken_as_large_as_it_is_and_not_while_it_holds_a_file_syste
         assert!(disk.read(0, 64 << 10).await.unwrap() == data);
         disk.close().await.unwrap();
         fleet.stop(0, PATIENCE).await.unwrap();
-        let checked = Command::new(EXECUTABLE)
-            .args(["store", "check"])
-            .arg(fleet.directory(0))
-            .output()
-            .unwrap();
+        let checked = store(&fleet, "check", &[]);
         assert!(checked.status.success(), "{}", stderr(&checked));
     });
 }

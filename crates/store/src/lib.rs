@@ -54,6 +54,7 @@ mod writer;
 mod tests;
 
 pub use error::StoreError;
+pub use home::{HOME_BYTES_MAX, home_owner};
 pub use journal::journal_owner;
 pub use record::{
     BLOCK_BYTES, Body, Copied, CopiedBlock, CopyState, JournalEnd, OperationId, Record,

@@ -264,7 +264,13 @@ fn start_node(binary: &Path, directory: &Path) -> anyhow::Result<(Daemon, Subjec
         .arg(directory.join("node"))
         .args(["--link-port", &link, "--api-port", &api])
         .args(["--portal-port", &portal])
-        .args(["--journal-size", "256MiB", "--home-size", "2GiB"])
+        .args([
+            "--journal-size",
+            "256MiB",
+            "--home-size",
+            "2GiB",
+            "--home-sparse",
+        ])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)

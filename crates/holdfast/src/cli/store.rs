@@ -16,7 +16,11 @@ pub(crate) enum StoreCommand {
     /// Save what a stopped node has of a volume to a raw image
     Export(ExportArgs),
     /// Move a stopped node's journal to another disk
-    MoveJournal(MoveJournalArgs),
+    #[command(after_help = MOVE_JOURNAL_HELP)]
+    MoveJournal(MoveArgs),
+    /// Move a stopped node's home to another disk
+    #[command(after_help = MOVE_HOME_HELP)]
+    MoveHome(MoveArgs),
 }
 
 /// Which node's store.
@@ -28,6 +32,9 @@ pub(crate) struct StorePlace {
     /// Where the journal is, if it is not where the directory says [default: what it says]
     #[arg(long, value_name = "PATH")]
     pub(crate) journal: Option<PathBuf>,
+    /// Where the home is, if it is not where the directory says [default: what it says]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) home: Option<PathBuf>,
     /// Read at most so much each second, to leave the disk to others [default: no limit]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) rate: Option<u64>,
@@ -176,13 +183,27 @@ Examples:
   holdfast store move-journal /var/lib/holdfast /srv/nvram/holdfast-journal
   holdfast store move-journal /var/lib/holdfast /dev/disk/by-id/nvme-eui.0025385b21404321-part1";
 
+const MOVE_HOME_HELP: &str = "\
+The node must be stopped, and the other copies of what it holds count meanwhile. The home is copied,
+made durable and compared; then the directory is told where it is, in one step; then the old one is
+made unusable. Interrupted at any moment, the node starts with one of the two, and running the
+command again finishes it, from the beginning. Moving it back: give DIR/home as PATH.
+
+PATH is a file, made if absent, or a block device. What it holds already is not overwritten without
+--force. It must be as large as the home is now; a larger device is used by starting the node with
+a larger --home-size.
+
+Examples:
+  holdfast store move-home /var/lib/holdfast /dev/disk/by-id/ata-WDC_WD80EFZX_VK0ABCDE
+  holdfast store move-home /var/lib/holdfast /srv/large/holdfast-home";
+
+/// What shall be moved where.
 #[derive(Clone, Debug, Args)]
-#[command(after_help = MOVE_JOURNAL_HELP)]
-pub(crate) struct MoveJournalArgs {
+pub(crate) struct MoveArgs {
     /// The node's data directory
     #[arg(value_name = "DIR")]
     pub(crate) data: PathBuf,
-    /// Where the journal shall be
+    /// Where it shall be
     #[arg(value_name = "PATH")]
     pub(crate) to: PathBuf,
     /// Overwrite what PATH holds

@@ -16,13 +16,13 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 const FILE: &str = "identity.json";
-/// The newest format that this version reads. Format 2 knows of a journal that lies elsewhere, and
-/// is written only where one does: an older version would make a new one.
-const FORMAT: u32 = 2;
+/// The newest format that this version reads. Format 2 knows of a journal that lies elsewhere,
+/// format 3 of a home; each is written only where one does: an older version would make a new one.
+const FORMAT: u32 = 3;
 
 /// What the file holds.
 #[derive(Clone, Serialize, Deserialize)]
-pub(super) struct Identity {
+pub(crate) struct Identity {
     /// Version of the file's format.
     format: u32,
     /// The data directory's own number.
@@ -37,6 +37,12 @@ pub(super) struct Identity {
     pub(super) journal: Option<PathBuf>,
     /// Size of the home.
     pub(super) home_bytes: u64,
+    /// Where the home is, if not in the data directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) home: Option<PathBuf>,
+    /// The home has all its space. One that was made before this was known takes it as it needs it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) home_preallocated: bool,
     /// Which cluster, once there is one.
     pub(super) membership: Option<Membership>,
 }
@@ -135,10 +141,14 @@ pub(super) struct NewLayout {
     pub(super) journal: Option<PathBuf>,
     /// Size of the home.
     pub(super) home_bytes: u64,
+    /// Where it is, if not in the data directory.
+    pub(super) home: Option<PathBuf>,
+    /// Whether it gets all its space at once.
+    pub(super) home_preallocated: bool,
 }
 
 /// Areas whose presence says that a node has lived here.
-const DATA: [&str; 3] = ["journal", "facts", "config"];
+const DATA: [&str; 4] = ["journal", "home", "facts", "config"];
 
 impl IdentityFile {
     /// Reads the identity in `directory`; `None` if there is none, and no data either.
@@ -174,6 +184,8 @@ impl IdentityFile {
                 journal_bytes: layout.journal_bytes,
                 journal: layout.journal,
                 home_bytes: layout.home_bytes,
+                home: layout.home,
+                home_preallocated: layout.home_preallocated,
                 membership: None,
             },
         };
@@ -214,9 +226,10 @@ impl IdentityFile {
     }
 
     fn save(&self) -> Result<(), IdentityError> {
-        let format = match self.identity.journal {
-            Some(_) => 2,
-            None => 1,
+        let format = match (&self.identity.journal, &self.identity.home) {
+            (_, Some(_)) => 3,
+            (Some(_), None) => 2,
+            (None, None) => 1,
         };
         let identity = Identity {
             format,
@@ -304,6 +317,8 @@ mod tests {
             journal_bytes: 1 << 20,
             journal: None,
             home_bytes: 1 << 30,
+            home: None,
+            home_preallocated: true,
         };
         holdfast_runtime::host::run(async |runtime| {
             IdentityFile::create(directory, &runtime, layout)
@@ -330,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_elsewhere_is_remembered_in_a_format_that_older_versions_refuse() {
+    fn areas_elsewhere_are_remembered_in_formats_that_older_versions_refuse() {
         let folder = tempfile::tempdir().unwrap();
         let mut file = opened(folder.path()).unwrap();
         let text = || fs::read_to_string(folder.path().join(FILE)).unwrap();
@@ -340,8 +355,25 @@ mod tests {
             .unwrap();
         assert!(text().contains("\"format\": 2"));
         assert_eq!(opened(folder.path()).unwrap().identity.journal, place);
-        file.update(|identity| identity.journal = None).unwrap();
+        file.update(|identity| identity.home.clone_from(&place))
+            .unwrap();
+        assert!(text().contains("\"format\": 3"));
+        assert_eq!(opened(folder.path()).unwrap().identity.home, place);
+        file.update(|identity| (identity.journal, identity.home) = (None, None))
+            .unwrap();
         assert!(text().contains("\"format\": 1"));
+    }
+
+    #[test]
+    fn a_home_of_which_an_older_version_said_nothing_takes_its_space_as_it_needs_it() {
+        let folder = tempfile::tempdir().unwrap();
+        opened(folder.path()).unwrap();
+        let path = folder.path().join(FILE);
+        let known = fs::read_to_string(&path).unwrap();
+        let older = known.replace("  \"home_preallocated\": true,\n", "");
+        assert_ne!(known, older);
+        fs::write(&path, older).unwrap();
+        assert!(!opened(folder.path()).unwrap().identity.home_preallocated);
     }
 
     #[test]
@@ -374,10 +406,10 @@ mod tests {
         fs::write(&path, r#"{"format":1,"uuid":"SECRET"}"#).unwrap();
         let error = opened(folder.path()).err().unwrap().to_string();
         assert!(!error.contains("SECRET"), "{error}");
-        fs::write(&path, r#"{"format":3,"unheard-of":true}"#).unwrap();
+        fs::write(&path, r#"{"format":4,"unheard-of":true}"#).unwrap();
         assert!(matches!(
             opened(folder.path()),
-            Err(IdentityError::Version { found: 3, .. })
+            Err(IdentityError::Version { found: 4, .. })
         ));
     }
 

@@ -18,17 +18,22 @@
 mod desk;
 mod front;
 mod identity;
-mod journal;
 mod listen;
 mod membership;
+mod moving;
+mod places;
 mod process;
 mod serving;
+mod signature;
+mod sizes;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use holdfast_runtime::NodeId;
 
-pub(crate) use self::journal::{JOURNAL_AREA, move_to as move_journal};
+use self::identity::Identity;
+pub(crate) use self::moving::move_to;
+pub(crate) use self::places::Area;
 use crate::cli::StartArgs;
 use crate::failure::Failure;
 
@@ -38,8 +43,19 @@ pub(crate) struct Known {
     pub(crate) uuid: [u8; 16],
     /// The node's number, if it belongs to a cluster.
     pub(crate) node: Option<NodeId>,
-    /// Where the journal is, if not in the directory.
-    pub(crate) journal: Option<PathBuf>,
+    identity: Identity,
+}
+
+impl Known {
+    /// Where an area is, if not in the directory.
+    pub(crate) fn place(&self, area: Area) -> Option<&Path> {
+        area.place(&self.identity)
+    }
+
+    /// Size of an area.
+    pub(crate) fn bytes(&self, area: Area) -> u64 {
+        area.bytes(&self.identity)
+    }
 }
 
 /// Reads what a directory says of its node, and changes nothing; `None` if it says nothing.
@@ -47,8 +63,8 @@ pub(crate) fn look(directory: &Path) -> Result<Option<Known>, Failure> {
     let found = identity::IdentityFile::read(directory).map_err(Failure::of)?;
     Ok(found.map(|file| Known {
         uuid: file.identity.uuid.0,
-        node: file.identity.membership.map(|member| member.node),
-        journal: file.identity.journal,
+        node: file.identity.membership.as_ref().map(|member| member.node),
+        identity: file.identity,
     }))
 }
 

@@ -1,7 +1,7 @@
 //! One node's process from its first line to its last.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process;
 use std::rc::Rc;
 
@@ -13,21 +13,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::desk::Desk;
-use super::identity::{IdentityFile, NewLayout};
-use super::journal;
+use super::identity::IdentityFile;
 use super::listen::Ports;
 use super::membership;
+use super::places::{self, Area};
 use super::serving;
+use super::sizes;
 use crate::cli::StartArgs;
 use crate::failure::Failure;
-
-const JOURNAL_BYTES: u64 = 256 << 20;
-/// A record has to be small beside the ring (a sixteenth), and one of 1 MiB has to be possible.
-const JOURNAL_BYTES_MIN: u64 = 32 << 20;
-/// Of a larger device no more is taken: a restart reads what is in the journal, and holds it in
-/// memory.
-const DEVICE_BYTES_MAX: u64 = 4 << 30;
-const HOME_BYTES: u64 = 64 << 30;
 
 /// Somebody waits for the cluster to be founded.
 pub(super) type Founder = Option<Reply<ClusterStatus>>;
@@ -69,20 +62,32 @@ pub(super) async fn run(runtime: Runtime, args: StartArgs) -> Result<(), Failure
     let directory = open_directory(&args.data)?;
     let ports = Ports::take(&args).await?;
     let known = IdentityFile::read(directory.path()).map_err(Failure::of)?;
-    let place = journal_place(directory.path(), known.as_ref(), &args)?;
-    // Claimed before anything of it is overwritten.
-    let directory = Rc::new(match &place {
-        Some(path) => directory
-            .with_area_at(journal::JOURNAL_AREA, path)
-            .map_err(|error| in_use("the journal", &path.display().to_string(), &error))?,
-        None => directory,
-    });
-    let mut identity = match known {
-        Some(known) => known,
-        None => new_identity(directory.path(), &runtime, place, &args)?,
+    let mut directory = directory;
+    let mut chosen = [None, None];
+    for (area, place) in Area::ALL.into_iter().zip(&mut chosen) {
+        *place = places::chosen(area, directory.path(), known.as_ref(), &args)?;
+    }
+    if chosen[0].is_some() && chosen[0] == chosen[1] {
+        let both = "--journal and --home name the same place: each needs its own";
+        return Err(Failure::Usage(both.to_owned()));
+    }
+    for (area, place) in Area::ALL.into_iter().zip(&chosen) {
+        directory = places::claimed(area, directory, place.as_deref())?;
+    }
+    let directory = Rc::new(directory);
+    let identity = match known {
+        Some(mut known) => {
+            sizes::apply(directory.path(), &mut known, &args)?;
+            known
+        }
+        None => {
+            let layout = sizes::new_layout(directory.path(), chosen, &args)?;
+            IdentityFile::create(directory.path(), &runtime, layout).map_err(Failure::of)?
+        }
     };
-    apply_sizes(&mut identity, &args)?;
-    journal::verify(directory.path(), &identity)?;
+    for area in Area::ALL {
+        places::verify(area, &identity)?;
+    }
 
     let (sender, requests) = RequestSender::channel();
     tokio::spawn(serve(ports.api, router(sender, ports.access)));
@@ -179,110 +184,18 @@ pub(super) fn end_with_standard_input() {
 }
 
 fn open_directory(path: &Path) -> Result<HostDirectory, Failure> {
-    HostDirectory::open(path)
-        .map_err(|error| in_use("the data directory", &path.display().to_string(), &error))
-}
-
-fn in_use(what: &str, name: &str, error: &DiskError) -> Failure {
-    Failure::Failed(match error {
-        DiskError::InUse { .. } => {
-            format!("{what} {name} is in use by another process: is the node running already?")
-        }
-        DiskError::Io { .. } | DiskError::Full { .. } => format!("{what} {name}: {error}"),
+    let name = path.display();
+    HostDirectory::open(path).map_err(|error| {
+        Failure::Failed(match error {
+            DiskError::InUse { .. } => format!(
+                "the data directory {name} is in use by another process: is the node running \
+                 already?"
+            ),
+            DiskError::Io { .. } | DiskError::Full { .. } => {
+                format!("the data directory {name}: {error}")
+            }
+        })
     })
-}
-
-/// Where the journal is or shall be, if not in the directory.
-fn journal_place(
-    directory: &Path,
-    known: Option<&IdentityFile>,
-    args: &StartArgs,
-) -> Result<Option<PathBuf>, Failure> {
-    let wanted = match &args.journal {
-        Some(path) => journal::place(directory, path)?,
-        None => None,
-    };
-    let Some(file) = known else {
-        return Ok(wanted);
-    };
-    let known = &file.identity.journal;
-    if args.journal.is_some() && *known != wanted {
-        let inside = directory.join(journal::JOURNAL_AREA);
-        let known = known.as_ref().unwrap_or(&inside).display();
-        let wanted = wanted.as_ref().unwrap_or(&inside).display();
-        return Err(Failure::Failed(format!(
-            "the journal of this node is {known}, not {wanted}. Leave --journal out, or move the \
-             journal first: holdfast store move-journal {} {wanted}",
-            directory.display()
-        )));
-    }
-    Ok(known.clone())
-}
-
-/// The identity of a directory at its first start.
-fn new_identity(
-    directory: &Path,
-    runtime: &Runtime,
-    wanted: Option<PathBuf>,
-    args: &StartArgs,
-) -> Result<IdentityFile, Failure> {
-    let mut journal_bytes = args.journal_size;
-    if let Some(path) = &wanted {
-        journal::make_room(path, None, args.journal_force, "--journal-force")?;
-        let size = journal::device_bytes(path).map_err(Failure::of)?;
-        if let (Some(size), Some(wanted)) = (size, journal_bytes)
-            && size < wanted
-        {
-            return Err(Failure::Failed(format!(
-                "{} has {size} bytes, and --journal-size asks for {wanted}",
-                path.display()
-            )));
-        }
-        // A device is taken as a whole unless something else is wanted.
-        journal_bytes = journal_bytes.or(size.map(|size| size.min(DEVICE_BYTES_MAX)));
-    }
-    let journal_bytes = journal_bytes.unwrap_or(JOURNAL_BYTES);
-    if journal_bytes < JOURNAL_BYTES_MIN {
-        return Err(Failure::Usage(format!(
-            "a journal of {journal_bytes} bytes is too small: the largest write of an initiator \
-             would not fit. Give it {JOURNAL_BYTES_MIN} bytes at least"
-        )));
-    }
-    let layout = NewLayout {
-        journal_bytes,
-        journal: wanted,
-        home_bytes: args.home_size.unwrap_or(HOME_BYTES),
-    };
-    IdentityFile::create(directory, runtime, layout).map_err(Failure::of)
-}
-
-/// The sizes on the command line against those that the directory was made with.
-fn apply_sizes(identity: &mut IdentityFile, args: &StartArgs) -> Result<(), Failure> {
-    let known = (
-        identity.identity.journal_bytes,
-        identity.identity.home_bytes,
-    );
-    let journal = args.journal_size.unwrap_or(known.0);
-    let home = args.home_size.unwrap_or(known.1);
-    if journal != known.0 {
-        return Err(Failure::Failed(format!(
-            "the journal was made with {} bytes and cannot become {journal}. Leave --journal-size \
-             out, or let the node join again with an empty directory",
-            known.0
-        )));
-    }
-    if home < known.1 {
-        return Err(Failure::Failed(format!(
-            "the home has {} bytes and cannot shrink to {home}",
-            known.1
-        )));
-    }
-    if home > known.1 {
-        identity
-            .update(|identity| identity.home_bytes = home)
-            .map_err(Failure::of)?;
-    }
-    Ok(())
 }
 
 /// True after the first SIGTERM or SIGINT; the second ends the process at once.

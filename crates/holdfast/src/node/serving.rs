@@ -87,7 +87,7 @@ async fn start(process: &mut Process) -> Result<(Rc<Node>, Rc<HostLinks>), Failu
         seeds: member.peers.clone(),
         journal_bytes: identity.journal_bytes,
         home_bytes: identity.home_bytes,
-        home_preallocated: false,
+        home_preallocated: identity.home_preallocated,
         scrub: Default::default(),
         group: GroupOptions {
             may_create: !member.has_run,

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub(crate) mod places;
+
 use std::cell::RefCell;
 use std::fs::File;
 use std::path::{Path, PathBuf};

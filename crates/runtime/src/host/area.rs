@@ -9,7 +9,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::discard::GivesBack;
@@ -61,7 +61,14 @@ pub(super) fn open_area(
     } else {
         metadata.len()
     };
-    if size < wanted {
+    let lacks_space = !is_device
+        && options.allocation == Allocation::Reserved
+        && metadata.blocks() * 512 < size.max(wanted);
+    if size < wanted || lacks_space {
+        let options = DiskOptions {
+            size_bytes: size.max(wanted),
+            ..options
+        };
         let grown = grow(&file, size, options).and_then(|()| file.sync_all());
         if let Err(error) = grown {
             // Gives back the blocks that were allocated: nothing has changed.
@@ -75,7 +82,7 @@ pub(super) fn open_area(
             }
             return Err(failed(error));
         }
-        size = wanted;
+        size = options.size_bytes;
     }
     if new {
         sync_parent(path).map_err(failed)?;
@@ -121,15 +128,10 @@ fn grow(file: &File, from: u64, options: DiskOptions) -> io::Result<()> {
     let start = from - from % PAGE_BYTES as u64;
     match options.allocation {
         Allocation::Sparse => file.set_len(options.size_bytes),
-        // The length grows with what is reserved.
-        Allocation::Reserved => allocate(file, start, options.size_bytes - start, 0),
+        Allocation::Reserved => reserve(file, options.size_bytes),
         Allocation::Written => {
-            let reserved = allocate(
-                file,
-                start,
-                options.size_bytes - start,
-                libc::FALLOC_FL_KEEP_SIZE,
-            );
+            let len = options.size_bytes - start;
+            let reserved = allocate(file, start, len, len, libc::FALLOC_FL_KEEP_SIZE);
             match reserved {
                 // Not every file system can reserve; pre-writing then allocates.
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
@@ -138,6 +140,12 @@ fn grow(file: &File, from: u64, options: DiskOptions) -> io::Result<()> {
             write_zeroes(file, start, options.size_bytes)
         }
     }
+}
+
+/// Reserves what a file lacks of its space. Its length grows with that.
+fn reserve(file: &File, size: u64) -> io::Result<()> {
+    let taken = file.metadata()?.blocks() * 512;
+    allocate(file, 0, size, size.saturating_sub(taken), 0)
 }
 
 fn write_zeroes(file: &File, start: u64, end: u64) -> io::Result<()> {
@@ -155,11 +163,11 @@ fn write_zeroes(file: &File, start: u64, end: u64) -> io::Result<()> {
 }
 
 /// Reserves blocks, so that a full disk shows before any byte is written and the file is laid out
-/// in few extents. `mode` says whether its length grows with them.
-fn allocate(file: &File, offset: u64, len: u64, mode: i32) -> io::Result<()> {
+/// in few extents: `lacking_bytes` of them. `mode` says whether its length grows with them.
+fn allocate(file: &File, offset: u64, len: u64, lacking_bytes: u64, mode: i32) -> io::Result<()> {
     // Without this look first, a hopeless reservation would fill the disk for a moment, under
     // everyone else who writes to it.
-    if free_bytes(file)? < len {
+    if free_bytes(file)? < lacking_bytes {
         return Err(io::Error::from_raw_os_error(libc::ENOSPC));
     }
     let too_large = |_| io::Error::from_raw_os_error(libc::EFBIG);
@@ -215,8 +223,6 @@ pub(super) fn sync_parent(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
-
     use super::*;
 
     fn options(size_bytes: u64, allocation: Allocation) -> DiskOptions {
@@ -259,6 +265,11 @@ mod tests {
         let grown = open_area(&path, "area", reserved(2 * SIZE)).unwrap();
         assert_eq!(grown.size_bytes, 2 * SIZE);
         assert!(taken(&grown) >= 2 * SIZE);
+        // A file of the right length, or one of which a copy has left holes.
+        let path = folder.path().join("holes");
+        File::create(&path).unwrap().set_len(SIZE).unwrap();
+        let filled = open_area(&path, "area", reserved(SIZE / 2)).unwrap();
+        assert!(filled.size_bytes == SIZE && taken(&filled) >= SIZE);
     }
 
     #[test]

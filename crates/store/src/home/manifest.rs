@@ -92,8 +92,7 @@ impl Geometry {
     pub(super) fn segments_in(&self, area_bytes: u64) -> u32 {
         let fitting = area_bytes.saturating_sub(self.segments_at()) / self.segment_bytes();
         let described = self.region_bytes / (REGION_BYTES_PER_SEGMENT / 2);
-        // Pages of the area are counted in 32 bits.
-        let countable = (u64::from(u32::MAX) * PAGE_BYTES as u64).min(area_bytes);
+        let countable = super::HOME_BYTES_MAX.min(area_bytes);
         let counted = countable.saturating_sub(self.segments_at()) / self.segment_bytes();
         fitting.min(described).min(counted) as u32
     }
@@ -523,6 +522,13 @@ async fn read_superblocks(
         }
     }
     Ok(None)
+}
+
+/// The identity of the store that a page names as its owner; `None` if it does not begin like a
+/// home's superblock. Nothing else of the page is verified.
+pub fn home_owner(page: &[u8]) -> Option<[u8; 16]> {
+    let identity = page.get(24..40)?.try_into().ok()?;
+    is_entry(page).then_some(identity)
 }
 
 /// Whether a page begins like an entry, intact or not.

@@ -54,6 +54,7 @@ use self::group::GroupEntry;
 use self::layout::{Change, Delta, Kind, Segment};
 use self::leaves::LeafCache;
 use self::manifest::Manifest;
+pub use self::manifest::home_owner;
 use self::map::Map;
 use self::run::Stream;
 use crate::encoding::block_checksum;
@@ -63,6 +64,9 @@ use crate::record::{Seq, SliceKey, View};
 pub(crate) const AREA: &str = "home";
 /// Smallest area that can work, in bytes.
 pub(crate) const HOME_BYTES_MIN: u64 = 4 << 20;
+
+/// Of a larger area no more is used, in bytes: its pages are counted in 32 bits.
+pub const HOME_BYTES_MAX: u64 = u32::MAX as u64 * PAGE_BYTES as u64;
 
 /// Formats of manifest, groups and runs.
 #[cfg(any(test, feature = "testing"))]

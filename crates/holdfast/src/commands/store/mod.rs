@@ -5,7 +5,7 @@ mod cluster;
 mod dump;
 mod export;
 mod image_map;
-mod move_journal;
+mod move_area;
 
 use std::path::Path;
 use std::rc::Rc;
@@ -17,14 +17,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::cli::{StoreCommand, StorePlace};
 use crate::failure::Failure;
-use crate::node::{JOURNAL_AREA, Known, look};
+use crate::node::{Area, Known, look};
 
 pub(crate) fn run(command: StoreCommand) -> Result<(), Failure> {
     run_shard(async |runtime| match command {
         StoreCommand::Check(args) => check::run(runtime, &args).await,
         StoreCommand::Dump(args) => dump::run(runtime, &args).await,
         StoreCommand::Export(args) => export::run(runtime, &args).await,
-        StoreCommand::MoveJournal(args) => move_journal::run(&args).await,
+        StoreCommand::MoveJournal(args) => move_area::run(Area::Journal, &args).await,
+        StoreCommand::MoveHome(args) => move_area::run(Area::Home, &args).await,
     })
 }
 
@@ -46,9 +47,14 @@ impl Looked {
                 None
             }
         };
-        let elsewhere = known.as_ref().and_then(|known| known.journal.clone());
-        if let Some(journal) = place.journal.clone().or(elsewhere) {
-            directory = directory.with_area_at(JOURNAL_AREA, journal);
+        for (area, given) in [(Area::Journal, &place.journal), (Area::Home, &place.home)] {
+            let elsewhere = known.as_ref().and_then(|known| known.place(area));
+            if let Some(path) = given.as_deref().or(elsewhere) {
+                directory = directory.with_area_at(area.name(), path);
+            }
+            if let Some(known) = &known {
+                directory = directory.with_size_at_most(area.name(), known.bytes(area));
+            }
         }
         let directory = Rc::new(directory);
         let options = InspectOptions {
