@@ -101,6 +101,43 @@ fn a_node_without_space_on_its_file_system_leaves_and_comes_back_when_there_is_s
     });
 }
 
+#[test]
+fn a_preallocated_home_takes_writes_while_its_file_system_is_full() {
+    alone(async |folder| {
+        let Some(small) = SmallFileSystem::mount(&folder.join("node-1")) else {
+            println!("skipped: only root can make a small file system");
+            return;
+        };
+        let sizes = holdfast::fleet::FleetOptions {
+            home_bytes: 160 << 20,
+            home_sparse: false,
+            ..options(folder, 1)
+        };
+        let mut fleet = Fleet::prepare(sizes).unwrap();
+        fleet.found().await.unwrap();
+        let created = volume(&fleet, "db", 1).await;
+        let disk = Initiator::open(&fleet, &created).await.disk;
+        let ballast = small.fill();
+        // More than the journal takes: it has to go home.
+        let written = 64 * CHUNK_BYTES as u64;
+        for offset in (0..written).step_by(CHUNK_BYTES) {
+            disk.write(offset, pattern(offset)).await.unwrap();
+        }
+        disk.close().await.unwrap();
+        fleet.kill_all().await.unwrap();
+        std::fs::remove_file(ballast).unwrap();
+        fleet.start(0, None).unwrap();
+        fleet.wait_until_healthy(PATIENCE).await.unwrap();
+        let disk = Initiator::open(&fleet, &created).await.disk;
+        for offset in (0..written).step_by(CHUNK_BYTES) {
+            let read = disk.read(offset, CHUNK_BYTES as u32).await.unwrap();
+            assert!(read == pattern(offset), "the chunk at {offset}");
+        }
+        disk.close().await.unwrap();
+        fleet.kill_all().await.unwrap();
+    });
+}
+
 /// Writes chunk after chunk until one is refused; returns how many bytes were taken.
 async fn fill(disk: &holdfast_initiator::Disk) -> u64 {
     for offset in (0..VOLUME_BYTES).step_by(CHUNK_BYTES) {

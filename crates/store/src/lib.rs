@@ -18,7 +18,8 @@
 //! and only then frees the journal: so whatever of the home a crash cuts off has its whole record
 //! in the journal, known to be stable.
 //!
-//! Segments that are free go back to the device in the background, once it is durable that they are.
+//! Segments that are free go back to the device in the background, once it is durable that they
+//! are.
 //!
 //! Memory: about 120 MiB for each TiB of blocks in use (see the home's map), recent facts and a
 //! cache of at most 80 MiB together, and the journal-resident data.

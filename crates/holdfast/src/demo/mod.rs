@@ -74,7 +74,7 @@ impl<'a> Demo<'a> {
         let options = FleetOptions {
             nodes: usize::from(args.nodes),
             portal_base: args.portal_base,
-            // What is written twice over fits; the file takes space only as it is used.
+            // What is written twice over fits; the sparse file takes space only as it is used.
             home_bytes: (args.volume_size * 2).max(4 << 30),
             ..FleetOptions::new(executable, place.path().to_owned())
         };

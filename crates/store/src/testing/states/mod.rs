@@ -4,7 +4,8 @@
 //! writes became durable. A *crash point* lies behind each of these events. At a crash point every
 //! sector of 512 bytes of every write that is not durable may have arrived or not, in any
 //! [combination](fates), and every range that was discarded since the last sync may have been
-//! given back or not, in whole or in part. Each state that differs from those before is opened and [judged](judge).
+//! given back or not, in whole or in part. Each state that differs from those before is opened
+//! and [judged](judge).
 //!
 //! Judging a state is a life of its own: the store recovers, brings everything home, compacts and
 //! collects. That life has crash points too, and for sequences that are short enough their states
