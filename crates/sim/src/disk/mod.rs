@@ -45,6 +45,8 @@ pub struct HostDisks {
     health: [Health; 2],
     armed: Cell<Option<Damage>>,
     moment: RefCell<Option<Ambush>>,
+    /// What was scheduled before the last healing does not happen any more.
+    healings: Rc<Cell<u64>>,
 }
 
 /// How a device is at the moment.
@@ -115,6 +117,7 @@ impl HostDisks {
             health: [Health::default(), Health::default()],
             armed: Cell::new(None),
             moment: RefCell::default(),
+            healings: Rc::default(),
         })
     }
 
@@ -267,6 +270,7 @@ impl HostDisks {
         self.armed.set(None);
         let forgotten = self.moment.take();
         drop(forgotten);
+        self.healings.set(self.healings.get() + 1);
     }
 
     /// The run is over. Objects of killed processes may live on in cycles of their own; the
@@ -357,8 +361,14 @@ impl HostDisks {
         let mut moment = self.moment.borrow_mut();
         if let Some((wanted, action)) = moment.take() {
             if wanted == reached {
+                let (healings, before) = (self.healings.clone(), self.healings.get());
+                let unless_healed = move || {
+                    if healings.get() == before {
+                        action();
+                    }
+                };
                 self.executor
-                    .call_after(self.random.below(delay_ns.max(1)), action);
+                    .call_after(self.random.below(delay_ns.max(1)), unless_healed);
             } else {
                 *moment = Some((wanted, action));
             }
