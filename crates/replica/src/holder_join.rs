@@ -136,9 +136,14 @@ impl Holder {
                 content,
             });
         }
-        self.store.install(slice, blocks).await.map_err(refused)?;
+        let installed = self.store.install(slice, blocks).await;
+        let not_taken = installed.map_err(refused)?.still_lost;
         self.check_session(slice, install.view, install.session)?;
-        Ok((ReplicaReply::default(), Bytes::new()))
+        let reply = ReplicaReply {
+            not_taken,
+            ..ReplicaReply::default()
+        };
+        Ok((reply, Bytes::new()))
     }
 
     /// As a joining copy: everything up to `stable` is here now.

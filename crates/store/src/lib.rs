@@ -61,5 +61,5 @@ pub use record::{
     BLOCK_BYTES, Body, Copied, CopiedBlock, CopyState, JournalEnd, OperationId, Record,
     RecoveryReport, Seq, SliceKey, TailEntry, Usage, View,
 };
-pub use store::{Store, StoreOptions};
+pub use store::{Installed, Store, StoreOptions};
 pub use verify::{DamagedBlocks, Verified, VerifyPosition};

@@ -43,6 +43,13 @@ pub struct StoreOptions {
     pub slice_blocks: u32,
 }
 
+/// What [`Store::install`] came to.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Installed {
+    /// Blocks that are lost here and were not replaced: the copies are older than what was lost.
+    pub still_lost: Vec<u32>,
+}
+
 /// Journal, home and durable facts of one node.
 pub struct Store {
     pub(crate) inner: Rc<Inner>,
@@ -292,13 +299,15 @@ impl Store {
         &self,
         slice: SliceKey,
         blocks: Vec<CopiedBlock>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Installed, StoreError> {
         self.inner.recovered().await?;
         let numbers: Vec<u32> = blocks.iter().map(|copied| copied.block).collect();
-        let submitted = self.inner.submit_copies(slice, blocks).await?;
+        let (submitted, mut still_lost) = self.inner.submit_copies(slice, blocks).await?;
         submitted.outcome().await?;
         self.inner.reconsider_bad(slice, &numbers).await;
-        Ok(())
+        let bad = self.inner.bad.borrow();
+        still_lost.retain(|block| bad.contains(&(slice, *block)));
+        Ok(Installed { still_lost })
     }
 
     /// The newest stable version of every block changed after `after`, from `from_block` on,

@@ -174,13 +174,15 @@ impl Inner {
         Ok(self.submit(records.into_iter().map(item_of).collect()))
     }
 
+    /// Queues copied blocks; says which are not wanted.
     pub(crate) async fn submit_copies(
         &self,
         slice: SliceKey,
         blocks: Vec<CopiedBlock>,
-    ) -> Result<Submitted, StoreError> {
+    ) -> Result<(Submitted, Vec<u32>), StoreError> {
         self.poison.check()?;
         let mut wanted = Vec::new();
+        let mut unwanted = Vec::new();
         let mut items = Vec::new();
         for mut copied in blocks {
             self.check_range(slice, copied.block, 1)?;
@@ -196,6 +198,7 @@ impl Inner {
                 });
             }
             if !self.wants_copy(slice, &mut copied).await {
+                unwanted.push(copied.block);
                 continue;
             }
             if copied.content != Copied::Zero {
@@ -205,7 +208,7 @@ impl Inner {
         }
         self.poison.check()?;
         self.reserve(&wanted)?;
-        Ok(self.submit(items))
+        Ok((self.submit(items), unwanted))
     }
 
     /// Whether a copied block is newer than what is here. A copy in sync has the whole stable

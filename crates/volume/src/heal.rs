@@ -8,7 +8,8 @@
 //! | 1 | `Heal`: these blocks are lost | | |
 //! | 2 | | `ReadVersions` with its stable position | reads those that are intact |
 //! | 3 | takes them unless it has newer ones | `Install` in the copy's stream | |
-//! | 4 | hears which were healed, and which nobody has | | |
+//! | 4 | | asks the next one for those not taken: its version was older than the lost one | |
+//! | 5 | hears which were healed, and which nobody has | | |
 //!
 //! Safe whatever happens between: a version that was stable once stays part of the history, and
 //! an older version never replaces a newer one (or one of unknown age that may be newer: the
@@ -67,7 +68,7 @@ pub(crate) struct CopyPlace {
 /// What could not be given back.
 pub(crate) struct Rest {
     pub(crate) blocks: BTreeSet<u32>,
-    /// Every other copy in sync said that it has lost them too.
+    /// Every other copy in sync said that it has lost them too, or has older versions only.
     pub(crate) all_answered: bool,
 }
 
@@ -132,25 +133,28 @@ impl Owner {
                 all_answered = false;
                 continue;
             };
-            for version in &reply.blocks {
-                blocks.remove(&version.block);
+            let mut taken: BTreeSet<u32> = reply.blocks.iter().map(|one| one.block).collect();
+            for block in self.install(copy, reply.blocks, payload).await? {
+                taken.remove(&block);
             }
-            self.install(copy, reply.blocks, payload).await?;
+            blocks.retain(|block| !taken.contains(block));
         }
         Some(Rest {
             blocks,
             all_answered,
         })
     }
-    /// Sends blocks to a copy, and their data; `None` if it does not take them.
+
+    /// Sends blocks to a copy, and their data; `None` if it does not answer. Answers the blocks
+    /// that it has lost and did not take, because it had lost newer ones.
     pub(crate) async fn install(
         &self,
         copy: CopyPlace,
         blocks: Vec<BlockVersion>,
         payload: Bytes,
-    ) -> Option<()> {
+    ) -> Option<Vec<u32>> {
         if blocks.is_empty() {
-            return Some(());
+            return Some(Vec::new());
         }
         let install = Install {
             volume: copy.key.volume,
@@ -161,6 +165,6 @@ impl Owner {
         };
         let body = replica_request::Body::Install(install);
         let answer = self.ask(copy.node, body, payload, STEP_LIMIT).await;
-        answer.ok().map(drop)
+        answer.ok().map(|(reply, _)| reply.not_taken)
     }
 }

@@ -229,7 +229,7 @@ impl Owner {
         let copy = target.place(key);
         let rest = self.give_back(copy, blocks, sources).await?;
         lost.retain(|version| rest.blocks.contains(&version.block));
-        self.install(copy, lost, Bytes::new()).await
+        self.install(copy, lost, Bytes::new()).await.map(drop)
     }
 
     /// The next changed blocks, from the nearest in-sync copy that can tell.

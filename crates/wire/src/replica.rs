@@ -505,4 +505,8 @@ pub struct ReplicaReply {
     /// Answer to `Lease`: bytes free for blocks never written before.
     #[prost(uint64, optional, tag = "9")]
     pub free_bytes: Option<u64>,
+    /// Answer to `Install`: blocks that are lost there and stay so, because the versions sent
+    /// are older than what was lost. Older versions of this program leave it empty.
+    #[prost(uint32, repeated, tag = "10")]
+    pub not_taken: Vec<u32>,
 }
