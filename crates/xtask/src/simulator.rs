@@ -112,7 +112,7 @@ pub(crate) const CRASH_STATES_CI: CrashStates = CrashStates {
     length: 3,
     later: 2,
     lies: 1,
-    states_min: 200_000,
+    states_min: 500_000,
     points_min: 100,
 };
 
