@@ -71,8 +71,6 @@ pub enum Bug {
     DiscardEarly,
     /// Recovery follows whatever batch lies there, of an earlier lap too.
     AcceptStaleLap,
-    /// A snapshot of the home's manifest counts although its process died before it was synced.
-    TrustUnsyncedSnapshot,
     /// Destaging begins before the journal is read in, and takes what is missing for lost.
     DestageUnread,
     /// The newest delta of the block map is not loaded.
@@ -93,7 +91,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 32] = [
         Self::AcknowledgeBeforeJournal,
         Self::SkipFence,
         Self::SkipLeaseWait,
@@ -118,7 +116,6 @@ impl Bug {
         Self::ReuseSegmentEarly,
         Self::DiscardEarly,
         Self::AcceptStaleLap,
-        Self::TrustUnsyncedSnapshot,
         Self::DestageUnread,
         Self::ForgetDelta,
         Self::DropZeroFacts,
@@ -161,9 +158,7 @@ impl Bug {
             | Self::NeverRepeat
             | Self::DestageUnstable
             | Self::SkipHomeSync => Finder::Cluster,
-            Self::AcceptStaleLap | Self::TrustUnsyncedSnapshot | Self::DestageUnread => {
-                Finder::Store
-            }
+            Self::AcceptStaleLap | Self::DestageUnread => Finder::Store,
             Self::CountUnsyncedEdit
             | Self::FreeJournalEarly
             | Self::DestageBeforeStable

@@ -13,7 +13,6 @@
 //!
 //! What turns out to be lost is from then on treated like the damage that a recovery finds.
 
-use std::collections::VecDeque;
 use std::rc::Rc;
 
 use crate::error::StoreError;
@@ -71,14 +70,14 @@ pub(crate) async fn run(inner: Rc<Inner>) {
     let mut ring = inner.journal.ring();
     let mut damaged = 0;
     loop {
-        let next = inner.unread.borrow().front().cloned();
+        // What is being read stays in the list, as an empty batch, until it is in the index.
+        let next = inner.unread.borrow_mut().front_mut().map(std::mem::take);
         let Some(items) = next else {
             break;
         };
         damaged += inner.read_in_items(&mut ring, items).await;
         inner.unread.borrow_mut().pop_front();
     }
-    *inner.unread.borrow_mut() = VecDeque::new();
     if damaged > 0 {
         inner.note_lost_records();
         tracing::warn!(damaged, "records in the journal have lost data");

@@ -262,9 +262,7 @@ impl Manifest {
             layout: RefCell::new(newest.layout.clone()),
         };
         let unvouched = older(newest).filter(|older| !older.is_continued);
-        if let Some(older) = unvouched
-            && !planted::is_active(Bug::TrustUnsyncedSnapshot)
-        {
+        if let Some(older) = unvouched {
             manifest.write_snapshot(newest.generation).await?;
             manifest
                 .end_region(older.generation, older.filled, older.number)

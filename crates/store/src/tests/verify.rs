@@ -59,7 +59,7 @@ fn a_verification_reads_every_block_and_finds_the_damaged_one() {
         assert_eq!(store.damaged_block_count(), 2);
         let copies = vec![healing(5, 6, 5), healing(700, 701, 700u32 as u8)];
         let installed = store.install(SLICE, copies).await.unwrap();
-        assert_eq!(installed.still_lost, []);
+        assert!(installed.still_lost.is_empty());
         assert_eq!(store.damaged_block_count(), 0);
         store.flush().await.unwrap();
         assert_eq!(verify_all(&store).await, (all, 0));
