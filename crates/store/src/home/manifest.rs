@@ -236,7 +236,6 @@ impl Manifest {
         }
         let mut regions: Vec<Region> = regions.into_iter().flatten().collect();
         regions.sort_by_key(|region| region.generation);
-        let older = |region: &Region| regions.iter().rev().nth(1).filter(|_| region.has_no_edit());
         let Some(newest) = regions.last() else {
             if may_create {
                 return Self::create(disk, identity).await;
@@ -261,8 +260,10 @@ impl Manifest {
             number: Cell::new(newest.number),
             layout: RefCell::new(newest.layout.clone()),
         };
-        let unvouched = older(newest).filter(|older| !older.is_continued);
-        if let Some(older) = unvouched {
+        if let [older, _] = regions.as_slice()
+            && newest.has_no_edit()
+            && !older.is_continued
+        {
             manifest.write_snapshot(newest.generation).await?;
             manifest
                 .end_region(older.generation, older.filled, older.number)

@@ -1,7 +1,9 @@
 //! The home: space that returns, tables, and damage to each of its parts.
 
+use std::time::Duration;
+
 use super::*;
-use crate::testing::run;
+use crate::testing::{Dice, run};
 use crate::{Copied, CopiedBlock, CopyState, StoreError};
 
 const LOST: Result<Bytes, StoreError> = Err(StoreError::Damaged {
@@ -340,5 +342,45 @@ fn one_superblock_is_enough_and_none_is_refused() {
             what: "superblocks",
         };
         assert_eq!(refused.map(|_| ()), Err(lost));
+    });
+}
+
+#[test]
+fn a_start_that_ends_before_its_sync_and_a_power_cut_in_the_next_leave_a_manifest() {
+    // So many segments that a snapshot of the layout has several sectors: it can be torn.
+    let large = StoreOptions {
+        home_bytes: 64 * MIB,
+        ..options()
+    };
+    run(1, |runtime| async move {
+        let lived = MemoryDirectory::new(runtime.clone());
+        let open = |directory: &MemoryDirectory| {
+            Store::open(runtime.clone(), Rc::new(directory.clone()), large)
+        };
+        let (store, _) = open(&lived).await.unwrap();
+        for number in 1..=1000 {
+            let record = write(number, number as u32, 1);
+            store.append(vec![record]).await.unwrap();
+            store.set_stable(SLICE, Seq(number));
+        }
+        store.flush().await.unwrap();
+        drop(store);
+        lived.kill();
+        let dice = Dice::new(1);
+        let mut cut_off = 0;
+        for _ in 0..400 {
+            let directory = lived.copy();
+            // The snapshot that every start writes is there for whoever reads, and not durable.
+            directory.fail_next_sync("home");
+            assert!(open(&directory).await.is_err());
+            let cut = Duration::from_millis(dice.below(16));
+            let opened = runtime.timeout(cut, open(&directory)).await;
+            cut_off += u32::from(opened.is_none());
+            directory.crash(&dice);
+            drop(opened);
+            let (store, _) = open(&directory).await.unwrap();
+            assert_eq!(store.read(SLICE, 5, 1).await.unwrap(), block(1));
+        }
+        assert!(cut_off > 100, "{cut_off} starts were cut off");
     });
 }
