@@ -24,12 +24,15 @@ pub trait Disk {
     fn sync(&self) -> LocalBoxFuture<'static, Result<(), DiskError>>;
     /// Gives a range that nobody needs back to the device. Until it is written again it reads as
     /// any bytes, different ones each time perhaps; after a crash, too, unless an earlier content
-    /// is still there. An error changes nothing about that.
+    /// is still there. An error changes nothing about that. Disks that say nothing else take
+    /// nothing back.
     fn discard(
         &self,
-        offset: u64,
-        len: u64,
-    ) -> LocalBoxFuture<'static, Result<Discarded, DiskError>>;
+        _offset: u64,
+        _len: u64,
+    ) -> LocalBoxFuture<'static, Result<Discarded, DiskError>> {
+        Box::pin(std::future::ready(Ok(Discarded::Unsupported)))
+    }
 }
 
 /// What became of a discard.

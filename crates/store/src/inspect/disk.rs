@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
-use holdfast_runtime::{Buffer, Discarded, Disk, DiskError, Runtime};
+use holdfast_runtime::{Buffer, Disk, DiskError, Runtime};
 
 /// How fast areas may be read, and how much of them was.
 pub(crate) struct Pace {
@@ -91,13 +91,5 @@ impl Disk for ReadOnlyDisk {
     fn sync(&self) -> LocalBoxFuture<'static, Result<(), DiskError>> {
         let refusal = self.refusal("sync", 0, "the store is only looked at");
         std::future::ready(Err(refusal)).boxed_local()
-    }
-
-    fn discard(
-        &self,
-        _offset: u64,
-        _len: u64,
-    ) -> LocalBoxFuture<'static, Result<Discarded, DiskError>> {
-        std::future::ready(Ok(Discarded::Unsupported)).boxed_local()
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
-use holdfast_runtime::{Buffer, Directory, Discarded, Disk, DiskError, DiskOptions, NodeId};
+use holdfast_runtime::{Buffer, Directory, Disk, DiskError, DiskOptions, NodeId};
 
 use super::world::World;
 
@@ -86,14 +86,6 @@ impl Disk for NodeDisk {
 
     fn sync(&self) -> LocalBoxFuture<'static, Result<(), DiskError>> {
         async { Ok(()) }.boxed_local()
-    }
-
-    fn discard(
-        &self,
-        _offset: u64,
-        _len: u64,
-    ) -> LocalBoxFuture<'static, Result<Discarded, DiskError>> {
-        async { Ok(Discarded::Unsupported) }.boxed_local()
     }
 }
 

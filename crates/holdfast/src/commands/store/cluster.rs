@@ -7,7 +7,7 @@ use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use holdfast_config::group::{GroupOptions, last_known_state};
 use holdfast_config::state::{ClusterState, VolumeRecord};
-use holdfast_runtime::{Allocation, Buffer, Directory, Discarded, Disk, DiskError, DiskOptions};
+use holdfast_runtime::{Allocation, Buffer, Directory, Disk, DiskError, DiskOptions};
 
 use super::Looked;
 use crate::failure::Failure;
@@ -131,13 +131,5 @@ impl Disk for Copied {
 
     fn sync(&self) -> LocalBoxFuture<'static, Result<(), DiskError>> {
         std::future::ready(Ok(())).boxed_local()
-    }
-
-    fn discard(
-        &self,
-        _offset: u64,
-        _len: u64,
-    ) -> LocalBoxFuture<'static, Result<Discarded, DiskError>> {
-        std::future::ready(Ok(Discarded::Unsupported)).boxed_local()
     }
 }
