@@ -10,7 +10,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use harness::places::{LoopDevice, make, make_by, refusal, store};
+use harness::places::{
+    LoopDevice, assert_only_its_own, assert_says, make, make_by, refusal, store,
+};
 use harness::{Initiator, PATIENCE, alone, options, stderr, stdout, volume};
 use holdfast::fleet::{Fleet, FleetOptions};
 use holdfast_initiator::Disk;
@@ -71,11 +73,7 @@ fn a_home_elsewhere_is_remembered_moved_and_never_mistaken() {
         let path = large.to_str().unwrap();
         fs::write(&large, b"somebody's data").unwrap();
         let refused = refusal(&fleet, &["--home", path]).await;
-        assert!(
-            stderr(&refused).contains("--home-force"),
-            "{}",
-            stderr(&refused)
-        );
+        assert_says(&refused, "--home-force");
         assert!(!fleet.directory(0).join("identity.json").exists());
         assert_eq!(fs::read(&large).unwrap(), b"somebody's data");
         let both = refusal(&fleet, &["--home", path, "--journal", path]).await;
@@ -93,43 +91,13 @@ fn a_home_elsewhere_is_remembered_moved_and_never_mistaken() {
         fleet.kill_all().await.unwrap();
         let other = folder.join("other-place");
         let differs = refusal(&fleet, &["--home", other.to_str().unwrap()]).await;
-        assert!(
-            stderr(&differs).contains("store move-home"),
-            "{}",
-            stderr(&differs)
-        );
+        assert_says(&differs, "store move-home");
 
-        // Missing, blank, another node's, not a home: each is refused by name.
+        assert_only_its_own(&fleet, &large, 24, "is the home of another node").await;
         let kept = folder.join("kept");
         fs::rename(&large, &kept).unwrap();
-        let missing = refusal(&fleet, &[]).await;
-        assert!(
-            stderr(&missing).contains("is not there"),
-            "{}",
-            stderr(&missing)
-        );
-        assert!(!large.exists(), "none is made in its place");
-        fs::File::create(&large).unwrap().set_len(64 * MIB).unwrap();
-        let blank = refusal(&fleet, &[]).await;
-        assert!(stderr(&blank).contains("is blank"), "{}", stderr(&blank));
-        let mut foreign = fs::read(&kept).unwrap();
-        for page in [0, 4096] {
-            foreign[page + 24..page + 40].fill(0xab);
-        }
-        fs::write(&large, &foreign).unwrap();
-        let foreign = refusal(&fleet, &[]).await;
-        assert!(
-            stderr(&foreign).contains("is the home of another node"),
-            "{}",
-            stderr(&foreign)
-        );
         fs::copy(fleet.directory(0).join("journal"), &large).unwrap();
-        let journal = refusal(&fleet, &[]).await;
-        assert!(
-            stderr(&journal).contains("is its journal"),
-            "{}",
-            stderr(&journal)
-        );
+        assert_says(&refusal(&fleet, &[]).await, "is its journal");
         fs::rename(&kept, &large).unwrap();
         let checked = store(&fleet, "check", &[]);
         assert!(checked.status.success(), "{}", stdout(&checked));
@@ -205,11 +173,7 @@ fn a_home_takes_its_space_at_once_or_is_refused_with_numbers() {
         fleet.kill_all().await.unwrap();
         assert!(taken(&home) >= 256 * MIB, "it keeps its space");
         let sparse = refusal(&fleet, &["--home-sparse"]).await;
-        assert!(
-            stderr(&sparse).contains("first start"),
-            "{}",
-            stderr(&sparse)
-        );
+        assert_says(&sparse, "first start");
     });
 }
 
@@ -229,18 +193,10 @@ fn a_block_device_is_made_a_home_as_a_whole_and_gets_free_space_back() {
         let place = ["--home", path];
         let absent = prepared(&folder.join("absent"), 64 * MIB, false);
         let refused = refusal(&absent, &["--home", "/dev/no-such-device"]).await;
-        assert!(
-            stderr(&refused).contains("there is no device"),
-            "{}",
-            stderr(&refused)
-        );
+        assert_says(&refused, "there is no device");
         let small = prepared(&folder.join("small"), 512 * MIB, false);
         let refused = refusal(&small, &place).await;
-        assert!(
-            stderr(&refused).contains("has 256 MiB"),
-            "{}",
-            stderr(&refused)
-        );
+        assert_says(&refused, "has 256 MiB");
 
         if device.format() {
             let formatted = prepared(&folder.join("formatted"), 64 * MIB, false);
@@ -264,11 +220,7 @@ fn a_block_device_is_made_a_home_as_a_whole_and_gets_free_space_back() {
                 let force = ["--home", path, "--home-force"];
                 let refused = refusal(&formatted, &force).await;
                 assert!(mount("umount", &[at]));
-                assert!(
-                    stderr(&refused).contains("is mounted"),
-                    "{}",
-                    stderr(&refused)
-                );
+                assert_says(&refused, "is mounted");
             }
         }
 
@@ -292,22 +244,14 @@ fn a_block_device_is_made_a_home_as_a_whole_and_gets_free_space_back() {
         fleet.found().await.unwrap();
         let second = prepared(&folder.join("second"), 64 * MIB, false);
         let taken_already = refusal(&second, &[place[0], path, "--home-force"]).await;
-        assert!(
-            stderr(&taken_already).contains("in use"),
-            "{}",
-            stderr(&taken_already)
-        );
+        assert_says(&taken_already, "in use");
 
         let created = volume(&fleet, "db", 1).await;
         let disk = Initiator::open(&fleet, &created).await.disk;
         fill(&disk, 96 * MIB).await;
         fleet.kill_all().await.unwrap();
         let foreign = refusal(&second, &place).await;
-        assert!(
-            stderr(&foreign).contains("the home of the node with directory"),
-            "{}",
-            stderr(&foreign)
-        );
+        assert_says(&foreign, "the home of the node with directory");
         let checked = store(&fleet, "check", &[]);
         assert!(checked.status.success(), "{}", stdout(&checked));
         fleet.start(0, None).unwrap();

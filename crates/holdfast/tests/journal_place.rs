@@ -11,7 +11,7 @@ use std::process::Output;
 use std::time::Duration;
 
 use bytes::Bytes;
-use harness::places::{LoopDevice, make, refusal, store};
+use harness::places::{LoopDevice, assert_only_its_own, assert_says, make, refusal, store};
 use harness::{Initiator, PATIENCE, alone, options, stderr, stdout, volume};
 use holdfast::fleet::{Fleet, FleetOptions};
 
@@ -40,11 +40,7 @@ fn a_journal_elsewhere_is_remembered_moved_and_never_mistaken() {
         fs::write(&fast, b"somebody's data").unwrap();
         let refused = refusal(&fleet, &["--journal", path]).await;
         assert_eq!(refused.status.code(), Some(1));
-        assert!(
-            stderr(&refused).contains("--journal-force"),
-            "{}",
-            stderr(&refused)
-        );
+        assert_says(&refused, "--journal-force");
         assert!(!fleet.directory(0).join("identity.json").exists());
         assert_eq!(fs::read(&fast).unwrap(), b"somebody's data");
         make(&fleet, &["--journal", path, "--journal-force"]).await;
@@ -64,37 +60,9 @@ fn a_journal_elsewhere_is_remembered_moved_and_never_mistaken() {
         fleet.kill_all().await.unwrap();
         let other = folder.join("other-place");
         let differs = refusal(&fleet, &["--journal", other.to_str().unwrap()]).await;
-        assert!(
-            stderr(&differs).contains("store move-journal"),
-            "{}",
-            stderr(&differs)
-        );
+        assert_says(&differs, "store move-journal");
 
-        // Missing, blank, another node's: each is refused by name.
-        let kept = folder.join("kept");
-        fs::rename(&fast, &kept).unwrap();
-        let missing = refusal(&fleet, &[]).await;
-        assert!(
-            stderr(&missing).contains("is not there"),
-            "{}",
-            stderr(&missing)
-        );
-        assert!(!fast.exists(), "none is made in its place");
-        fs::File::create(&fast).unwrap().set_len(32 << 20).unwrap();
-        let blank = refusal(&fleet, &[]).await;
-        assert!(stderr(&blank).contains("is blank"), "{}", stderr(&blank));
-        let mut foreign = fs::read(&kept).unwrap();
-        for page in [0, 4096] {
-            foreign[page + 16..page + 32].fill(0xab);
-        }
-        fs::write(&fast, &foreign).unwrap();
-        let foreign = refusal(&fleet, &[]).await;
-        assert!(
-            stderr(&foreign).contains("of another node"),
-            "{}",
-            stderr(&foreign)
-        );
-        fs::rename(&kept, &fast).unwrap();
+        assert_only_its_own(&fleet, &fast, 16, "of another node").await;
 
         // Moved: to a place that holds something only if asked, and back.
         fs::write(&other, [1; 5000]).unwrap();
@@ -133,27 +101,19 @@ fn a_block_device_is_taken_as_large_as_it_is_and_not_while_it_holds_a_file_syste
         let path = device.name();
         let absent = prepared(&folder.join("absent"));
         let refused = refusal(&absent, &["--journal", "/dev/no-such-device"]).await;
-        assert!(
-            stderr(&refused).contains("there is no device"),
-            "{}",
-            stderr(&refused)
-        );
+        assert_says(&refused, "there is no device");
 
         if device.format() {
             let fleet = prepared(&folder.join("formatted"));
             let refused = refusal(&fleet, &["--journal", path]).await;
-            assert!(
-                stderr(&refused).contains("holds an ext2, ext3 or ext4 file system"),
-                "{}",
-                stderr(&refused)
-            );
+            assert_says(&refused, "holds an ext2, ext3 or ext4 file system");
         }
         let mut fleet = prepared(&folder.join("node"));
         make(&fleet, &["--journal", path, "--journal-force"]).await;
         fleet.found().await.unwrap();
         let second = prepared(&folder.join("second"));
         let taken = refusal(&second, &["--journal", path, "--journal-force"]).await;
-        assert!(stderr(&taken).contains("in use"), "{}", stderr(&taken));
+        assert_says(&taken, "in use");
         let created = volume(&fleet, "db", 1).await;
         let disk = Initiator::open(&fleet, &created).await.disk;
         let data = Bytes::from(vec![9; 64 << 10]);

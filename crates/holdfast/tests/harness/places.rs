@@ -1,12 +1,13 @@
 //! Places for a journal or a home, and nodes that are to refuse them.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
 use holdfast::fleet::Fleet;
 
-use super::{EXECUTABLE, PATIENCE, run, stdout};
+use super::{EXECUTABLE, PATIENCE, run, stderr, stdout};
 
 /// What a node says that does not start with these arguments.
 pub(crate) async fn refusal(fleet: &Fleet, arguments: &[&str]) -> Output {
@@ -19,6 +20,38 @@ pub(crate) async fn refusal(fleet: &Fleet, arguments: &[&str]) -> Output {
     let output = run(command).await;
     assert!(!output.status.success(), "{output:?}");
     output
+}
+
+/// What was said names the reason.
+#[track_caller]
+pub(crate) fn assert_says(output: &Output, words: &str) {
+    let said = stderr(output);
+    assert!(said.contains(words), "{said}");
+}
+
+/// Where the area in this file is missing, blank, or of another node, each is refused by name. The
+/// identity of its owner stands at `identity_at` of its first two pages. It is back at the end.
+pub(crate) async fn assert_only_its_own(
+    fleet: &Fleet,
+    path: &Path,
+    identity_at: usize,
+    of_another: &str,
+) {
+    let kept = path.with_extension("kept");
+    fs::rename(path, &kept).unwrap();
+    assert_says(&refusal(fleet, &[]).await, "is not there");
+    assert!(!path.exists(), "none is made in its place");
+    let mut bytes = fs::read(&kept).unwrap();
+    let blank = fs::File::create(path).unwrap();
+    blank.set_len(bytes.len() as u64).unwrap();
+    assert_says(&refusal(fleet, &[]).await, "is blank");
+    for page in [0, 4096] {
+        let identity = page + identity_at;
+        bytes[identity..identity + 16].fill(0xab);
+    }
+    fs::write(path, &bytes).unwrap();
+    assert_says(&refusal(fleet, &[]).await, of_another);
+    fs::rename(&kept, path).unwrap();
 }
 
 /// Starts a node for the first time, until it has its identity.
