@@ -5,21 +5,11 @@ use std::cell::RefCell;
 use super::*;
 use crate::ledger::Ledger;
 use crate::load::{Load, LoadOptions};
-use crate::scripted_target::{Medium, Refusal, ScriptedTarget, medium};
+use crate::scripted_target::{Medium, Refusal, ScriptedTarget, medium, on_one_thread};
 use crate::session::Session;
 use crate::verify::{VerifyOptions, verify};
 
 const TARGET: &str = "iqn.2026-11.test:disk";
-
-fn on_one_thread(work: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    let bounded = async { timeout(Duration::from_secs(20), work).await };
-    let ended = tokio::task::LocalSet::new().block_on(&runtime, bounded);
-    ended.expect("the test ends in time");
-}
 
 fn options(targets: &[&ScriptedTarget]) -> DiskOptions {
     let portals = targets.iter().map(|target| target.portal).collect();

@@ -3,14 +3,17 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::pdu::{Bhs, Decoder, Digests, FINAL, NO_TAG, Pdu, answer, encode, request};
 use crate::text::Keys;
@@ -25,12 +28,32 @@ pub(crate) fn medium() -> Medium {
     Rc::new(RefCell::new(vec![0; BLOCKS * BLOCK_LENGTH]))
 }
 
+/// Runs a test under a time limit, as everything here runs: on one thread, in a `LocalSet`.
+pub(crate) fn on_one_thread(work: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let bounded = async { timeout(Duration::from_secs(20), work).await };
+    let ended = tokio::task::LocalSet::new().block_on(&runtime, bounded);
+    ended.expect("the test ends in time");
+}
+
 /// How to end a command instead of doing it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refusal {
     Status(u8),
     /// Key, ASC, ASCQ.
     Sense(u8, u8, u8),
+}
+
+/// How an initiator went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Departure {
+    /// By the end of its stream.
+    Closed,
+    /// By a reset.
+    Reset,
 }
 
 /// What a test can tell the target, and see of it.
@@ -45,6 +68,8 @@ pub(crate) struct Script {
     pub(crate) logouts: Cell<u32>,
     /// Sessions so far.
     pub(crate) logins: Cell<u32>,
+    /// How the latest initiator went that did not log out.
+    pub(crate) departure: Cell<Option<Departure>>,
     /// Leave whatever comes unread.
     pub(crate) is_mute: watch::Sender<bool>,
     /// Counts up: each step asks every initiator to log out within a second.
@@ -74,6 +99,7 @@ impl ScriptedTarget {
             refuse_all: Cell::new(None),
             logouts: Cell::new(0),
             logins: Cell::new(0),
+            departure: Cell::new(None),
             is_mute: watch::Sender::new(false),
             logout_requests: watch::Sender::new(0),
         });
@@ -124,7 +150,8 @@ impl Connection {
             tokio::select! {
                 read = self.stream.read_buf(&mut decoder.buffer) => match read {
                     Ok(1..) => {}
-                    Ok(0) | Err(_) => return,
+                    Ok(0) => return self.script.departure.set(Some(Departure::Closed)),
+                    Err(_) => return self.script.departure.set(Some(Departure::Reset)),
                 },
                 _ = logout_requests.changed() => {
                     let message = Bhs::new(answer::ASYNC_MESSAGE, FINAL)

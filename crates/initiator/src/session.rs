@@ -270,6 +270,13 @@ impl Session {
         self.transport.fail(lost(reason));
     }
 
+    /// Leaves as hosts do that reset a path: with a TCP RST, so that nothing that waits in this
+    /// machine's socket is sent any more. Outstanding commands end with `reason`. When this
+    /// returns, the reset is on its way.
+    pub async fn reset(&self, reason: LostReason) {
+        self.transport.reset(lost(reason)).await;
+    }
+
     async fn log_in(
         portal: SocketAddr,
         purpose: Purpose,
@@ -400,6 +407,7 @@ fn parse_targets(text: &[u8]) -> Result<Vec<DiscoveredTarget>, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scripted_target::{Departure, ScriptedTarget, medium, on_one_thread};
 
     #[test]
     fn discovery_text_lists_targets_with_their_portals() {
@@ -412,5 +420,46 @@ mod tests {
             ("b", 0)
         );
         assert!(parse_targets(b"TargetAddress=1.2.3.4:5,1\0").is_err());
+    }
+
+    async fn departure_of(leave: impl AsyncFnOnce(Session)) -> Departure {
+        let target = ScriptedTarget::start(&medium()).await;
+        let options = SessionOptions::new("iqn.2026-11.test:leaver");
+        let session = Session::connect(target.portal, "iqn.2026-11.test:disk", &options).await;
+        leave(session.unwrap()).await;
+        loop {
+            if let Some(departure) = target.script.departure.get() {
+                return departure;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[test]
+    fn a_session_leaves_by_the_end_of_its_stream_or_by_a_reset() {
+        on_one_thread(async {
+            let closed = departure_of(async |session| session.abandon(LostReason::Silent)).await;
+            assert_eq!(closed, Departure::Closed);
+            let reset = async |session: Session| session.reset(LostReason::Silent).await;
+            assert_eq!(departure_of(reset).await, Departure::Reset);
+        });
+    }
+
+    #[test]
+    fn commands_of_a_session_that_is_reset_end_as_lost() {
+        on_one_thread(async {
+            let target = ScriptedTarget::start(&medium()).await;
+            let options = SessionOptions::new("iqn.2026-11.test:leaver");
+            let session = Session::connect(target.portal, "iqn.2026-11.test:disk", &options).await;
+            let session = session.unwrap();
+            target.script.is_mute.send_replace(true);
+            let (first, second, ()) = tokio::join!(
+                session.test_unit_ready(0),
+                session.test_unit_ready(0),
+                session.reset(LostReason::Silent),
+            );
+            let silent = Err(lost(LostReason::Silent));
+            assert_eq!((first, second), (silent.clone(), silent));
+        });
     }
 }

@@ -4,6 +4,8 @@
 //! - The session fails exactly once, with one reason; from then on no request is accepted and
 //!   every outstanding one has ended.
 //! - What was queued while the writer slept goes out in as few system calls as possible.
+//! - A connection that is reset ([`Transport::reset`]) sends nothing more: what waited in this
+//!   machine's socket is thrown away with it.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -15,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, oneshot, watch};
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::engine::{Engine, lost};
@@ -96,8 +98,53 @@ pub(crate) struct Transport {
     engine: RefCell<Engine<Done>>,
     output_ready: Notify,
     health: watch::Sender<Health>,
-    tasks: RefCell<Vec<AbortHandle>>,
+    tasks: RefCell<Vec<JoinHandle<()>>>,
+    closing: Rc<Cell<Closing>>,
     last_answer: Cell<Instant>,
+}
+
+/// How the socket goes when the session has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Closing {
+    /// The kernel goes on sending what was written, then says that it was all.
+    Close,
+    /// The kernel throws away what was not sent and says RST.
+    Reset,
+}
+
+/// The reading half, which knows how to go.
+struct Input {
+    half: OwnedReadHalf,
+    closing: Rc<Cell<Closing>>,
+}
+
+impl Drop for Input {
+    fn drop(&mut self) {
+        if self.closing.get() == Closing::Reset {
+            // Refused only for a socket that is no socket any more.
+            let _ = self.half.as_ref().set_zero_linger();
+        }
+    }
+}
+
+/// The writing half, which knows how to go.
+struct Output {
+    half: Option<OwnedWriteHalf>,
+    closing: Rc<Cell<Closing>>,
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        let Some(half) = self.half.take() else { return };
+        match self.closing.get() {
+            Closing::Close => drop(half),
+            // Dropped, it would say that all has been sent.
+            Closing::Reset => {
+                let _ = half.as_ref().set_zero_linger();
+                half.forget();
+            }
+        }
+    }
 }
 
 impl Transport {
@@ -114,12 +161,21 @@ impl Transport {
             output_ready: Notify::new(),
             health: watch::Sender::new(Health::Good),
             tasks: RefCell::default(),
+            closing: Rc::new(Cell::new(Closing::Close)),
             last_answer: Cell::new(Instant::now()),
         });
         let (input, output) = stream.into_split();
+        let input = Input {
+            half: input,
+            closing: Rc::clone(&transport.closing),
+        };
+        let output = Output {
+            half: Some(output),
+            closing: Rc::clone(&transport.closing),
+        };
         let reader = tokio::task::spawn_local(Rc::clone(&transport).read_all(input, decoder));
         let writer = tokio::task::spawn_local(Rc::clone(&transport).write_all(output, digests));
-        *transport.tasks.borrow_mut() = vec![reader.abort_handle(), writer.abort_handle()];
+        *transport.tasks.borrow_mut() = vec![reader, writer];
         transport
     }
 
@@ -157,6 +213,18 @@ impl Transport {
         }
     }
 
+    /// Ends the session with a TCP reset; when this returns, it was sent.
+    pub(crate) async fn reset(&self, error: Error) {
+        self.closing.set(Closing::Reset);
+        let tasks = std::mem::take(&mut *self.tasks.borrow_mut());
+        self.fail(error);
+        for task in tasks {
+            task.abort();
+            // It was aborted, or had ended before: either way its half is closed.
+            let _ = task.await;
+        }
+    }
+
     pub(crate) fn health(&self) -> watch::Receiver<Health> {
         self.health.subscribe()
     }
@@ -173,7 +241,7 @@ impl Transport {
         self.last_answer.get()
     }
 
-    async fn read_all(self: Rc<Self>, mut input: OwnedReadHalf, mut decoder: Decoder) {
+    async fn read_all(self: Rc<Self>, mut input: Input, mut decoder: Decoder) {
         let mut completed = Vec::new();
         loop {
             // Login may have left bytes behind, so decode first.
@@ -181,7 +249,7 @@ impl Transport {
                 return self.fail(error);
             }
             self.deliver(&mut completed);
-            match fill(&mut input, &mut decoder.buffer).await {
+            match fill(&mut input.half, &mut decoder.buffer).await {
                 Ok(()) => self.last_answer.set(Instant::now()),
                 Err(error) => return self.fail(error),
             }
@@ -214,11 +282,12 @@ impl Transport {
         }
     }
 
-    async fn write_all(self: Rc<Self>, mut output: OwnedWriteHalf, digests: Digests) {
+    async fn write_all(self: Rc<Self>, mut output: Output, digests: Digests) {
+        let Some(half) = &mut output.half else { return };
         let mut wire = Vec::with_capacity(WRITE_BATCH);
         loop {
             self.output_ready.notified().await;
-            if let Err(error) = self.write_queued(&mut output, digests, &mut wire).await {
+            if let Err(error) = self.write_queued(half, digests, &mut wire).await {
                 return self.fail(io_lost(error));
             }
         }
