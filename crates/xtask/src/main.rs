@@ -10,6 +10,7 @@
 )]
 
 mod bench;
+mod chaos;
 mod cluster;
 mod conformance;
 mod figures;
@@ -42,6 +43,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
         cargo xtask test --quick        the same without simulator, demo and foreign initiators\n  \
         cargo xtask fuzz --minutes 10   what initiators reach, with coverage-guided inputs\n  \
         cargo xtask sim --seed 42       one seed again, with its trace\n  \
+        cargo xtask chaos --minutes 10  faults on real processes under checked load\n  \
         cargo xtask sim planted         does the simulator find the planted bugs?"
 )]
 struct Arguments {
@@ -66,6 +68,12 @@ enum Command {
     },
     /// Runs the simulator.
     Sim(SimArguments),
+    /// Faults on real node processes in network namespaces, under checked load; `--help` tells all.
+    #[command(disable_help_flag = true)]
+    Chaos {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Foreign initiators against a served demo.
     E2e {
         /// Which initiators.
@@ -190,6 +198,7 @@ fn run(command: Command) -> anyhow::Result<()> {
                 arguments.seed,
             )),
         },
+        Command::Chaos { arguments } => chaos::run(&arguments),
         Command::E2e { initiators, binary } => {
             let binary = match binary {
                 Some(path) => path.canonicalize()?,

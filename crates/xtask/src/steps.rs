@@ -11,7 +11,7 @@ use anyhow::{anyhow, bail};
 
 use crate::process::{cargo, find, run};
 use crate::simulator::{self, Amount};
-use crate::{fuzz, linux, peers, process, tidy};
+use crate::{chaos, fuzz, linux, peers, process, tidy};
 
 const FORMAT_LIMIT: Duration = minutes(2);
 /// Checks every dependency once on a fresh machine.
@@ -94,6 +94,7 @@ pub(crate) fn test(quick: bool, sim_seeds: u64) -> anyhow::Result<()> {
         steps.step("a Linux kernel", || {
             linux::run_if_possible(&process::release_binary()?)
         });
+        steps.step("chaos", || chaos::run_for_ci(&process::release_binary()?));
         steps.step("fuzzing", || fuzz::run_if_possible(FUZZ_SECONDS));
         steps.step("simulator", || simulator::run(Amount::Seeds(sim_seeds)));
         steps.step("crash states", || {

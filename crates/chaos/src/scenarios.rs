@@ -1,0 +1,671 @@
+//! Directed scenarios: one fault at one place, and a host that leaves at the worst moment.
+//!
+//! | scenario | fault | the host |
+//! |---|---|---|
+//! | paused-portal | its portal's node stands still for 8 s | resets after 1.3 s |
+//! | closed-portal | the same | closes after 1.3 s |
+//! | cut-portal | its portal's node is cut off from the others for 15 s | resets after 6 s |
+//! | cut-off-portal | its portal's node is cut off from all for 6 s | resets after 1.3 s |
+//! | cut-owner | the owner is cut off from all for 12 s | resets at a healthy portal after 6.3 s |
+//! | cut-owner-early | the same | resets at a healthy portal after 1.3 s |
+//! | moved-and-killed | the volume moves away, then its portal's node is killed | loses the path |
+//! | link | owner and config leader, which has a copy, do not reach each other | none leaves |
+//! | isolated-portal | a portal's node is cut off from the others, hosts reach it | stays |
+//!
+//! A host that leaves repeats at once through another portal what was not acknowledged, then
+//! overwrites it twice. From then on the blocks are read all the time, through the healthy portals
+//! and, once the fault is over, through all. The register decides (see [`crate::register`]).
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use futures::future::{Either, join_all, select};
+use holdfast_initiator::{Command, Error, Transfer};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::cluster::Cluster;
+use crate::faults::{Act, Means, Pace};
+use crate::ledger::{Doer, WriteTicket, span};
+use crate::nemesis::Nemesis;
+use crate::network::{Party, Way, both};
+use crate::random::Random;
+use crate::register::{Moment, Outcome};
+use crate::report::Strictness;
+use crate::run::{end_clients, read_back, residents};
+use crate::world::{COMMON_BLOCKS, HOST_BLOCKS, Leaving, OpenWrite, Path, World, is_refusal};
+
+/// Writes that a host keeps under way, each at blocks of its own.
+const LANES: u32 = 32;
+/// More of them that begin right after the fault: the portal has not read those.
+const LATE_LANES: u32 = 16;
+const LANE_BLOCKS: u32 = 2;
+/// Load before the fault.
+const WARM_UP: Duration = Duration::from_millis(700);
+/// Until a host notices that the process behind its path is gone.
+const LOSS_LIMIT: Duration = Duration::from_secs(20);
+/// After the fault, the blocks are looked at for so long.
+const WATCHED: Duration = Duration::from_secs(5);
+const LOOK_PAUSE: Duration = Duration::from_millis(60);
+const LOGIN_LIMIT: Duration = Duration::from_secs(2);
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+/// Volumes of the directed scenarios' hosts use one host's blocks.
+const HOSTS: u32 = 1;
+/// Within this an isolated portal tells hosts to look elsewhere, and what it was told already has
+/// an answer or has lost its session.
+const ISOLATED_LIMIT: Duration = Duration::from_secs(2);
+/// A probe takes its time, too.
+const PROBE_SLACK: Duration = Duration::from_millis(500);
+const LINK_TIME: Duration = Duration::from_secs(45);
+const ISOLATED_TIME: Duration = Duration::from_secs(25);
+/// Owner and leader have to be brought where the scenario wants them.
+const ARRANGEMENTS_MAX: usize = 8;
+
+/// See the module's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Scenario {
+    PausedPortal,
+    ClosedPortal,
+    CutPortal,
+    CutOffPortal,
+    CutOwner,
+    CutOwnerEarly,
+    MovedAndKilled,
+    Link,
+    IsolatedPortal,
+}
+
+impl Scenario {
+    pub(crate) const ALL: [Self; 9] = [
+        Self::PausedPortal,
+        Self::ClosedPortal,
+        Self::CutPortal,
+        Self::CutOffPortal,
+        Self::CutOwner,
+        Self::CutOwnerEarly,
+        Self::MovedAndKilled,
+        Self::Link,
+        Self::IsolatedPortal,
+    ];
+}
+
+/// A host that gives its path up.
+struct Giving {
+    /// The path that it begins with; the healthy ones are all others that the fault leaves alone.
+    portal: usize,
+    acts: Vec<Act>,
+    /// Nodes that the fault is at.
+    disturbed: BTreeSet<usize>,
+    /// After the acts; none for a host whose path is lost anyway.
+    leaves: Option<(Duration, Leaving)>,
+    /// After the acts, everything is undone.
+    lasts: Duration,
+}
+
+/// Runs scenarios one after another on one cluster. Whether nothing was wrong.
+pub(crate) async fn run(
+    mut cluster: Cluster,
+    wanted: &[Scenario],
+    seed: u64,
+    bounds: Strictness,
+) -> anyhow::Result<bool> {
+    let mut random = Random::new(seed);
+    let mut wrong = Vec::new();
+    let world = World::new(&cluster, random.next(), HOSTS);
+    let mut clients = JoinSet::new();
+    residents(&world, &mut clients, &mut random);
+    for scenario in wanted {
+        let before = world.ledger.violations_count();
+        let outcome = Stage::run(*scenario, &mut cluster, &world, &mut random, bounds).await;
+        let (note, mut failures) = match outcome {
+            Ok(outcome) => outcome,
+            Err(error) => (String::new(), vec![format!("{error:#}")]),
+        };
+        world.ledger.check();
+        let count = world.ledger.violations_count() - before;
+        if count > 0 {
+            let all = world.ledger.violations();
+            let first = all.get(before as usize);
+            let breach = first.map_or(String::new(), |first| format!(", first {:?}", first.breach));
+            failures.push(format!("{count} violations{breach}"));
+        }
+        let result = if failures.is_empty() { "ok" } else { "FAILED" };
+        println!("{scenario:?}: {result}: {note}");
+        for failure in failures {
+            println!("    {failure}");
+            wrong.push(format!("{scenario:?}: {failure}"));
+        }
+    }
+    end_clients(&world, clients).await?;
+    read_back(&world, &mut random).await?;
+    world.ledger.check();
+    if wrong.is_empty() && world.ledger.violations_count() > 0 {
+        wrong.push(format!("{} violations", world.ledger.violations_count()));
+    }
+    for found in cluster.stop_and_check().await? {
+        wrong.push(format!("store check: {found}"));
+    }
+    println!("\n{} scenarios, {} complaints", wanted.len(), wrong.len());
+    for wrong in &wrong {
+        println!("  {wrong}");
+    }
+    Ok(wrong.is_empty())
+}
+
+struct Stage<'a> {
+    nemesis: Nemesis<'a>,
+    world: Rc<World>,
+    bounds: Strictness,
+    failures: Vec<String>,
+}
+
+impl<'a> Stage<'a> {
+    /// What was seen, and what was wrong apart from the ledger's violations.
+    async fn run(
+        scenario: Scenario,
+        cluster: &'a mut Cluster,
+        world: &Rc<World>,
+        random: &mut Random,
+        bounds: Strictness,
+    ) -> anyhow::Result<(String, Vec<String>)> {
+        let means = Means {
+            can_cut: cluster.network.can_cut(),
+            has_small_file_systems: cluster.has_small_file_systems(),
+        };
+        let needs_cuts = match scenario {
+            Scenario::PausedPortal | Scenario::ClosedPortal | Scenario::MovedAndKilled => false,
+            Scenario::CutPortal
+            | Scenario::CutOffPortal
+            | Scenario::CutOwner
+            | Scenario::CutOwnerEarly
+            | Scenario::Link
+            | Scenario::IsolatedPortal => true,
+        };
+        if needs_cuts && !means.can_cut {
+            return Ok(("skipped: links cannot be cut here".to_owned(), Vec::new()));
+        }
+        let pace = Pace { longest: 0 };
+        let nemesis = Nemesis::new(cluster, world, random.fork(), pace, means);
+        let mut stage = Self {
+            nemesis,
+            world: Rc::clone(world),
+            bounds,
+            failures: Vec::new(),
+        };
+        stage.nemesis.until_whole(0).await?;
+        let outcome = stage.play(scenario).await;
+        // Whatever came of it: the next one begins with a whole cluster.
+        let undone = world.ledger.now();
+        stage.nemesis.undo().await?;
+        stage.nemesis.until_whole(undone).await?;
+        stage.failures.append(&mut stage.nemesis.failures);
+        Ok((outcome?, stage.failures))
+    }
+
+    async fn play(&mut self, scenario: Scenario) -> anyhow::Result<String> {
+        let (owner, other) = self.owner_and_other(0).await?;
+        let node = Party::Node;
+        let all: Vec<usize> = (0..self.world.portals.len()).collect();
+        let from_nodes = |one: usize| -> BTreeSet<Way> {
+            let others = all.iter().filter(|other| **other != one);
+            others
+                .flat_map(|other| both(node(one), node(*other)))
+                .collect()
+        };
+        let from_all = |one: usize| {
+            let mut ways = from_nodes(one);
+            ways.extend(both(Party::Hosts, node(one)));
+            ways
+        };
+        let reset = |millis| Some((Duration::from_millis(millis), Leaving::Reset));
+        let giving = match scenario {
+            Scenario::PausedPortal | Scenario::ClosedPortal => Giving {
+                portal: other,
+                acts: vec![Act::Pause(vec![other])],
+                disturbed: BTreeSet::from([other]),
+                leaves: match scenario {
+                    Scenario::ClosedPortal => Some((Duration::from_millis(1300), Leaving::Close)),
+                    _ => reset(1300),
+                },
+                lasts: Duration::from_secs(8),
+            },
+            Scenario::CutPortal => Giving {
+                portal: other,
+                acts: vec![Act::Cut(from_nodes(other))],
+                disturbed: BTreeSet::from([other]),
+                leaves: reset(6000),
+                lasts: Duration::from_secs(15),
+            },
+            Scenario::CutOffPortal => Giving {
+                portal: other,
+                // The host still gets through for a moment.
+                acts: vec![
+                    Act::Cut(from_nodes(other)),
+                    Act::Wait(Duration::from_millis(30)),
+                    Act::Cut(from_all(other)),
+                ],
+                disturbed: BTreeSet::from([other]),
+                leaves: reset(1300),
+                lasts: Duration::from_secs(6),
+            },
+            Scenario::CutOwner | Scenario::CutOwnerEarly => Giving {
+                portal: other,
+                acts: vec![Act::Cut(from_all(owner))],
+                disturbed: BTreeSet::from([owner]),
+                leaves: reset(if scenario == Scenario::CutOwner {
+                    6300
+                } else {
+                    1300
+                }),
+                lasts: Duration::from_secs(12),
+            },
+            Scenario::MovedAndKilled => {
+                let offices = self.nemesis.cluster.offices().await?;
+                let mut holders = offices.volumes[0].holders.iter().copied();
+                let to = holders
+                    .find(|holder| *holder != owner)
+                    .context("another holder")?;
+                Giving {
+                    portal: owner,
+                    acts: vec![Act::Move { volume: 0, to }, Act::Kill(vec![owner])],
+                    disturbed: BTreeSet::from([owner]),
+                    leaves: None,
+                    lasts: Duration::from_secs(4),
+                }
+            }
+            Scenario::Link => return self.link().await,
+            Scenario::IsolatedPortal => return self.isolated(other, from_nodes(other)).await,
+        };
+        self.give_up(giving).await
+    }
+
+    /// The owner of a volume, and a node whose portal has to ask it.
+    async fn owner_and_other(&self, volume: usize) -> anyhow::Result<(usize, usize)> {
+        let offices = self.nemesis.cluster.offices().await?;
+        let owner = offices.volumes[volume].owner.context("an owner")?;
+        // One that decides nothing, so that the fault is the portal's alone.
+        let mut others = (0..self.world.portals.len()).filter(|node| *node != owner);
+        let other = others
+            .find(|node| Some(*node) != offices.leader)
+            .context("a node")?;
+        Ok((owner, other))
+    }
+
+    async fn give_up(&mut self, giving: Giving) -> anyhow::Result<String> {
+        let Giving {
+            portal,
+            acts,
+            disturbed,
+            leaves,
+            lasts,
+        } = giving;
+        let world = Rc::clone(&self.world);
+        let healthy: Vec<usize> = (0..world.portals.len())
+            .filter(|node| *node != portal && !disturbed.contains(node))
+            .collect();
+        let path = world.connect(0, doer(portal), LOGIN_LIMIT).await?;
+        let [next, third, ..] = healthy[..] else {
+            anyhow::bail!("not enough healthy portals");
+        };
+        let next = world.connect(0, doer(next), LOGIN_LIMIT).await?;
+        let third = world.connect(0, doer(third), LOGIN_LIMIT).await?;
+        let lanes = Lanes::new();
+        let mut press = std::pin::pin!(press(&world, &path, &lanes));
+        let acting = async {
+            sleep(WARM_UP).await;
+            for act in &acts {
+                self.nemesis.act(act).await?;
+            }
+            lanes.late.notify_waiters();
+            anyhow::Ok(Instant::now())
+        };
+        let (fired, is_lost) = match select(&mut press, Box::pin(acting)).await {
+            Either::Left((_, acting)) => (acting.await?, true),
+            Either::Right((fired, _)) => (fired?, false),
+        };
+        let how = match leaves {
+            Some((after, how)) if !is_lost => {
+                // A path that is lost meanwhile is given up at once.
+                let _ = timeout(after, &mut press).await;
+                how
+            }
+            Some((_, how)) => how,
+            None => {
+                timeout(LOSS_LIMIT, &mut press)
+                    .await
+                    .context("the path is not lost")?;
+                Leaving::Reset
+            }
+        };
+        let given_up = world.leave(&path, how).await;
+        let left = lanes.give_up(&world, given_up);
+        let count = left.len();
+        let repeated = repeat(&world, &[&next, &third], &left).await;
+        let again = repeat(&world, &[&next, &third], &left).await;
+        repeat(&world, &[&third, &next], &left).await;
+        let told = format!(
+            "{count} writes were under way, repeated after {:.2} s, overwritten after {:.2} s",
+            span(given_up, repeated).as_secs_f64(),
+            span(given_up, again).as_secs_f64(),
+        );
+        ensure!(count > 0, "nothing was under way when the host left");
+        look(&world, &[&next, &third], &left, fired + lasts).await;
+        let undone = world.ledger.now();
+        self.nemesis.undo().await?;
+        look(&world, &[&next, &third], &left, Instant::now() + WATCHED).await;
+        self.nemesis.until_whole(undone).await?;
+        Ok(told)
+    }
+
+    /// Cuts the link between an owner and a config leader that holds a copy.
+    async fn link(&mut self) -> anyhow::Result<String> {
+        let (volume, owner, leader) = self.arrange().await?;
+        let begun = self.world.ledger.now();
+        let ways = both(Party::Node(owner), Party::Node(leader)).into();
+        self.nemesis.act(&Act::Cut(ways)).await?;
+        sleep(LINK_TIME).await;
+        let ended = self.world.ledger.now();
+        let gaps = &self.world.gaps;
+        let others = gaps.longest(begun, ended, |portal| portal != owner && portal != leader);
+        let ends = gaps.longest(begun, ended, |portal| portal == owner || portal == leader);
+        let length = |gap: Option<crate::gaps::Gap>| gap.map_or(Duration::ZERO, |gap| gap.length());
+        let (others, ends) = (length(others), length(ends));
+        let bound = self.bounds.of(Duration::from_secs(3));
+        if others > bound {
+            self.failures
+                .push(format!("no I/O for {:.2} s", others.as_secs_f64()));
+        }
+        Ok(format!(
+            "volume {volume}, owner {} and leader {}: gap {:.2} s at the other portals, {:.2} s at \
+             these two",
+            owner + 1,
+            leader + 1,
+            others.as_secs_f64(),
+            ends.as_secs_f64(),
+        ))
+    }
+
+    /// A volume, its owner and the config leader, which is another node with a copy.
+    async fn arrange(&mut self) -> anyhow::Result<(usize, usize, usize)> {
+        for _ in 0..ARRANGEMENTS_MAX {
+            let offices = self.nemesis.cluster.offices().await?;
+            let leader = offices.leader.context("a leader")?;
+            let mut volumes = offices.volumes.iter().enumerate();
+            let held = volumes.find(|(_, office)| office.holders.contains(&leader));
+            let Some((volume, office)) = held else {
+                // Another leader; it may have a copy.
+                self.nemesis.cluster.terminate(&[leader]).await?;
+                self.nemesis.undo().await?;
+                self.nemesis
+                    .cluster
+                    .until_whole(Duration::from_secs(60))
+                    .await?;
+                continue;
+            };
+            match office.owner {
+                Some(owner) if owner != leader => return Ok((volume, owner, leader)),
+                _ => {
+                    let mut holders = office.holders.iter().copied();
+                    let to = holders
+                        .find(|holder| *holder != leader)
+                        .context("a holder")?;
+                    self.nemesis.cluster.move_volume(volume, to).await?;
+                }
+            }
+        }
+        anyhow::bail!("the leader never held a copy")
+    }
+
+    /// Cuts a portal's node off from the others, and looks at what it tells hosts.
+    async fn isolated(&mut self, portal: usize, ways: BTreeSet<Way>) -> anyhow::Result<String> {
+        let world = Rc::clone(&self.world);
+        let staying = world.connect(0, doer(portal), LOGIN_LIMIT).await?;
+        let lanes = Lanes::new();
+        let press = press(&world, &staying, &lanes);
+        let watch = async {
+            sleep(WARM_UP).await;
+            self.nemesis.act(&Act::Cut(ways)).await?;
+            lanes.late.notify_waiters();
+            let cut = Instant::now();
+            let mut told_after = None;
+            let mut last_good = Duration::ZERO;
+            let mut said = Vec::new();
+            while cut.elapsed() < ISOLATED_TIME {
+                let answer = probe(&world, portal).await;
+                let at = cut.elapsed();
+                match &answer {
+                    Answer::Serves(_) => {
+                        told_after = None;
+                        last_good = at;
+                    }
+                    Answer::Elsewhere(_) => {
+                        told_after.get_or_insert(at);
+                    }
+                }
+                let text = answer.to_string();
+                if said.last().is_none_or(|(_, last)| *last != text) {
+                    said.push((at, text));
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
+            anyhow::Ok((told_after, last_good, said))
+        };
+        let mut press = std::pin::pin!(press);
+        let watched = match select(&mut press, Box::pin(watch)).await {
+            Either::Left(((), watch)) => watch.await,
+            Either::Right((watched, _)) => watched,
+        };
+        let (told_after, last_good, said) = watched?;
+        let longest = lanes.longest();
+        let given_up = world.leave(&staying, Leaving::Reset).await;
+        lanes.give_up(&world, given_up);
+        let limit = self.bounds.of(ISOLATED_LIMIT + PROBE_SLACK);
+        if told_after.is_none_or(|after| after > limit) {
+            let last = last_good.as_secs_f64();
+            self.failures.push(format!(
+                "hosts are not told to look elsewhere, last at {last:.1} s"
+            ));
+        }
+        if longest > limit {
+            let longest = longest.as_secs_f64();
+            self.failures.push(format!(
+                "a command had no answer and its session lived {longest:.1} s"
+            ));
+        }
+        let said = said
+            .iter()
+            .map(|(at, text)| format!("{:.1} s {text}", at.as_secs_f64()));
+        let said = said.take(8).collect::<Vec<_>>().join("; ");
+        Ok(format!(
+            "told after {:.1} s, longest command {:.1} s; {said}",
+            told_after.unwrap_or(ISOLATED_TIME).as_secs_f64(),
+            longest.as_secs_f64()
+        ))
+    }
+}
+
+/// What a portal tells a host that comes.
+enum Answer {
+    Serves(String),
+    Elsewhere(String),
+}
+
+impl std::fmt::Display for Answer {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Serves(what) => write!(formatter, "serves ({what})"),
+            Self::Elsewhere(what) => write!(formatter, "elsewhere ({what})"),
+        }
+    }
+}
+
+/// Logs in, asks whether the unit is ready and what the portal's own group is.
+async fn probe(world: &World, portal: usize) -> Answer {
+    let who = Doer {
+        client: 7000,
+        portal: portal as u16,
+    };
+    let path = match world.connect(0, who, ANSWER_LIMIT).await {
+        Ok(path) => path,
+        Err(error) => return Answer::Elsewhere(error.to_string()),
+    };
+    let asked = async {
+        path.session.test_unit_ready(0).await?;
+        let group = path.session.negotiated().portal_group;
+        let states = target_port_groups(&path).await?;
+        let own = states.iter().find(|(id, _)| Some(*id) == group);
+        Ok::<_, Error>(own.map(|(_, state)| *state))
+    };
+    match timeout(ANSWER_LIMIT, asked).await {
+        // Active, optimised or not.
+        Ok(Ok(Some(state @ 0..=1))) => Answer::Serves(format!("group state {state}")),
+        Ok(Ok(Some(state))) => Answer::Elsewhere(format!("group state {state:#x}")),
+        Ok(Ok(None)) => Answer::Serves("no group of its own".to_owned()),
+        Ok(Err(error)) => Answer::Elsewhere(error.to_string()),
+        Err(_) => Answer::Serves("no answer".to_owned()),
+    }
+}
+
+/// REPORT TARGET PORT GROUPS (SPC-4 6.37): each group's id and asymmetric access state.
+async fn target_port_groups(path: &Path) -> Result<Vec<(u16, u8)>, Error> {
+    const ALLOCATION: u32 = 4096;
+    let mut cdb = [0; 16];
+    cdb[..2].copy_from_slice(&[0xa3, 0x0a]);
+    cdb[6..10].copy_from_slice(&ALLOCATION.to_be_bytes());
+    let command = Command {
+        lun: 0,
+        cdb,
+        transfer: Transfer::Read(ALLOCATION),
+    };
+    let data = path.session.execute(command).await?.data;
+    let mut groups = Vec::new();
+    let mut rest = data.get(4..).unwrap_or(&[]);
+    while let [state, _, high, low, _, _, _, ports, ..] = *rest {
+        groups.push((u16::from_be_bytes([high, low]), state & 0x0f));
+        rest = rest.get(8 + 4 * usize::from(ports)..).unwrap_or(&[]);
+    }
+    Ok(groups)
+}
+
+/// Writes that are under way, one for each lane, and where writes went that were lost with the
+/// path.
+struct Lanes {
+    open: RefCell<Vec<Option<(WriteTicket, Instant)>>>,
+    lost: RefCell<Vec<Extent>>,
+    /// Told when the late ones may begin.
+    late: Notify,
+    /// The longest time that a command took, its loss included.
+    longest: Cell<Duration>,
+}
+
+/// First block and how many.
+type Extent = (u32, u32);
+
+impl Lanes {
+    fn new() -> Self {
+        Self {
+            open: RefCell::new(vec![None; (LANES + LATE_LANES) as usize]),
+            lost: RefCell::default(),
+            late: Notify::new(),
+            longest: Cell::default(),
+        }
+    }
+
+    fn extent(lane: u32) -> Extent {
+        const { assert!((LANES + LATE_LANES) * LANE_BLOCKS <= HOST_BLOCKS) };
+        (COMMON_BLOCKS + lane * LANE_BLOCKS, LANE_BLOCKS)
+    }
+
+    /// Tells the ledger; answers where all writes of unknown outcome went.
+    fn give_up(&self, world: &World, at: Moment) -> Vec<Extent> {
+        let mut left = self.lost.take();
+        for (ticket, _) in self.open.take().into_iter().flatten() {
+            world.ledger.end_write(ticket, Outcome::GivenUp(at));
+            left.push((ticket.first, ticket.blocks));
+        }
+        left
+    }
+
+    /// What is still under way included.
+    fn longest(&self) -> Duration {
+        let open = self.open.borrow();
+        let running = open.iter().flatten().map(|(_, since)| since.elapsed());
+        running.fold(self.longest.get(), Duration::max)
+    }
+}
+
+/// Keeps every lane busy until the path is lost. Dropped, it leaves what is under way in `lanes`.
+async fn press(world: &World, path: &Path, lanes: &Lanes) {
+    let all = (0..LANES + LATE_LANES).map(|lane| async move {
+        let (first, blocks) = Lanes::extent(lane);
+        if lane >= LANES {
+            lanes.late.notified().await;
+        }
+        while path.is_good() {
+            let (ticket, data) = world.ledger.begin_write(0, first, blocks, path.doer);
+            let since = Instant::now();
+            lanes.open.borrow_mut()[lane as usize] = Some((ticket, since));
+            let mut open = OpenWrite::new(ticket);
+            let result = world.write(path, &mut open, data).await;
+            lanes.open.borrow_mut()[lane as usize] = None;
+            lanes.longest.set(lanes.longest.get().max(since.elapsed()));
+            match result {
+                Ok(()) => {}
+                Err(error) if is_refusal(&error) => sleep(Duration::from_millis(10)).await,
+                Err(_) => lanes.lost.borrow_mut().push((first, blocks)),
+            }
+        }
+    });
+    join_all(all).await;
+}
+
+/// Writes all of it through the first of the paths that takes it; answers when that was done.
+async fn repeat(world: &World, paths: &[&Path], extents: &[Extent]) -> Moment {
+    let all = extents.iter().map(|(first, blocks)| async move {
+        let mut turn = 0;
+        loop {
+            let path = paths[turn % paths.len()];
+            let (ticket, data) = world.ledger.begin_write(0, *first, *blocks, path.doer);
+            let mut open = OpenWrite::new(ticket);
+            match world.write(path, &mut open, data).await {
+                Ok(()) => return,
+                Err(error) if is_refusal(&error) => sleep(Duration::from_millis(10)).await,
+                Err(_) => sleep(Duration::from_millis(100)).await,
+            }
+            turn += 1;
+        }
+    });
+    // If no path takes it, what is judged afterwards says so.
+    let _ = timeout(Duration::from_secs(30), join_all(all)).await;
+    world.ledger.now()
+}
+
+/// Reads all of it again and again until the deadline.
+async fn look(world: &World, paths: &[&Path], extents: &[Extent], deadline: Instant) {
+    let reading = async {
+        loop {
+            for path in paths {
+                let reads = extents
+                    .iter()
+                    .map(|(first, blocks)| world.read(path, *first, *blocks));
+                join_all(reads).await;
+                sleep(LOOK_PAUSE).await;
+            }
+        }
+    };
+    tokio::select! {
+        () = reading => {}
+        () = sleep_until(deadline) => {}
+    }
+}
+
+fn doer(portal: usize) -> Doer {
+    Doer {
+        client: 100 + portal as u16,
+        portal: portal as u16,
+    }
+}
