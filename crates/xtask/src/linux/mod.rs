@@ -9,6 +9,7 @@
 //! | reconnect | the session's own portal is killed and started again: I/O goes on |
 //! | ext4 | two paths and dm-multipath, one to the owner, which is killed |
 //! | xfs | five paths with mutual CHAP: the owner is killed, the next one stops without a word |
+//! | pause | the node of the path in use stands still for 20 s and wakes: nothing lands late |
 //! | ALUA | I/O goes to the owner's portal, after a takeover to the new one's |
 //! | fstrim | discards are taken; says whether the nodes hold less than before |
 //!
@@ -34,7 +35,7 @@ use machine::Machine;
 use packages::Image;
 use scenario::Scenario;
 
-/// Everything together; the test takes about three minutes on two cores.
+/// Everything together; the test takes about three and a half minutes on two cores.
 const TOTAL_LIMIT: Duration = Duration::from_secs(15 * 60);
 
 /// What came of one step.

@@ -11,7 +11,7 @@ use crate::processes::{self, Signal};
 type Step = fn(&mut Scenario) -> anyhow::Result<String>;
 
 /// Each step's name, and what does it; it answers what it has seen.
-pub(crate) const STEPS: [(&str, Step); 19] = [
+pub(crate) const STEPS: [(&str, Step); 20] = [
     ("SendTargets at every portal", Scenario::discovery),
     ("wrong secrets are refused", Scenario::wrong_secrets),
     ("one path: the owner is killed", Scenario::single_path_owner),
@@ -31,6 +31,7 @@ pub(crate) const STEPS: [(&str, Step); 19] = [
     ("xfs: five paths, mutual CHAP", Scenario::xfs_begin),
     ("xfs: the owner is killed", Scenario::xfs_kill),
     ("xfs: the owner falls silent", Scenario::xfs_silence),
+    ("xfs: the portal in use pauses", Scenario::xfs_pause),
     ("xfs: the owner is stopped", Scenario::xfs_stop),
     ("xfs: the volume is moved", Scenario::xfs_move),
     ("xfs: the volume grows", Scenario::xfs_grow),
@@ -50,6 +51,12 @@ const LOAD_LIMIT_S: u64 = 60;
 const FILES: u32 = 48;
 /// Files written before and after a kill.
 const STRETCH: u32 = 12;
+
+/// Files of the load that overwrites while a portal's node stands still: few, so that what was
+/// under way there has been overwritten many times when the node wakes.
+const FILES_OVERWRITTEN: u32 = 6;
+/// How long it stands still; long after its path was given up.
+const PAUSE: Duration = Duration::from_secs(20);
 
 /// Timeouts for a session whose commands nobody else can take over: wait for its portal.
 const PATIENT: (u32, u32, u32) = (120, 5, 5);
@@ -241,6 +248,33 @@ impl Scenario {
         let all = format!("wait_for 60 has_active_paths {} {paths}", volume.iqn);
         self.machine.run(&all, WORK_LIMIT)?;
         Ok(note)
+    }
+
+    /// The node behind the path in use stands still, the kernel gives the path up, repeats elsewhere
+    /// and overwrites. The load ends before the node wakes, so nothing hides what lands late.
+    fn xfs_pause(&mut self) -> anyhow::Result<String> {
+        let volume = self.xfs.clone();
+        self.follows_owner(&volume)?;
+        self.start_load_of(FILES_OVERWRITTEN)?;
+        let (owner, _) = self.demo.owner_of(&volume.name)?;
+        processes::signal(owner.pid, Signal::STOP)?;
+        let begin = Instant::now();
+        let ended = self.reach().and_then(|()| {
+            // Writers go on for as long as the node stands still.
+            std::thread::sleep(PAUSE.saturating_sub(begin.elapsed()));
+            self.end_load()
+        });
+        processes::signal(owner.pid, Signal::CONT)?;
+        let note = ended?;
+        self.demo.wait_until_whole(&volume.name)?;
+        let paths = volume.portals.len();
+        let all = format!("wait_for 60 has_active_paths {} {paths}", volume.iqn);
+        self.machine.run(&all, WORK_LIMIT)?;
+        let right = self.machine.run("verify", WORK_LIMIT)?;
+        Ok(format!(
+            "{note}; {} checksums right, 0 differences",
+            right.trim()
+        ))
     }
 
     /// SIGTERM: the target asks for a logout, then its volumes go to other nodes.
@@ -441,8 +475,12 @@ impl Scenario {
 
     /// Load on the mounted filesystem, which has run for a stretch when this returns.
     fn start_load(&mut self) -> anyhow::Result<()> {
+        self.start_load_of(FILES)
+    }
+
+    fn start_load_of(&mut self, files: u32) -> anyhow::Result<()> {
         let mounted = self.mounted.as_ref().context("a mounted filesystem")?;
-        let start = format!("load_start {} {FILES}", mounted.directory);
+        let start = format!("load_start {} {files}", mounted.directory);
         self.machine.run(&start, ANSWER_LIMIT)?;
         self.reach()
     }
