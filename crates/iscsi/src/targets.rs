@@ -1,6 +1,7 @@
 //! What a node tells the iSCSI front about its targets.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use holdfast_scsi::BlockDevice;
 use holdfast_scsi::ports::PortGroups;
@@ -18,6 +19,19 @@ pub trait Targets {
 
     /// How initiators prove themselves in discovery sessions.
     fn discovery_auth(&self) -> TargetAuth;
+
+    /// Whether the target cannot be reached through this node at present: initiators are sent to
+    /// their other paths.
+    fn is_unreachable(&self, iqn: &str) -> bool {
+        let _ = iqn;
+        false
+    }
+
+    /// A clock that goes on while the process or the machine stands still. `None`: the server
+    /// takes one that may stop while the machine sleeps.
+    fn clock(&self) -> Option<Duration> {
+        None
+    }
 
     /// Another portal, `ip:port[,tpgt]`, to which the login should go instead.
     fn redirect(&self, iqn: &str, initiator: &str) -> Option<String> {

@@ -16,7 +16,7 @@ use holdfast_iscsi::pdu::Pdu;
 use holdfast_iscsi::pdu::framing::{Decoder, Digests, Frame};
 use holdfast_iscsi::text::Writer;
 use holdfast_iscsi::{Limits, Server, Target, TargetAuth, TargetSummary, Targets};
-use holdfast_scsi::reservation::Standing;
+use holdfast_path::Requester;
 use holdfast_scsi::{
     BlockDevice, CompareOutcome, DeviceError, DeviceIdentity, MappedExtent, MemoryDevice,
 };
@@ -42,16 +42,16 @@ impl BlockDevice for Gated {
 
     fn read(
         &self,
-        standing: Standing,
+        requester: Requester,
         offset_bytes: u64,
         length_bytes: u32,
     ) -> LocalBoxFuture<'static, Result<Bytes, DeviceError>> {
-        self.memory.read(standing, offset_bytes, length_bytes)
+        self.memory.read(requester, offset_bytes, length_bytes)
     }
 
     fn write(
         &self,
-        standing: Standing,
+        requester: Requester,
         offset_bytes: u64,
         data: Bytes,
     ) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
@@ -63,7 +63,7 @@ impl BlockDevice for Gated {
                 .await
                 .map_err(|_| DeviceError::Internal)?
                 .forget();
-            let outcome = memory.write(standing, offset_bytes, data).await;
+            let outcome = memory.write(requester, offset_bytes, data).await;
             done.set(done.get() + 1);
             outcome
         })
@@ -71,11 +71,11 @@ impl BlockDevice for Gated {
 
     fn zero(
         &self,
-        standing: Standing,
+        requester: Requester,
         offset_bytes: u64,
         length_bytes: u64,
     ) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
-        self.memory.zero(standing, offset_bytes, length_bytes)
+        self.memory.zero(requester, offset_bytes, length_bytes)
     }
 
     fn flush(&self) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
@@ -84,23 +84,23 @@ impl BlockDevice for Gated {
 
     fn compare_and_write(
         &self,
-        standing: Standing,
+        requester: Requester,
         offset_bytes: u64,
         compare: Bytes,
         write: Bytes,
     ) -> LocalBoxFuture<'static, Result<CompareOutcome, DeviceError>> {
         self.memory
-            .compare_and_write(standing, offset_bytes, compare, write)
+            .compare_and_write(requester, offset_bytes, compare, write)
     }
 
     fn mapped_extent(
         &self,
-        standing: Standing,
+        requester: Requester,
         offset_bytes: u64,
         length_bytes: u64,
     ) -> LocalBoxFuture<'static, Result<MappedExtent, DeviceError>> {
         self.memory
-            .mapped_extent(standing, offset_bytes, length_bytes)
+            .mapped_extent(requester, offset_bytes, length_bytes)
     }
 }
 

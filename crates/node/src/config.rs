@@ -32,4 +32,8 @@ impl Config for GroupConfig {
         let group = self.group.clone();
         async move { group.read_barrier(limit).await.is_ok() }.boxed_local()
     }
+
+    fn out_of_touch(&self) -> Duration {
+        self.group.out_of_touch()
+    }
 }

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use holdfast_config::state::VolumeRecord;
-use holdfast_reservation::Standing;
+use holdfast_path::Requester;
 use holdfast_runtime::PAGE_BYTES;
 use holdfast_scsi::{BlockDevice, CompareOutcome, DeviceError, DeviceIdentity, MappedExtent};
 use holdfast_volume::{AccessError, IoError, Operation};
@@ -41,14 +41,14 @@ impl VolumeDevice {
 
     fn run(
         &self,
-        standing: Standing,
+        requester: Requester,
         offset: u64,
         length: u64,
         operation: Operation,
     ) -> impl Future<Output = Result<Bytes, AccessError>> + use<> {
         let (node, volume) = (self.node.clone(), self.volume);
         async move {
-            node.run_as(standing, volume, offset, length, operation)
+            node.run_as(&requester, volume, offset, length, operation)
                 .await
         }
     }
@@ -78,6 +78,8 @@ fn failed(error: AccessError, offset: u64) -> DeviceError {
     };
     match error {
         IoError::Busy => DeviceError::Busy,
+        IoError::Unreachable => DeviceError::Unreachable,
+        IoError::Unknown | IoError::PathEnded => DeviceError::Unknown,
         IoError::Full => DeviceError::Full,
         IoError::Damaged => DeviceError::Medium { offset },
         IoError::Gone => DeviceError::Gone,
@@ -88,7 +90,7 @@ fn failed(error: AccessError, offset: u64) -> DeviceError {
 async fn run_of_equal_state(
     node: &Node,
     volume: VolumeId,
-    standing: Standing,
+    requester: Requester,
     offset: u64,
     length: u64,
 ) -> Result<MappedExtent, AccessError> {
@@ -99,7 +101,7 @@ async fn run_of_equal_state(
     let mut state = None;
     while at < limit {
         let bytes = SCAN_PIECE_BYTES.min(end - at);
-        let read = node.run_as(standing, volume, at, bytes, Operation::Read);
+        let read = node.run_as(&requester, volume, at, bytes, Operation::Read);
         for content in read.await?.chunks(PAGE_BYTES) {
             let mapped = content.iter().any(|byte| *byte != 0);
             if *state.get_or_insert(mapped) != mapped {
@@ -129,12 +131,12 @@ impl BlockDevice for VolumeDevice {
 
     fn read(
         &self,
-        standing: Standing,
+        requester: Requester,
         offset_bytes: u64,
         length_bytes: u32,
     ) -> LocalBoxFuture<'static, Result<Bytes, DeviceError>> {
         let read = self.run(
-            standing,
+            requester,
             offset_bytes,
             u64::from(length_bytes),
             Operation::Read,
@@ -144,12 +146,12 @@ impl BlockDevice for VolumeDevice {
 
     fn write(
         &self,
-        standing: Standing,
+        requester: Requester,
         offset_bytes: u64,
         data: Bytes,
     ) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
         let length = data.len() as u64;
-        let write = self.run(standing, offset_bytes, length, Operation::Write(data));
+        let write = self.run(requester, offset_bytes, length, Operation::Write(data));
         async move {
             write
                 .await
@@ -161,11 +163,11 @@ impl BlockDevice for VolumeDevice {
 
     fn zero(
         &self,
-        standing: Standing,
+        requester: Requester,
         offset_bytes: u64,
         length_bytes: u64,
     ) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
-        let zero = self.run(standing, offset_bytes, length_bytes, Operation::Zero);
+        let zero = self.run(requester, offset_bytes, length_bytes, Operation::Zero);
         async move {
             zero.await
                 .map(drop)
@@ -183,13 +185,13 @@ impl BlockDevice for VolumeDevice {
     /// (LBPRZ). The run ends early where it would take long to read.
     fn mapped_extent(
         &self,
-        standing: Standing,
+        requester: Requester,
         offset_bytes: u64,
         length_bytes: u64,
     ) -> LocalBoxFuture<'static, Result<MappedExtent, DeviceError>> {
         let (node, volume) = (self.node.clone(), self.volume);
         async move {
-            let run = run_of_equal_state(&node, volume, standing, offset_bytes, length_bytes);
+            let run = run_of_equal_state(&node, volume, requester, offset_bytes, length_bytes);
             run.await.map_err(|error| failed(error, offset_bytes))
         }
         .boxed_local()
@@ -197,7 +199,7 @@ impl BlockDevice for VolumeDevice {
 
     fn compare_and_write(
         &self,
-        standing: Standing,
+        requester: Requester,
         offset_bytes: u64,
         compare: Bytes,
         write: Bytes,
@@ -206,7 +208,7 @@ impl BlockDevice for VolumeDevice {
         let mut both = BytesMut::from(compare.as_ref());
         both.extend_from_slice(&write);
         let run = self.run(
-            standing,
+            requester,
             offset_bytes,
             length,
             Operation::CompareAndWrite(both.freeze()),

@@ -23,6 +23,7 @@ mod monitor;
 mod moves;
 mod node;
 mod options;
+mod reach;
 mod register;
 mod reservations;
 mod scrub;

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use holdfast_config::group::{ConfigGroup, GroupError, ProposeError};
 use holdfast_config::state::{Change, ClusterIdentity, ClusterState, Outcome, Refusal};
 use holdfast_gossip::{Gossip, Member};
+use holdfast_path::Requester;
 use holdfast_replica::Holder;
-use holdfast_reservation::Standing;
 use holdfast_runtime::{Directory, Links, NodeId, Rpc, Runtime};
 use holdfast_store::{RecoveryReport, Store, StoreError, StoreOptions};
 use holdfast_volume::{AccessError, Context, IoError, Operation, Owner, Portal, serve_healing};
@@ -23,6 +23,7 @@ use crate::fullness::FullnessWatch;
 use crate::heal::Healing;
 use crate::moves::Moves;
 use crate::options::NodeOptions;
+use crate::reach::Reach;
 use crate::scrub::{Scrub, ScrubOrder};
 
 /// Blocks of the largest slice: what the store checks block numbers against.
@@ -77,6 +78,7 @@ pub struct Node {
     pub(crate) healing: Healing,
     pub(crate) scrub: Scrub,
     pub(crate) moves: Moves,
+    pub(crate) reach: Reach,
     pub(crate) fullness: Cell<FullnessWatch>,
 }
 
@@ -138,6 +140,7 @@ impl Node {
             healing: Healing::default(),
             scrub,
             moves: Moves::default(),
+            reach: Reach::default(),
         });
         node.connect();
         Ok(node)
@@ -269,29 +272,33 @@ impl Node {
         length: u64,
         operation: Operation,
     ) -> Result<Bytes, IoError> {
-        let standing = Standing::default();
-        match self
-            .run_as(standing, volume, offset, length, operation)
-            .await
-        {
+        let own = Requester::own();
+        match self.run_as(&own, volume, offset, length, operation).await {
             Ok(data) => Ok(data),
             Err(AccessError::Io(error)) => Err(error),
             Err(AccessError::Reserved) => Err(IoError::Busy),
         }
     }
 
-    /// The same for an initiator port that is this to the volume's reservation table.
+    /// The same on an initiator's behalf.
     pub async fn run_as(
         &self,
-        standing: Standing,
+        requester: &Requester,
         volume: VolumeId,
         offset: u64,
         length: u64,
         operation: Operation,
     ) -> Result<Bytes, AccessError> {
         self.portal
-            .run(volume, offset, length, operation, standing)
+            .run(volume, offset, length, operation, requester)
             .await
+    }
+
+    /// Whether initiators cannot reach the volume through this node at present and should look
+    /// for another path: the node is cut off from a majority of the cluster, and no owner on its
+    /// side of the cut serves the volume.
+    pub fn is_unreachable(self: &Rc<Self>, volume: VolumeId) -> bool {
+        self.portal.is_cut_off() && !self.reach.serves(self, volume)
     }
 
     /// Tells the scrub what to do.

@@ -87,11 +87,17 @@ pub enum Bug {
     ServeSuspect,
     /// The journal does not say which edit of the home it relies on.
     ForgetHomeEdit,
+    /// A portal vouches for a path as held at any time, whatever it has heard of the host.
+    AssumeHeld,
+    /// An owner orders changes however old the evidence for their path is.
+    SkipPathCheck,
+    /// A read does not wait for a change under way whose host may have given its path up.
+    HideOldChanges,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 35] = [
         Self::AcknowledgeBeforeJournal,
         Self::SkipFence,
         Self::SkipLeaseWait,
@@ -124,6 +130,9 @@ impl Bug {
         Self::VerifyNothing,
         Self::ServeSuspect,
         Self::ForgetHomeEdit,
+        Self::AssumeHeld,
+        Self::SkipPathCheck,
+        Self::HideOldChanges,
     ];
 
     /// The name on command lines: `skip-fence` for `SkipFence`.
@@ -157,7 +166,10 @@ impl Bug {
             | Self::ForgetOperations
             | Self::NeverRepeat
             | Self::DestageUnstable
-            | Self::SkipHomeSync => Finder::Cluster,
+            | Self::SkipHomeSync
+            | Self::AssumeHeld
+            | Self::SkipPathCheck
+            | Self::HideOldChanges => Finder::Cluster,
             Self::AcceptStaleLap | Self::DestageUnread => Finder::Store,
             Self::CountUnsyncedEdit
             | Self::FreeJournalEarly

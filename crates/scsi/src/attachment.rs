@@ -12,6 +12,8 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
+use holdfast_path::Path;
+use thiserror::Error;
 
 use crate::command::{self, Command, Comparison, Extent};
 use crate::device::{BlockDevice, DeviceIdentity};
@@ -148,6 +150,7 @@ pub(crate) struct Link {
     pub(crate) nexus: Nexus,
     pub(crate) device: Rc<dyn BlockDevice>,
     pub(crate) port: TargetPort,
+    pub(crate) path: Rc<Path>,
 }
 
 impl Drop for Link {
@@ -156,11 +159,19 @@ impl Drop for Link {
     }
 }
 
+/// Nobody can tell whether the command took effect, so no status would be true. The session has
+/// to end: its initiator then looks for itself, on whichever path it has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the outcome of a command is unknown")]
+pub struct OutcomeUnknown;
+
 /// Why a command did not reach GOOD.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Failure {
     Sense(Sense),
     Status(Status),
+    /// See [`OutcomeUnknown`].
+    OutcomeUnknown,
 }
 
 impl From<Sense> for Failure {
@@ -174,10 +185,14 @@ impl Link {
         match outcome {
             Ok(data) => Completion::good(data),
             Err(Failure::Status(status)) => Completion::status(status),
-            Err(Failure::Sense(sense)) => {
-                Completion::check(sense, self.unit.mode().descriptor_sense)
-            }
+            Err(Failure::Sense(sense)) => self.check_condition(sense),
+            // Nothing that is answered on arrival has an open outcome.
+            Err(Failure::OutcomeUnknown) => self.check_condition(Sense::INTERNAL_FAILURE),
         }
+    }
+
+    fn check_condition(&self, sense: Sense) -> Completion {
+        Completion::check(sense, self.unit.mode().descriptor_sense)
     }
 
     /// Checks everything that may change between admission and execution.
@@ -518,6 +533,11 @@ impl Attachment {
         }
     }
 
+    /// The path that the nexus's commands come by.
+    pub fn path(&self) -> &Rc<Path> {
+        &self.link.path
+    }
+
     /// The nexus.
     pub fn nexus(&self) -> &Nexus {
         &self.link.nexus
@@ -540,14 +560,21 @@ impl Attachment {
 
     /// Runs an admitted command with the data that came for it. For [`DataOut::Blocks`] that may
     /// be fewer whole blocks than wanted, else it is exactly what was wanted.
-    pub fn execute(&self, command: Admitted, data: Bytes) -> LocalBoxFuture<'static, Completion> {
+    ///
+    /// # Errors
+    /// The initiator must not be answered; see [`OutcomeUnknown`].
+    pub fn execute(
+        &self,
+        command: Admitted,
+        data: Bytes,
+    ) -> LocalBoxFuture<'static, Result<Completion, OutcomeUnknown>> {
         let Admitted { command, standing } = command;
         Box::pin(execute::execute(self.link.clone(), command, standing, data))
     }
 
     /// CHECK CONDITION in the format that the host chose.
     pub fn check_condition(&self, sense: Sense) -> Completion {
-        self.link.complete(Err(sense.into()))
+        self.link.check_condition(sense)
     }
 }
 

@@ -4,9 +4,8 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
+use holdfast_path::Requester;
 use thiserror::Error;
-
-use crate::reservation::Standing;
 
 /// The identity and geometry of a volume: equal on every path and, but for the capacity, for
 /// ever.
@@ -50,7 +49,13 @@ pub enum DeviceError {
     /// The volume was deleted; nothing changed.
     #[error("the volume no longer exists; nothing changed")]
     Gone,
-    /// The outcome is unknown: a write may have taken effect in part or in whole.
+    /// The volume cannot be reached from here; nothing changed, and nothing will.
+    #[error("the volume cannot be reached through this port; nothing changed")]
+    Unreachable,
+    /// The outcome is open and cannot be found out: the initiator must not be answered.
+    #[error("the outcome is unknown; a write may have taken effect")]
+    Unknown,
+    /// The device failed: a write may have taken effect in part or in whole.
     #[error("internal failure; a write may have taken effect")]
     Internal,
 }
@@ -80,8 +85,8 @@ pub struct MappedExtent {
 /// A virtual disk. All offsets and lengths are multiples of the logical block size and lie
 /// within the capacity that [`BlockDevice::identity`] gave last, or just before a resize.
 ///
-/// An access says in which [`Standing`] it is made; where it is executed, reservations are
-/// checked against that once more.
+/// An access says on whose behalf it is made: where it is executed, reservations are checked
+/// against the requester's standing once more, and nothing is changed for a path that has ended.
 ///
 /// Dropping a returned future need not stop what it began; callers await it before they promise
 /// that a request can no longer take effect.
@@ -92,7 +97,7 @@ pub trait BlockDevice {
     /// The bytes of a range; exactly `length_bytes` of them.
     fn read(
         &self,
-        standing: Standing,
+        requester: Requester,
         offset_bytes: u64,
         length_bytes: u32,
     ) -> LocalBoxFuture<'static, Result<Bytes, DeviceError>>;
@@ -100,7 +105,7 @@ pub trait BlockDevice {
     /// Replaces a range; durable when it resolves to `Ok`.
     fn write(
         &self,
-        standing: Standing,
+        requester: Requester,
         offset_bytes: u64,
         data: Bytes,
     ) -> LocalBoxFuture<'static, Result<(), DeviceError>>;
@@ -109,7 +114,7 @@ pub trait BlockDevice {
     /// to `Ok`.
     fn zero(
         &self,
-        standing: Standing,
+        requester: Requester,
         offset_bytes: u64,
         length_bytes: u64,
     ) -> LocalBoxFuture<'static, Result<(), DeviceError>>;
@@ -121,7 +126,7 @@ pub trait BlockDevice {
     /// that no other access to the range can see the middle of.
     fn compare_and_write(
         &self,
-        standing: Standing,
+        requester: Requester,
         offset_bytes: u64,
         compare: Bytes,
         write: Bytes,
@@ -131,11 +136,11 @@ pub trait BlockDevice {
     /// long. A device that does not know says mapped.
     fn mapped_extent(
         &self,
-        standing: Standing,
+        requester: Requester,
         offset_bytes: u64,
         length_bytes: u64,
     ) -> LocalBoxFuture<'static, Result<MappedExtent, DeviceError>> {
-        let _ = (standing, offset_bytes);
+        let _ = (requester, offset_bytes);
         Box::pin(std::future::ready(Ok(MappedExtent {
             mapped: true,
             length_bytes,

@@ -1,11 +1,15 @@
 //! Execution of the commands that touch the medium or that change reservations.
 
+use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::{Either, select};
 use futures::stream::{self, StreamExt as _};
+use holdfast_path::Requester;
 
-use crate::attachment::{Completion, Failure, Link, Status, check_extent, cut};
+use crate::attachment::{Completion, Failure, Link, OutcomeUnknown, Status, check_extent, cut};
 use crate::command::{Command, Comparison, Extent};
 use crate::copy::{self, CopyStatus, Plan, Segment};
 use crate::device::{CompareOutcome, DeviceError, DeviceIdentity};
@@ -19,9 +23,13 @@ pub(crate) async fn execute(
     command: Command,
     standing: Standing,
     data: Bytes,
-) -> Completion {
-    let outcome = run(&link, command, standing, data).await;
-    link.complete(outcome)
+) -> Result<Completion, OutcomeUnknown> {
+    match run(&link, command, standing, data).await {
+        Err(Failure::OutcomeUnknown) => Err(OutcomeUnknown),
+        outcome @ (Ok(_) | Err(Failure::Sense(_) | Failure::Status(_))) => {
+            Ok(link.complete(outcome))
+        }
+    }
 }
 
 async fn run(
@@ -39,7 +47,10 @@ async fn run(
     }
     let medium = Medium {
         link,
-        standing,
+        requester: Requester {
+            standing,
+            path: link.path.clone(),
+        },
         block_bytes: u64::from(identity.logical_block_bytes),
     };
     match command {
@@ -133,6 +144,10 @@ async fn set_port_groups(link: &Link, list: &[u8]) -> Result<(), Failure> {
     outcome.map_err(|NotOptimized| Sense::SET_PORT_GROUPS_FAILED.into())
 }
 
+/// How old the evidence that the host still holds on to the path may be when it changes
+/// reservations.
+const CONFIRMED_WITHIN: Duration = Duration::from_millis(600);
+
 async fn change_reservations(link: &Link, key: u64, action: Action) -> Result<(), Failure> {
     let unit = &link.unit;
     if let Action::Move { to, .. } = &action {
@@ -149,7 +164,15 @@ async fn change_reservations(link: &Link, key: u64, action: Action) -> Result<()
         key,
         action,
     };
-    let effects = unit.reservations().apply(request).await;
+    // A host that has given this path up may have changed its mind about who may write, too.
+    let path = &link.path;
+    let held = path.confirm(CONFIRMED_WITHIN).await;
+    held.map_err(|_| Failure::OutcomeUnknown)?;
+    let applied = unit.reservations().apply(request);
+    let effects = match select(applied, pin!(path.ended())).await {
+        Either::Left((effects, _)) => effects,
+        Either::Right(_) => return Err(Failure::OutcomeUnknown),
+    };
     let effects = effects.map_err(reservation_failure)?;
     if !effects.aborts.is_empty()
         && let Some(aborter) = unit.aborter()
@@ -178,7 +201,7 @@ const UNMAPS_AT_ONCE: usize = 16;
 /// The medium behind a link, addressed in bytes.
 struct Medium<'a> {
     link: &'a Link,
-    standing: Standing,
+    requester: Requester,
     block_bytes: u64,
 }
 
@@ -200,6 +223,8 @@ impl Medium<'_> {
                 .into(),
             DeviceError::Reserved => Failure::Status(Status::ReservationConflict),
             DeviceError::Gone => Sense::UNIT_NOT_SUPPORTED.into(),
+            DeviceError::Unreachable => Sense::PORT_UNAVAILABLE.into(),
+            DeviceError::Unknown => Failure::OutcomeUnknown,
             DeviceError::Internal => Sense::INTERNAL_FAILURE.into(),
         }
     }
@@ -216,7 +241,7 @@ impl Medium<'_> {
         let read = self
             .link
             .device
-            .read(self.standing, offset_bytes, length_bytes)
+            .read(self.requester.clone(), offset_bytes, length_bytes)
             .await;
         let data = read.map_err(|error| self.read_failure(error))?;
         assert_eq!(
@@ -249,7 +274,9 @@ impl Medium<'_> {
 
     async fn write_bytes(&self, offset_bytes: u64, data: Bytes) -> Result<(), Failure> {
         let device = &self.link.device;
-        let written = device.write(self.standing, offset_bytes, data).await;
+        let written = device
+            .write(self.requester.clone(), offset_bytes, data)
+            .await;
         written.map_err(|error| self.write_failure(error))
     }
 
@@ -320,7 +347,7 @@ impl Medium<'_> {
             let outcome = self
                 .link
                 .device
-                .compare_and_write(self.standing, offset, present, merged)
+                .compare_and_write(self.requester.clone(), offset, present, merged)
                 .await;
             match outcome.map_err(|error| self.write_failure(error))? {
                 CompareOutcome::Written => done += bytes,
@@ -367,7 +394,7 @@ impl Medium<'_> {
         let zeroed = self
             .link
             .device
-            .zero(self.standing, offset_bytes, length_bytes)
+            .zero(self.requester.clone(), offset_bytes, length_bytes)
             .await;
         zeroed.map_err(|error| self.write_failure(error))
     }
@@ -415,7 +442,7 @@ impl Medium<'_> {
         let outcome = self
             .link
             .device
-            .compare_and_write(self.standing, self.offset(extent), compare, write)
+            .compare_and_write(self.requester.clone(), self.offset(extent), compare, write)
             .await;
         match outcome.map_err(|error| self.write_failure(error))? {
             CompareOutcome::Written => Ok(()),
@@ -452,7 +479,7 @@ impl Medium<'_> {
             let run = self
                 .link
                 .device
-                .mapped_extent(self.standing, offset, rest)
+                .mapped_extent(self.requester.clone(), offset, rest)
                 .await;
             let run = run.map_err(|error| self.read_failure(error))?;
             if run.length_bytes == 0 {

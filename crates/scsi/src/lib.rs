@@ -31,7 +31,9 @@ pub mod reservation;
 pub mod sense;
 pub mod unit;
 
-pub use attachment::{Admission, Admitted, Attachment, Completion, DataOut, Status};
+pub use attachment::{
+    Admission, Admitted, Attachment, Completion, DataOut, OutcomeUnknown, Status,
+};
 pub use command::Command;
 pub use device::{BlockDevice, CompareOutcome, DeviceError, DeviceIdentity, MappedExtent};
 pub use memory::MemoryDevice;

@@ -7,9 +7,9 @@ use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
 use futures::future::{LocalBoxFuture, ready};
+use holdfast_path::Requester;
 
 use crate::device::{BlockDevice, CompareOutcome, DeviceError, DeviceIdentity, MappedExtent};
-use crate::reservation::Standing;
 
 /// Size of the unit in which memory is allocated.
 const PAGE_BYTES: usize = 4096;
@@ -102,7 +102,7 @@ impl BlockDevice for MemoryDevice {
 
     fn read(
         &self,
-        _standing: Standing,
+        _requester: Requester,
         offset_bytes: u64,
         length_bytes: u32,
     ) -> LocalBoxFuture<'static, Result<Bytes, DeviceError>> {
@@ -116,7 +116,7 @@ impl BlockDevice for MemoryDevice {
 
     fn write(
         &self,
-        _standing: Standing,
+        _requester: Requester,
         offset_bytes: u64,
         data: Bytes,
     ) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
@@ -129,7 +129,7 @@ impl BlockDevice for MemoryDevice {
 
     fn zero(
         &self,
-        _standing: Standing,
+        _requester: Requester,
         offset_bytes: u64,
         length_bytes: u64,
     ) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
@@ -162,7 +162,7 @@ impl BlockDevice for MemoryDevice {
 
     fn compare_and_write(
         &self,
-        _standing: Standing,
+        _requester: Requester,
         offset_bytes: u64,
         compare: Bytes,
         write: Bytes,
@@ -189,7 +189,7 @@ impl BlockDevice for MemoryDevice {
 
     fn mapped_extent(
         &self,
-        _standing: Standing,
+        _requester: Requester,
         offset_bytes: u64,
         length_bytes: u64,
     ) -> LocalBoxFuture<'static, Result<MappedExtent, DeviceError>> {

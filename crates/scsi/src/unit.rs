@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use futures::future::LocalBoxFuture;
+use holdfast_path::Path;
 
 use crate::attachment::{Attachment, Link};
 use crate::copy::CopyStatus;
@@ -122,6 +123,7 @@ impl LogicalUnit {
         nexus: Nexus,
         device: Rc<dyn BlockDevice>,
         port: TargetPort,
+        path: Rc<Path>,
     ) -> Attachment {
         self.hear();
         self.note_access(port.groups.fingerprint());
@@ -148,6 +150,7 @@ impl LogicalUnit {
             nexus,
             device,
             port,
+            path,
         })
     }
 

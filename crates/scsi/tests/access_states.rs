@@ -6,6 +6,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use futures::executor::block_on;
 use futures::future::LocalBoxFuture;
+use holdfast_path::Path;
 use holdfast_scsi::reservation::LocalReservations;
 use holdfast_scsi::{
     AccessState, Admission, Attachment, Completion, DeviceIdentity, LogicalUnit, MemoryDevice,
@@ -95,7 +96,7 @@ fn attach(unit: &Rc<LogicalUnit>, nodes: &Rc<TwoNodes>, name: &str) -> Attachmen
         logical_block_bytes: 512,
         capacity_bytes: 1 << 20,
     }));
-    unit.attach(nexus, device, port)
+    unit.attach(nexus, device, port, Path::own())
 }
 
 fn run(attachment: &Attachment, cdb: &[u8], data: &[u8]) -> Completion {
@@ -107,7 +108,7 @@ fn run(attachment: &Attachment, cdb: &[u8], data: &[u8]) -> Completion {
             command, data_out, ..
         } => {
             assert_eq!(data_out.bytes(), data.len() as u64);
-            block_on(attachment.execute(command, Bytes::copy_from_slice(data)))
+            block_on(attachment.execute(command, Bytes::copy_from_slice(data))).expect("an outcome")
         }
     }
 }

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use futures::executor::block_on;
+use holdfast_path::Path;
 use holdfast_scsi::limits::TRANSFER_BYTES_MAX;
 use holdfast_scsi::ports::SinglePort;
 use holdfast_scsi::reservation::LocalReservations;
@@ -39,7 +40,7 @@ fn pair() -> [Attachment; 2] {
                 relative_id: 1,
             }),
         };
-        let attachment = unit.attach(nexus, device.clone(), port);
+        let attachment = unit.attach(nexus, device.clone(), port, Path::own());
         run(&attachment, &[0]);
         attachment
     })
@@ -54,7 +55,9 @@ fn padded(prefix: &[u8]) -> [u8; 16] {
 fn run(attachment: &Attachment, cdb: &[u8]) -> Completion {
     match attachment.admit(0, &padded(cdb)) {
         Admission::Done(completion) => completion,
-        Admission::Run { command, .. } => block_on(attachment.execute(command, Bytes::new())),
+        Admission::Run { command, .. } => {
+            block_on(attachment.execute(command, Bytes::new())).expect("an outcome")
+        }
     }
 }
 

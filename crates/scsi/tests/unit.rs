@@ -6,8 +6,9 @@ use std::rc::Rc;
 use bytes::Bytes;
 use futures::executor::block_on;
 use futures::future::LocalBoxFuture;
+use holdfast_path::{Path, Requester};
 use holdfast_scsi::ports::{AccessState, NotOptimized, PortGroup, PortGroups, SinglePort};
-use holdfast_scsi::reservation::{LocalReservations, Standing};
+use holdfast_scsi::reservation::LocalReservations;
 use holdfast_scsi::{
     Admission, Attachment, BlockDevice, CompareOutcome, Completion, DataOut, DeviceError,
     DeviceIdentity, LogicalUnit, MemoryDevice, Nexus, Sense, Status, TargetPort, TaskAborter,
@@ -67,7 +68,7 @@ fn attach(unit: &Rc<LogicalUnit>, name: &str, device: Rc<dyn BlockDevice>) -> At
         relative_id: 1,
         groups,
     };
-    unit.attach(nexus, device, port)
+    unit.attach(nexus, device, port, Path::own())
 }
 
 fn padded(prefix: &[u8]) -> [u8; 16] {
@@ -88,7 +89,7 @@ fn run(attachment: &Attachment, cdb: &[u8], data: &[u8]) -> Completion {
                 data.len() as u64,
                 "data that the command wants"
             );
-            block_on(attachment.execute(command, Bytes::copy_from_slice(data)))
+            block_on(attachment.execute(command, Bytes::copy_from_slice(data))).expect("an outcome")
         }
     }
 }
@@ -297,7 +298,7 @@ fn a_reservation_holds_off_strangers_also_between_admission_and_execution() {
     };
     assert_eq!(persistent_out(&holder, 0, 0, 0, 0x11).status, Status::Good);
     assert_eq!(persistent_out(&holder, 1, 5, 0x11, 0).status, Status::Good);
-    let late = block_on(stranger.execute(command, vec![1; BLOCK].into()));
+    let late = block_on(stranger.execute(command, vec![1; BLOCK].into())).expect("an outcome");
     assert_eq!(late.status, Status::ReservationConflict);
     let refused = run(&stranger, &write10(0, 1), &[1; BLOCK]);
     assert_eq!(refused.status, Status::ReservationConflict);
@@ -433,7 +434,9 @@ fn write_atomic_takes_whole_aligned_blocks_that_cross_no_border() {
                 command, data_out, ..
             } => {
                 let data = vec![5; data_out.bytes() as usize];
-                Ok(block_on(host.execute(command, data.into())).status)
+                Ok(block_on(host.execute(command, data.into()))
+                    .expect("an outcome")
+                    .status)
             }
         }
     };
@@ -533,7 +536,9 @@ fn a_standby_port_answers_inquiries_but_not_reads() {
         relative_id: 1,
         groups,
     };
-    let host = bench.unit.attach(nexus, bench.device.clone(), port);
+    let host = bench
+        .unit
+        .attach(nexus, bench.device.clone(), port, Path::own());
     assert_eq!(sense_of(&run(&host, &[0], b"")).0, 6);
     assert_eq!(sense_of(&run(&host, &read10(0, 1), b"")), (2, 4, 0x0b));
     let groups = good(&host, &[0xa3, 0x0a, 0, 0, 0, 0, 0, 0, 0, 64], b"");
@@ -549,7 +554,7 @@ impl BlockDevice for Broken {
     }
     fn read(
         &self,
-        _: Standing,
+        _: Requester,
         _: u64,
         _: u32,
     ) -> LocalBoxFuture<'static, Result<Bytes, DeviceError>> {
@@ -557,7 +562,7 @@ impl BlockDevice for Broken {
     }
     fn write(
         &self,
-        _: Standing,
+        _: Requester,
         _: u64,
         _: Bytes,
     ) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
@@ -565,7 +570,7 @@ impl BlockDevice for Broken {
     }
     fn zero(
         &self,
-        _: Standing,
+        _: Requester,
         _: u64,
         _: u64,
     ) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
@@ -576,7 +581,7 @@ impl BlockDevice for Broken {
     }
     fn compare_and_write(
         &self,
-        _: Standing,
+        _: Requester,
         _: u64,
         _: Bytes,
         _: Bytes,
@@ -650,7 +655,7 @@ proptest! {
                 DataOut::Blocks { bytes, .. } | DataOut::Exact { bytes } => bytes,
             };
             let data = vec![filler; data as usize];
-            block_on(host.execute(command, data.into()));
+            block_on(host.execute(command, data.into())).expect("an outcome");
         }
     }
 }

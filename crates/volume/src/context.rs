@@ -20,6 +20,8 @@ pub trait Config {
     fn propose(&self, change: Change, limit: Duration) -> LocalBoxFuture<'static, Option<Outcome>>;
     /// After `true`, [`Config::state`] has everything that was decided before the call.
     fn read_barrier(&self, limit: Duration) -> LocalBoxFuture<'static, bool>;
+    /// Time since this node was last in touch with a majority of the group.
+    fn out_of_touch(&self) -> Duration;
 }
 
 /// One node's parts that its owners and portals share.

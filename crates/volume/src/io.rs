@@ -1,14 +1,18 @@
 //! The owner's front door: checks an operation, runs it at most once, and answers.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use holdfast_reservation::Standing;
-use holdfast_runtime::PAGE_BYTES;
+use holdfast_runtime::planted::{self, Bug};
+use holdfast_runtime::{Instant, PAGE_BYTES};
 use holdfast_store::OperationId;
 use holdfast_wire::View;
 use holdfast_wire::volume::{Io, IoKind, IoStatus};
 use tokio::sync::oneshot;
 
 use crate::owner::{IN_FLIGHT_KIB, Owner, Phase, WRITE_KIB_MIN};
+use crate::paths::{PathKey, Verdict};
 use crate::writes::{Asked, Effect};
 
 /// Granularity of offsets and lengths in bytes: the smallest logical block.
@@ -18,6 +22,10 @@ const SECTOR_BYTES: u64 = 512;
 pub(crate) const IO_BYTES_MAX: u64 = 1 << 20;
 /// Longest operation without data, in bytes; it still makes one record per slice.
 const ZERO_BYTES_MAX: u64 = 4 << 30;
+
+/// How long an operation whose evidence has become old under way waits for newer. Its portal
+/// sends it more often.
+const EVIDENCE_PATIENCE: Duration = Duration::from_millis(1000);
 
 const _: () = assert!(IO_BYTES_MAX / 1024 <= IN_FLIGHT_KIB as u64);
 
@@ -31,8 +39,17 @@ fn ended(status: IoStatus) -> IoResult {
 impl Owner {
     /// Runs one operation.
     pub async fn io(&self, io: &Io, payload: Bytes) -> (IoStatus, u64, Bytes) {
+        if io.kind() == IoKind::Release {
+            // In whatever view: an owner that is none any more orders nothing either.
+            self.end_path(path_of(io));
+            return ended(IoStatus::Done);
+        }
         if self.phase.get() != Phase::Open || self.draining.get() || io.view != self.view.0 {
             return ended(IoStatus::NotOwner);
+        }
+        self.take_evidence(io);
+        if io.kind() == IoKind::Hold {
+            return ended(IoStatus::Done);
         }
         self.note_use();
         if io.kind() == IoKind::Settle {
@@ -51,6 +68,8 @@ impl Owner {
         if !self.knows_reservations(standing.revision).await {
             return ended(IoStatus::Interrupted);
         }
+        let now = self.context.runtime.now();
+        self.paths.borrow_mut().note_use(now, path_of(io));
         if io.kind() == IoKind::Read {
             return match self.read_for(standing, io.offset, io.length).await {
                 Ok(data) => (IoStatus::Done, 0, data),
@@ -72,6 +91,10 @@ impl Owner {
             owner: self,
             operation,
         };
+        if let Err(status) = self.judge_path(path_of(io)) {
+            running.end(status);
+            return ended(status);
+        }
         let (status, offset) = self.change(io, standing, payload).await;
         running.end(status);
         (status, offset, Bytes::new())
@@ -82,7 +105,6 @@ impl Owner {
         let Ok(_permit) = self.in_flight.acquire_many(kib).await else {
             return (IoStatus::Interrupted, 0);
         };
-        let (offset, length) = (io.offset, io.length);
         let asked = Asked {
             operation: OperationId {
                 origin: io.origin,
@@ -91,8 +113,26 @@ impl Owner {
             first_view: View(io.first_view),
             first_floor: io.first_floor,
             standing,
+            path: path_of(io),
         };
-        let asked = &asked;
+        let give_up = self.context.runtime.now() + EVIDENCE_PATIENCE;
+        loop {
+            let news = self.paths_changed.notified();
+            let (status, at) = self.try_change(&asked, io, payload.clone()).await;
+            if status != IoStatus::Stale {
+                return (status, at);
+            }
+            // It has waited here for long. Its portal sends newer evidence all the while, so it
+            // need not wait again.
+            let left = give_up.saturating_since(self.context.runtime.now());
+            if left.is_zero() || self.context.runtime.timeout(left, news).await.is_none() {
+                return (IoStatus::Stale, 0);
+            }
+        }
+    }
+
+    async fn try_change(&self, asked: &Asked, io: &Io, payload: Bytes) -> (IoStatus, u64) {
+        let (offset, length) = (io.offset, io.length);
         let result = match io.kind() {
             IoKind::Write => self
                 .write(asked, offset, length, Effect::Data(payload))
@@ -103,14 +143,49 @@ impl Owner {
                 .await
                 .map_err(Err),
             IoKind::CompareAndWrite => self.compare_and_write(asked, offset, payload).await,
-            IoKind::Read | IoKind::Settle | IoKind::Learn | IoKind::Unknown => {
-                Err(Err(IoStatus::Invalid))
-            }
+            IoKind::Read
+            | IoKind::Settle
+            | IoKind::Learn
+            | IoKind::Hold
+            | IoKind::Release
+            | IoKind::Unknown => Err(Err(IoStatus::Invalid)),
         };
         match result {
             Ok(()) => (IoStatus::Done, 0),
             Err(Ok(at)) => (IoStatus::Miscompare, at),
             Err(Err(status)) => (status, 0),
+        }
+    }
+
+    /// Takes what the portal knows of the operation's path.
+    fn take_evidence(&self, io: &Io) {
+        let now = self.context.runtime.now();
+        if io.path == 0 || io.stamp == 0 || io.stamp > now.as_nanos() {
+            return;
+        }
+        let held_at = io.stamp.saturating_add_signed(io.held_after_stamp);
+        let held_at = Instant::from_nanos(held_at);
+        if self.paths.borrow_mut().hold(now, path_of(io), held_at) {
+            self.paths_changed.notify_waiters();
+        }
+    }
+
+    fn end_path(&self, path: PathKey) {
+        let now = self.context.runtime.now();
+        self.paths.borrow_mut().end(now, path);
+        self.paths_changed.notify_waiters();
+    }
+
+    /// When the path was last known to be held, if a change may be ordered for it now.
+    pub(crate) fn judge_path(&self, path: PathKey) -> Result<Instant, IoStatus> {
+        let now = self.context.runtime.now();
+        if planted::is_active(Bug::SkipPathCheck) {
+            return Ok(now);
+        }
+        match self.paths.borrow().judge(now, path) {
+            Verdict::Held(held_at) => Ok(held_at),
+            Verdict::Doubtful => Err(IoStatus::Stale),
+            Verdict::Ended => Err(IoStatus::Over),
         }
     }
 
@@ -160,6 +235,13 @@ impl Owner {
     }
 }
 
+fn path_of(io: &Io) -> PathKey {
+    PathKey {
+        origin: io.origin,
+        number: io.path,
+    }
+}
+
 fn is_well_formed(io: &Io, payload: &Bytes) -> bool {
     let bytes = payload.len() as u64;
     let (payload_fits, longest) = match io.kind() {
@@ -168,7 +250,9 @@ fn is_well_formed(io: &Io, payload: &Bytes) -> bool {
         IoKind::Zero if is_whole_blocks(io) => (bytes == 0, ZERO_BYTES_MAX),
         IoKind::Zero => (bytes == 0, IO_BYTES_MAX),
         IoKind::CompareAndWrite => (bytes == io.length * 2, IO_BYTES_MAX / 2),
-        IoKind::Settle | IoKind::Learn | IoKind::Unknown => (false, 0),
+        IoKind::Settle | IoKind::Learn | IoKind::Hold | IoKind::Release | IoKind::Unknown => {
+            (false, 0)
+        }
     };
     payload_fits
         && io.length > 0

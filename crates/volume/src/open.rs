@@ -50,6 +50,7 @@ impl Owner {
         let now = self.context.runtime.now();
         self.slices.borrow_mut().clear();
         self.take_in(0, settled, present);
+        self.paths.borrow_mut().open(now);
         self.phase.set(Phase::Open);
         self.takeover_took
             .set(Some(now.saturating_since(self.since)));

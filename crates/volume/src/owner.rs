@@ -26,6 +26,7 @@ use holdfast_wire::{Seq, SliceKey, View, VolumeId};
 use tokio::sync::{Notify, Semaphore, oneshot};
 
 use crate::context::Context;
+use crate::paths::Paths;
 use crate::slice::{Outgoing, Slice};
 
 /// Data of writes under way in one volume, in KiB: bounds memory, and what a takeover has to
@@ -100,6 +101,10 @@ pub struct Owner {
     pub(crate) used: Cell<Instant>,
     /// Wakes the task that renews leases out of its rest.
     pub(crate) lease_wanted: Notify,
+    /// What is known of the hosts' paths.
+    pub(crate) paths: RefCell<Paths>,
+    /// Newer evidence, or the end of a path.
+    pub(crate) paths_changed: Notify,
     /// Lowest operation under way, by portal.
     pub(crate) floors: RefCell<BTreeMap<u64, u64>>,
     /// Operations under way, with those who asked for the same one again.
@@ -135,6 +140,8 @@ impl Owner {
             lease_granted: Notify::new(),
             used: Cell::new(context.runtime.now()),
             lease_wanted: Notify::new(),
+            paths: RefCell::new(Paths::new(context.runtime.now())),
+            paths_changed: Notify::new(),
             floors: RefCell::default(),
             running: RefCell::default(),
             in_flight: Semaphore::new(IN_FLIGHT_KIB as usize),
@@ -192,6 +199,7 @@ impl Owner {
         self.in_flight.close();
         self.closing.notify_waiters();
         self.operation_ended.notify_waiters();
+        self.paths_changed.notify_waiters();
         self.lease_granted.notify_waiters();
     }
 

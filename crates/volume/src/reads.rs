@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{NodeId, PAGE_BYTES};
 use holdfast_wire::Seq;
 use holdfast_wire::replica::{ReadBlocks, ReplicaRefusal, replica_request};
@@ -79,6 +80,8 @@ impl Owner {
         first_block: u32,
         blocks: u32,
     ) -> Result<Bytes, IoStatus> {
+        self.show_old_changes(index, (first_block, first_block + blocks))
+            .await?;
         let (stable, sources) = self
             .with_slice(index, |slice| (slice.stream.stable(), slice.sources()))
             .ok_or(IoStatus::Interrupted)?;
@@ -103,6 +106,25 @@ impl Owner {
         } else {
             IoStatus::Damaged
         })
+    }
+
+    /// Waits for changes under way that the host of their path, if it has given that up, must not
+    /// see come later than this read.
+    pub(crate) async fn show_old_changes(
+        &self,
+        index: u32,
+        range: (u32, u32),
+    ) -> Result<(), IoStatus> {
+        let now = self.context.runtime.now();
+        let wait = self.with_slice(index, |slice| {
+            let seq = slice.to_be_shown(now, range)?;
+            Some(slice.when_stable(seq))
+        });
+        match wait.ok_or(IoStatus::Interrupted)? {
+            Some(_) if planted::is_active(Bug::HideOldChanges) => Ok(()),
+            Some(stable) => stable.await.map_err(|_| IoStatus::Interrupted),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn nearest_first(&self, mut nodes: Vec<NodeId>) -> Vec<NodeId> {

@@ -10,6 +10,7 @@ use holdfast_wire::{Seq, SliceKey, View};
 use tokio::sync::oneshot;
 
 use crate::locks::RangeLocks;
+use crate::paths::must_be_shown;
 
 /// Operations remembered per slice, so that a repeated one is answered and not run again.
 const OPERATIONS_KEPT: usize = 4096;
@@ -69,6 +70,15 @@ struct Told {
     heard: bool,
 }
 
+/// A record that is ordered and not stable yet.
+struct Unsettled {
+    seq: Seq,
+    /// Its blocks: first, and first after.
+    range: (u32, u32),
+    /// When the path that it came by was last known to be held.
+    held_at: Instant,
+}
+
 /// See the module's header.
 pub(crate) struct Slice {
     pub(crate) key: SliceKey,
@@ -83,6 +93,7 @@ pub(crate) struct Slice {
     operations: BTreeMap<OperationId, Seq>,
     operation_order: VecDeque<OperationId>,
     waiters: BTreeMap<Seq, Vec<oneshot::Sender<()>>>,
+    unsettled: VecDeque<Unsettled>,
 }
 
 impl Slice {
@@ -99,7 +110,28 @@ impl Slice {
             operations: BTreeMap::new(),
             operation_order: VecDeque::new(),
             waiters: BTreeMap::new(),
+            unsettled: VecDeque::new(),
         }
+    }
+
+    /// A record takes its place in the stream.
+    pub(crate) fn note_unsettled(&mut self, seq: Seq, range: (u32, u32), held_at: Instant) {
+        let unsettled = Unsettled {
+            seq,
+            range,
+            held_at,
+        };
+        self.unsettled.push_back(unsettled);
+    }
+
+    /// The last record of these blocks that a read at this moment must not miss, though it is
+    /// not stable yet (see the module `paths`).
+    pub(crate) fn to_be_shown(&self, now: Instant, (first, end): (u32, u32)) -> Option<Seq> {
+        let mut latest_first = self.unsettled.iter().rev();
+        let found = latest_first.find(|record| {
+            record.range.0 < end && first < record.range.1 && must_be_shown(now, record.held_at)
+        });
+        found.map(|record| record.seq)
     }
 
     /// Where the whole stable history is: the copies in sync. One that is being promoted counts
@@ -165,6 +197,13 @@ impl Slice {
 
     /// Wakes whoever waits for a position up to `stable`.
     pub(crate) fn wake_through(&mut self, stable: Seq) {
+        while self
+            .unsettled
+            .front()
+            .is_some_and(|record| record.seq <= stable)
+        {
+            self.unsettled.pop_front();
+        }
         while let Some(entry) = self.waiters.first_entry() {
             if *entry.key() > stable {
                 break;

@@ -11,6 +11,7 @@ use holdfast_wire::{Seq, View};
 use tokio::sync::oneshot;
 
 use crate::owner::Owner;
+use crate::paths::PathKey;
 
 /// An operation as its portal asked for it.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +23,8 @@ pub(crate) struct Asked {
     pub(crate) first_floor: u64,
     /// What its initiator was to the reservation table when it arrived.
     pub(crate) standing: Standing,
+    /// The host's path that it came by.
+    pub(crate) path: PathKey,
 }
 
 /// What a write does to its range.
@@ -61,10 +64,16 @@ impl Owner {
             pending.push(self.write_segment(operation, index, start, bytes, part));
             done += bytes;
         }
-        for result in futures::future::join_all(pending).await {
-            result?;
-        }
-        Ok(())
+        let results = futures::future::join_all(pending).await;
+        let begun = results.iter().any(Result::is_ok);
+        results
+            .into_iter()
+            .collect::<Result<(), _>>()
+            .map_err(|status| match status {
+                // These say that nothing was done, which is not true of all slices.
+                IoStatus::Stale | IoStatus::Over if begun => IoStatus::Interrupted,
+                other => other,
+            })
     }
 
     async fn write_segment(
@@ -201,6 +210,7 @@ impl Owner {
     fn submit(&self, asked: &Asked, index: u32, body: Body) -> Result<Stability, IoStatus> {
         // The last moment to refuse: from here on the record is part of the stream.
         self.check_reservations(asked.standing, Access::Write)?;
+        let held_at = self.judge_path(asked.path)?;
         let operation = asked.operation;
         let now = self.context.runtime.now();
         let view = self.view;
@@ -230,6 +240,7 @@ impl Owner {
             };
             let (numbered, commands) = slice.stream.submit(now, Rc::new(record), bytes);
             assert_eq!(numbered, seq, "the stream numbers what it was asked for");
+            slice.note_unsettled(seq, (first_block, first_block + blocks), held_at);
             slice.remember(operation, seq, |operation| self.portal_is_past(operation));
             let outgoing = slice.absorb(commands);
             Ok((slice.key, stable, outgoing, slice.when_stable(seq)))

@@ -22,6 +22,11 @@ pub enum IoKind {
     /// Touches nothing, and ends well when the node, owner or not, knows the reservations of
     /// `reservation_revision`.
     Learn = 6,
+    /// Touches nothing: brings newer evidence that the host holds on to the path, and fetches
+    /// the owner's clock.
+    Hold = 7,
+    /// The path has ended: nothing that came by it may begin to take effect.
+    Release = 8,
 }
 
 /// One operation on a volume.
@@ -65,6 +70,17 @@ pub struct Io {
     /// Revision of the reservation table that said so: an owner with an older one waits.
     #[prost(uint64, tag = "12")]
     pub reservation_revision: u64,
+    /// The portal's number for the path that the operation came by; zero if no host issued it.
+    #[prost(uint64, tag = "13")]
+    pub path: u64,
+    /// The owner's clock as an earlier answer gave it, in nanoseconds; zero if the portal has
+    /// nothing to say of the path.
+    #[prost(uint64, tag = "14")]
+    pub stamp: u64,
+    /// When the host was last known to hold on to the path: nanoseconds after the portal
+    /// received `stamp`, by the portal's clock; negative if before.
+    #[prost(sint64, tag = "15")]
+    pub held_after_stamp: i64,
 }
 
 /// What came of an operation.
@@ -96,6 +112,9 @@ pub enum IoStatus {
     Over = 9,
     /// A reservation forbids it. Nothing was done, but in slices where it had been run before.
     Reserved = 11,
+    /// The host may have given the path up by now; nothing was done, and nothing will be done
+    /// for this request. Ask again with newer evidence, and the answer's stamp.
+    Stale = 12,
 }
 
 /// Answer to [`Io`]; read data is in the payload.
@@ -107,4 +126,7 @@ pub struct IoReply {
     /// First differing byte after a failed comparison, from the start of the range.
     #[prost(uint64, tag = "2")]
     pub offset: u64,
+    /// The owner's clock when it answered, in nanoseconds from an origin of its own.
+    #[prost(uint64, tag = "3")]
+    pub stamp: u64,
 }

@@ -291,6 +291,11 @@ impl<M: Machine> Group<M> {
         self.leader() == Some(self.rpc.local_node())
     }
 
+    /// Time since this node was last in touch with a majority of the group.
+    pub fn out_of_touch(&self) -> Duration {
+        self.pulse.out_of_touch()
+    }
+
     /// Returns as soon as [`Self::leader`] is not `known`, and never once the group has stopped.
     pub async fn leader_changed(&self, known: Option<NodeId>) -> Option<NodeId> {
         let mut metrics = self.raft.metrics();

@@ -151,6 +151,20 @@ impl Pulse {
         silence_ms.is_none_or(|silence_ms| u128::from(silence_ms) >= limit.as_millis())
     }
 
+    /// Time since this node was last in touch with a majority: heard its leader, or, as the
+    /// leader, had its answers.
+    pub(super) fn out_of_touch(&self) -> Duration {
+        let now = self.runtime.now();
+        let Some(since) = self.leading_since.get() else {
+            return now.saturating_since(self.heard.get());
+        };
+        let metrics = self.metrics.borrow();
+        let silence_ms = metrics
+            .as_ref()
+            .and_then(|metrics| metrics.borrow().millis_since_quorum_ack);
+        silence_ms.map_or(now.saturating_since(since), Duration::from_millis)
+    }
+
     /// Whether a message to a follower may leave: always, unless this leader is cut off.
     pub(super) fn may_speak_to(&self, target: NodeId) -> bool {
         let mut probed = self.probed.borrow_mut();

@@ -79,6 +79,17 @@ impl Targets for Front {
         TargetAuth::Optional(known.collect())
     }
 
+    fn is_unreachable(&self, iqn: &str) -> bool {
+        let state = self.node.state();
+        let volume = state.volume_by_target(iqn).map(|(volume, _)| volume);
+        volume.is_some_and(|volume| self.node.is_unreachable(volume))
+    }
+
+    fn clock(&self) -> Option<Duration> {
+        let now = self.node.context().runtime.now();
+        Some(Duration::from_nanos(now.as_nanos()))
+    }
+
     fn redirect(&self, iqn: &str, initiator: &str) -> Option<String> {
         let state = self.node.state();
         let (volume, record) = state.volume_by_target(iqn)?;
@@ -238,7 +249,11 @@ impl PortGroups for VolumePorts {
             .iter()
             .map(|(node, known)| PortGroup {
                 id: group(*node),
-                state: Self::state_of(&state, record, *node, known.status),
+                state: if *node == self.node.id() {
+                    self.state(group(*node))
+                } else {
+                    Self::state_of(&state, record, *node, known.status)
+                },
                 preferred: false,
                 ports: vec![group(*node)],
             })
@@ -252,7 +267,11 @@ impl PortGroups for VolumePorts {
             let found = groups.iter().find(|one| one.id == asked);
             return found.map_or(AccessState::Offline, |one| one.state);
         }
-        // Whatever the others believe of this node: a command that got here is served or waits.
+        // Whatever the others believe of this node: a command that got here is served or waits,
+        // unless waiting is useless.
+        if self.node.is_unreachable(self.volume) {
+            return AccessState::Unavailable;
+        }
         let state = self.node.state();
         let record = state.volumes.get(&self.volume);
         Self::state_of(&state, record, local, NodeStatus::Up)
@@ -262,11 +281,8 @@ impl PortGroups for VolumePorts {
     fn fingerprint(&self) -> u64 {
         const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
         const PRIME: u64 = 0x0100_0000_01b3;
-        let state = self.node.state();
-        let record = state.volumes.get(&self.volume);
-        state.nodes.iter().fold(BASIS, |sum, (node, known)| {
-            let access = Self::state_of(&state, record, *node, known.status);
-            (sum ^ (node.0 << 8 | access as u64)).wrapping_mul(PRIME)
+        self.groups().iter().fold(BASIS, |sum, group| {
+            (sum ^ (u64::from(group.id) << 8 | group.state as u64)).wrapping_mul(PRIME)
         })
     }
 

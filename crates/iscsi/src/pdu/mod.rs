@@ -83,6 +83,25 @@ pub enum TargetOpcode {
     Reject = 0x3f,
 }
 
+impl TargetOpcode {
+    /// The opcode with this code.
+    pub const fn from_code(code: u8) -> Option<Self> {
+        Some(match code {
+            0x20 => Self::NopIn,
+            0x21 => Self::ScsiResponse,
+            0x22 => Self::TaskManagement,
+            0x23 => Self::Login,
+            0x24 => Self::Text,
+            0x25 => Self::DataIn,
+            0x26 => Self::Logout,
+            0x31 => Self::ReadyToTransfer,
+            0x32 => Self::AsyncMessage,
+            0x3f => Self::Reject,
+            _ => return None,
+        })
+    }
+}
+
 /// One PDU. The lengths in the header are set by [`framing`], whoever built it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pdu {

@@ -19,7 +19,8 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::LocalBoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt as _};
-use holdfast_scsi::{Admission, Admitted, Attachment, Completion, Sense};
+use holdfast_path::Path;
+use holdfast_scsi::{Admission, Admitted, Attachment, Completion, OutcomeUnknown, Sense};
 use thiserror::Error;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -35,7 +36,7 @@ use super::{Counted, HalfOpen, Server, until_true};
 use crate::login::LoginStatus;
 use crate::negotiation::RECEIVE_BYTES_MAX;
 use crate::pdu::framing::{Decoder, Digests, FrameError};
-use crate::session::{Action, Front, Session, SessionError, TaskId};
+use crate::session::{Action, Evidence, Front, Session, SessionError, TaskId};
 use crate::targets::TargetSummary;
 
 /// Time that commands under way get to be answered once an initiator that was asked to leave has
@@ -68,6 +69,8 @@ pub(super) enum End {
     Silent,
     #[error("ended by the target")]
     ByTarget,
+    #[error("{0}")]
+    OutcomeUnknown(#[from] OutcomeUnknown),
 }
 
 /// Serves one connection to its end.
@@ -125,7 +128,10 @@ async fn serve(
         .place
         .as_ref()
         .map_or_else(|| server.sessions.fresh_handle(), |place| place.handle);
-    send_all(stream, login.response(handle, session.max_command())).await?;
+    let response = login.response(handle, session.max_command());
+    let mut evidence = Evidence::default();
+    evidence.sent(&response, server.clock());
+    send_all(stream, response).await?;
     info!(initiator = login.initiator, kind = ?login.kind, handle, "logged in");
     let mut connection = Connection {
         server,
@@ -138,6 +144,7 @@ async fn serve(
         input,
         output: Output::default(),
         session,
+        evidence,
         front,
         running: FuturesUnordered::new(),
         resets: FuturesUnordered::new(),
@@ -160,6 +167,7 @@ pub(super) struct NodeFront {
     pub(super) initiator: Rc<str>,
     pub(super) target: Option<Rc<str>>,
     pub(super) attachment: Option<Attachment>,
+    pub(super) path: Rc<Path>,
     pub(super) place: Option<Place>,
 }
 
@@ -196,6 +204,8 @@ struct WaitingRead {
     data_in_bytes: u64,
 }
 
+type Outcome = Result<Completion, OutcomeUnknown>;
+
 struct Connection<'a> {
     server: &'a Rc<Server>,
     stream: &'a TcpStream,
@@ -204,8 +214,9 @@ struct Connection<'a> {
     input: Input,
     output: Output,
     session: Session,
+    evidence: Evidence,
     front: NodeFront,
-    running: FuturesUnordered<LocalBoxFuture<'static, (TaskId, Completion)>>,
+    running: FuturesUnordered<LocalBoxFuture<'static, (TaskId, Outcome)>>,
     /// Resets of the unit. They wait for other sessions, which may wait for this one's end, so
     /// they are dropped with the connection and not drained.
     resets: FuturesUnordered<LocalBoxFuture<'static, u64>>,
@@ -227,6 +238,9 @@ impl Connection<'_> {
         let mut finishing = false;
         loop {
             while !finishing && let Some(pdu) = self.decoder.decode(&mut self.input.buffer)? {
+                if let Some(at) = self.evidence.received(&pdu) {
+                    self.front.path.held(at);
+                }
                 self.session.receive(pdu, &self.front)?;
                 self.act();
             }
@@ -251,10 +265,10 @@ impl Connection<'_> {
                 biased;
                 control = next_control(&mut self.front.place) => self.control(control)?,
                 Some((task, done)) = self.running.next(), if !self.running.is_empty() => {
-                    self.finish(task, done);
+                    self.finish(task, done)?;
                     // Whatever else has ended goes out with the same system call.
                     while let Some(Some((task, done))) = self.running.next().now_or_never() {
-                        self.finish(task, done);
+                        self.finish(task, done)?;
                     }
                 }
                 Some(ticket) = self.resets.next(), if !self.resets.is_empty() => {
@@ -268,6 +282,11 @@ impl Connection<'_> {
                         heard = Instant::now();
                         pinged = false;
                     }
+                }
+                () = self.front.path.challenge_wanted(), if !deaf => {
+                    self.front.path.challenged();
+                    self.session.ping();
+                    self.act();
                 }
                 () = until_true(&mut shutdown), if leave_at.is_none() => {
                     let seconds = self.server.limits.logout_time.as_secs();
@@ -324,17 +343,22 @@ impl Connection<'_> {
         }
     }
 
-    fn finish(&mut self, task: TaskId, completion: Completion) {
+    /// Takes a command's outcome; if nobody knows it, no answer would be true.
+    fn finish(&mut self, task: TaskId, outcome: Outcome) -> Result<(), End> {
         self.read_bytes -= self.reads_running.remove(&task).unwrap_or(0);
-        self.session.complete(task, completion);
+        self.session.complete(task, outcome?);
         self.act();
+        Ok(())
     }
 
     /// Carries out what the session wants.
     fn act(&mut self) {
         for action in self.session.take_actions() {
             match action {
-                Action::Send(pdu) => self.output.push(pdu, self.digests),
+                Action::Send(pdu) => {
+                    self.evidence.sent(&pdu, self.server.clock());
+                    self.output.push(pdu, self.digests);
+                }
                 Action::Execute {
                     task,
                     command,
@@ -412,8 +436,10 @@ impl Connection<'_> {
         }));
     }
 
-    /// Waits until no command of the session can take effect any more.
+    /// Waits until no command of the session can take effect any more. What has not begun does
+    /// not begin; what lies unread in the socket goes with it.
     async fn drain(&mut self) {
+        self.front.path.end();
         self.resets.clear();
         while self.running.next().await.is_some() {}
         debug!(outstanding = self.session.outstanding(), "commands drained");

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use aws_lc_rs::rand::fill;
+use holdfast_path::Path;
 use holdfast_scsi::ports::SinglePort;
 use holdfast_scsi::{Nexus, TargetPort};
 use tokio::net::TcpStream;
@@ -91,6 +92,7 @@ pub(super) async fn open(
             initiator,
             target: None,
             attachment: None,
+            path: Path::own(),
             place: None,
         });
     };
@@ -130,15 +132,17 @@ pub(super) async fn open(
         relative_id,
         groups,
     };
+    let path = server.new_path();
     let attachment = server
         .unit(&iqn, &target)
-        .attach(nexus, target.device, port);
+        .attach(nexus, target.device, port, path.clone());
     let server = server.clone();
     Ok(NodeFront {
         server,
         initiator,
         target: Some(iqn),
         attachment: Some(attachment),
+        path,
         place: Some(place),
     })
 }
@@ -175,6 +179,9 @@ impl Policy for NodePolicy<'_> {
             return Err(LoginStatus::MovedTemporarily(address));
         }
         let target = targets.open(iqn, initiator).ok_or(LoginStatus::NotFound)?;
+        if targets.is_unreachable(iqn) {
+            return Err(LoginStatus::ServiceUnavailable);
+        }
         if target.auth.shares_a_secret() {
             warn!(
                 target = iqn,

@@ -21,6 +21,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use holdfast_path::Path;
 use holdfast_scsi::LogicalUnit;
 use holdfast_scsi::reservation::{LocalReservations, Reservations};
 use tokio::net::TcpListener;
@@ -104,6 +105,7 @@ pub struct Server {
     evictions: RefCell<BTreeMap<Visitor, oneshot::Sender<()>>>,
     started: Instant,
     connections: Rc<Cell<usize>>,
+    last_path: Cell<u64>,
 }
 
 impl Server {
@@ -124,7 +126,20 @@ impl Server {
             evictions: RefCell::default(),
             started: Instant::now(),
             connections: Rc::default(),
+            last_path: Cell::default(),
         })
+    }
+
+    /// The path of a session that is being opened.
+    fn new_path(self: &Rc<Self>) -> Rc<Path> {
+        self.last_path.set(self.last_path.get() + 1);
+        let server = self.clone();
+        Path::new(self.last_path.get(), move || server.clock())
+    }
+
+    /// See [`Targets::clock`].
+    fn clock(&self) -> Duration {
+        self.targets.clock().unwrap_or_else(|| self.now())
     }
 
     /// See [`serve`].

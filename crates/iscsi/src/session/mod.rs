@@ -13,6 +13,7 @@
 //!   window, immediate commands by [`IMMEDIATE_MAX`].
 
 mod commands;
+mod evidence;
 mod management;
 mod transfer;
 
@@ -22,6 +23,7 @@ use bytes::Bytes;
 use holdfast_scsi::{Admission, Admitted, Completion, Sense};
 use thiserror::Error;
 
+pub use evidence::Evidence;
 pub use transfer::TransferError;
 
 use crate::login::FullFeature;

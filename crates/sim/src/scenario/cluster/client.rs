@@ -339,7 +339,7 @@ impl Workload {
                 (counted, outcome) = (&self.counts.writes, Checker::acknowledged);
                 Ended::Served
             }
-            Ok(Err(IoError::Busy)) | Err(NoAnswer::Open) => {
+            Ok(Err(IoError::Unknown | IoError::PathEnded)) | Err(NoAnswer::Open) => {
                 (counted, outcome) = (&self.counts.unknown, Checker::unknown);
                 Ended::NotServed
             }
@@ -395,7 +395,11 @@ impl Workload {
     /// An error that says that nothing was changed.
     fn ended_by(&self, error: IoError) -> Ended {
         match error {
-            IoError::Busy | IoError::Gone => Ended::NotServed,
+            IoError::Busy
+            | IoError::Unreachable
+            | IoError::Unknown
+            | IoError::PathEnded
+            | IoError::Gone => Ended::NotServed,
             IoError::Damaged => {
                 self.counts.damaged.set(self.counts.damaged.get() + 1);
                 let failed_reads = self.nodes.simulation.faults().get(FaultClass::DiskError);

@@ -1,8 +1,12 @@
 //! A portal: takes an initiator's operation at any node and sees it through at the owner.
 //!
 //! An operation keeps its number through every repetition, so the owner (and, by the journals,
-//! its successors) runs it at most once. The portal repeats it until it has a definite answer
-//! or its patience ends; only then is the outcome of a write open.
+//! its successors) runs it at most once. The portal repeats it for as long as the host holds on
+//! to the path that it came by ([`attempt`] has the table), and tells the owner how fresh the
+//! evidence for that is ([`stamps`]).
+
+mod attempt;
+mod stamps;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,27 +15,24 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::future::join_all;
-use holdfast_config::state::{Owner as OwnerRecord, VolumeRecord};
-use holdfast_reservation::Standing;
+use holdfast_path::{Path, Requester};
 use holdfast_runtime::rpc::Incoming;
 use holdfast_runtime::{Frame, NodeId, PAGE_BYTES, Service};
+use holdfast_wire::VolumeId;
 use holdfast_wire::volume::{Io, IoKind, IoReply, IoStatus};
-use holdfast_wire::{View, VolumeId};
 use prost::Message;
 use thiserror::Error;
+use tokio::sync::Notify;
 
 use crate::context::Context;
 use crate::io::IO_BYTES_MAX;
 use crate::owner::Owner;
 use crate::reservations;
+use attempt::Release;
+use stamps::Stamps;
 
-/// One request to an owner; a slow one is asked again and joins itself there.
-const CALL_LIMIT: Duration = Duration::from_millis(4000);
-/// How long a portal tries before it tells the initiator to come again. Initiators of every
-/// kind wait at least 30 s for a command.
-const PATIENCE: Duration = Duration::from_secs(20);
-const BARRIER_LIMIT: Duration = Duration::from_millis(2000);
-const RETRY_PAUSE: Duration = Duration::from_millis(20);
+pub use attempt::CUT_OFF_AFTER;
+
 /// How long another node gets to learn of a change that its initiators are to be told of.
 const LEARN_LIMIT: Duration = Duration::from_millis(500);
 
@@ -53,10 +54,19 @@ pub enum Operation {
 /// parts of blocks, other pieces may have been done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum IoError {
-    /// No owner answered in time. A write may have taken effect, or not, but will not later
-    /// than this portal's next operation on the volume.
+    /// No owner answered in time; nothing was done, and nothing will be.
     #[error("the volume is not available at the moment")]
     Busy,
+    /// This node is cut off from the cluster; nothing was done, and nothing will be.
+    #[error("the volume cannot be reached from this node")]
+    Unreachable,
+    /// A write was sent to an owner, and nobody answers whether it took effect. It did, or it
+    /// never will.
+    #[error("the outcome of the operation is unknown")]
+    Unknown,
+    /// The path that the operation came by has ended. A write took effect before, or never will.
+    #[error("the path that the operation came by has ended")]
+    PathEnded,
     /// Some copy has no space; nothing was written.
     #[error("no space is left for the volume's data")]
     Full,
@@ -93,6 +103,16 @@ pub struct Portal {
     origin: u64,
     next: Cell<u64>,
     under_way: RefCell<BTreeSet<u64>>,
+    /// Wakes the ticker: an operation is under way.
+    busy: Notify,
+    /// Comes regularly while operations are under way.
+    tick: Notify,
+    /// What the clocks of owners' nodes said.
+    stamps: RefCell<Stamps>,
+    /// Paths of which an owner is being told that they are held.
+    vouching: RefCell<BTreeSet<(VolumeId, u64)>>,
+    /// Paths of which an owner is being told that they have ended.
+    releases: RefCell<BTreeMap<(VolumeId, u64), Release>>,
 }
 
 impl Portal {
@@ -107,28 +127,57 @@ impl Portal {
             });
         // A node starts far fewer than 2^32 times, and so are there far fewer nodes.
         let origin = (context.node().0 << 32) | (context.incarnation().0 & 0xffff_ffff);
-        Rc::new(Self {
+        let runtime = context.runtime.clone();
+        let portal = Rc::new(Self {
             context,
             owners,
             origin,
             next: Cell::new(1),
             under_way: RefCell::default(),
-        })
+            busy: Notify::new(),
+            tick: Notify::new(),
+            stamps: RefCell::default(),
+            vouching: RefCell::default(),
+            releases: RefCell::default(),
+        });
+        runtime.spawn("portal-tick", portal.clone().keep_ticking());
+        portal
+    }
+
+    /// One timer for all operations, and none while there are none.
+    async fn keep_ticking(self: Rc<Self>) {
+        loop {
+            self.busy.notified().await;
+            while !self.under_way.borrow().is_empty() {
+                self.context.runtime.sleep_roughly(attempt::TICK).await;
+                self.tick.notify_waiters();
+            }
+        }
+    }
+
+    /// Whether this node has heard nothing of a majority of the config group for so long that
+    /// the others may go on without it.
+    pub fn is_cut_off(&self) -> bool {
+        self.context.config.out_of_touch() >= CUT_OFF_AFTER
+    }
+
+    fn lowest_under_way(&self) -> Option<u64> {
+        self.under_way.borrow().first().copied()
     }
 
     /// Runs one operation on `length` bytes at `offset`; answers read data. What is longer than
     /// an owner takes at once runs in pieces, side by side: each block is atomic, the whole is
     /// not.
     pub async fn run(
-        &self,
+        self: &Rc<Self>,
         volume: VolumeId,
         offset: u64,
         length: u64,
         operation: Operation,
-        standing: Standing,
+        requester: &Requester,
     ) -> Result<Bytes, AccessError> {
         if let Operation::Zero = operation {
-            return self.zero(volume, offset, length, standing).await;
+            return self.zero(volume, offset, length, requester).await;
         }
         let cut = |at: u64, bytes: u64| match &operation {
             Operation::Read => Some(Operation::Read),
@@ -138,27 +187,27 @@ impl Portal {
             Operation::Zero | Operation::CompareAndWrite(_) => None,
         };
         if length <= IO_BYTES_MAX || cut(0, 0).is_none() {
-            let piece = self.run_piece(volume, offset, length, operation, standing);
+            let piece = self.run_piece(volume, offset, length, operation, requester);
             return piece.await;
         }
         let pieces = (0..length).step_by(IO_BYTES_MAX as usize).filter_map(|at| {
             let bytes = IO_BYTES_MAX.min(length - at);
-            Some(self.run_piece(volume, offset + at, bytes, cut(at, bytes)?, standing))
+            Some(self.run_piece(volume, offset + at, bytes, cut(at, bytes)?, requester))
         });
         let mut whole = BytesMut::new();
-        for piece in join_all(pieces).await {
-            whole.extend_from_slice(&piece?);
+        for piece in all_or_unknown(join_all(pieces).await)? {
+            whole.extend_from_slice(&piece);
         }
         Ok(whole.freeze())
     }
 
     /// Zeroes in up to three pieces: parts of blocks at the ends, whole blocks between.
     async fn zero(
-        &self,
+        self: &Rc<Self>,
         volume: VolumeId,
         offset: u64,
         length: u64,
-        standing: Standing,
+        requester: &Requester,
     ) -> Result<Bytes, AccessError> {
         let (page, end) = (PAGE_BYTES as u64, offset + length);
         let first = offset.next_multiple_of(page).min(end);
@@ -167,19 +216,20 @@ impl Portal {
         let zeroing = pieces
             .into_iter()
             .filter(|(from, to)| from < to)
-            .map(|(from, to)| self.run_piece(volume, from, to - from, Operation::Zero, standing));
-        for piece in join_all(zeroing).await {
-            piece?;
-        }
+            .map(|(from, to)| self.run_piece(volume, from, to - from, Operation::Zero, requester));
+        all_or_unknown(join_all(zeroing).await)?;
         Ok(Bytes::new())
     }
 
     /// Resolves when the owner enforces this revision of the volume's reservations, and what it
     /// let through under older ones is over. See the module `reservations`.
-    pub async fn settle(&self, volume: VolumeId, revision: u64) -> Result<(), IoError> {
+    pub async fn settle(self: &Rc<Self>, volume: VolumeId, revision: u64) -> Result<(), IoError> {
         let mut io = self.request(IoKind::Settle, volume, 0, 0);
         io.reservation_revision = revision;
-        match self.see_through(volume, io, Bytes::new()).await {
+        match self
+            .see_through(volume, io, Bytes::new(), &Path::own())
+            .await
+        {
             Ok(_) => Ok(()),
             Err(AccessError::Io(error)) => Err(error),
             // Not an answer that this request can have.
@@ -218,15 +268,18 @@ impl Portal {
     }
 
     async fn run_piece(
-        &self,
+        self: &Rc<Self>,
         volume: VolumeId,
         offset: u64,
         length: u64,
         operation: Operation,
-        standing: Standing,
+        requester: &Requester,
     ) -> Result<Bytes, AccessError> {
         let number = self.next.get();
         self.next.set(number + 1);
+        if self.under_way.borrow().is_empty() {
+            self.busy.notify_one();
+        }
         self.under_way.borrow_mut().insert(number);
         let ended = UnderWay {
             portal: self,
@@ -240,122 +293,29 @@ impl Portal {
         };
         let io = Io {
             operation: number,
-            registration: standing.number,
-            reservation_revision: standing.revision,
+            registration: requester.standing.number,
+            reservation_revision: requester.standing.revision,
             ..self.request(kind, volume, offset, length)
         };
-        let result = self.see_through(volume, io, payload).await;
+        let result = self.see_through(volume, io, payload, &requester.path).await;
         drop(ended);
         result
     }
+}
 
-    async fn see_through(
-        &self,
-        volume: VolumeId,
-        mut io: Io,
-        payload: Bytes,
-    ) -> Result<Bytes, AccessError> {
-        let give_up = self.context.runtime.now() + PATIENCE;
-        let mut watch = self.context.config.watch();
-        loop {
-            watch.mark_unchanged();
-            io.floor = self
-                .under_way
-                .borrow()
-                .first()
-                .copied()
-                .unwrap_or(io.operation);
-            let (reply, data) = self.ask_owner(volume, &mut io, payload.clone()).await?;
-            match reply.status() {
-                IoStatus::Done => return Ok(data),
-                IoStatus::Full => return Err(IoError::Full.into()),
-                IoStatus::Damaged => return Err(IoError::Damaged.into()),
-                IoStatus::Invalid => return Err(IoError::Invalid.into()),
-                IoStatus::Miscompare => return Err(IoError::Miscompare(reply.offset).into()),
-                IoStatus::Gone => return Err(IoError::Gone.into()),
-                IoStatus::Uncertain => return Err(IoError::Busy.into()),
-                IoStatus::Reserved => return Err(AccessError::Reserved),
-                IoStatus::Unknown | IoStatus::NotOwner | IoStatus::Interrupted | IoStatus::Over => {
-                }
-            }
-            if self.context.runtime.now() >= give_up {
-                return Err(IoError::Busy.into());
-            }
-            let news = watch.changed();
-            let _ = self.context.runtime.timeout(RETRY_PAUSE, news).await;
-        }
-    }
-
-    /// Who owns the volume, and in which view, as far as this node knows. A volume that it does
-    /// not know may have been created a moment ago through another node, so the config group is
-    /// asked once.
-    async fn office(&self, volume: VolumeId) -> Result<Option<(OwnerRecord, View)>, IoError> {
-        let config = &self.context.config;
-        let office = |record: &VolumeRecord| record.owner.map(|owner| (owner, record.view));
-        if let Some(record) = config.state().volumes.get(&volume) {
-            return Ok(office(record));
-        }
-        if !config.read_barrier(BARRIER_LIMIT).await {
-            return Ok(None);
-        }
-        config
-            .state()
-            .volumes
-            .get(&volume)
-            .map(office)
-            .ok_or(IoError::Gone)
-    }
-
-    /// Asks whoever owns the volume now; "not owner" if nobody does or can be reached.
-    async fn ask_owner(
-        &self,
-        volume: VolumeId,
-        io: &mut Io,
-        payload: Bytes,
-    ) -> Result<(IoReply, Bytes), IoError> {
-        let nobody = IoReply {
-            status: IoStatus::NotOwner as i32,
-            offset: 0,
-        };
-        let Some((office, view)) = self.office(volume).await? else {
-            return Ok((nobody, Bytes::new()));
-        };
-        io.view = view.0;
-        if io.first_view == 0 {
-            (io.first_view, io.first_floor) = (view.0, io.floor);
-        }
-        if office.node == self.context.node() {
-            let owner = self.owners.borrow().get(&volume).cloned();
-            let Some(owner) = owner else {
-                return Ok((nobody, Bytes::new()));
-            };
-            let (status, offset, data) = owner.io(io, payload).await;
-            return Ok((
-                IoReply {
-                    status: status as i32,
-                    offset,
-                },
-                data,
-            ));
-        }
-        let frame = Frame::with_payload(io.encode_to_vec(), payload);
-        let rpc = &self.context.rpc;
-        let Ok(answer) = rpc
-            .call(office.node, Service::Volume, frame, CALL_LIMIT)
-            .await
-        else {
-            return Ok((nobody, Bytes::new()));
-        };
-        let reply = IoReply::decode(answer.header).unwrap_or_else(|_| nobody.clone());
-        let short = io.kind() == IoKind::Read
-            && reply.status() == IoStatus::Done
-            && answer.payload.len() as u64 != io.length;
-        Ok(if short {
-            (nobody, Bytes::new())
-        } else {
-            (reply, answer.payload)
-        })
-    }
+/// What pieces of one operation came to together. "Not done" is true of the whole only if it is
+/// of every piece.
+fn all_or_unknown(pieces: Vec<Result<Bytes, AccessError>>) -> Result<Vec<Bytes>, AccessError> {
+    let begun = pieces.iter().any(|piece| match piece {
+        Ok(data) => data.is_empty(),
+        Err(AccessError::Io(IoError::Unknown)) => true,
+        Err(_) => false,
+    });
+    let whole: Result<Vec<Bytes>, AccessError> = pieces.into_iter().collect();
+    whole.map_err(|error| match error {
+        AccessError::Io(IoError::Busy | IoError::Unreachable) if begun => IoError::Unknown.into(),
+        other => other,
+    })
 }
 
 /// Answers a portal of another node.
@@ -370,6 +330,7 @@ async fn answer(
         let reply = IoReply {
             status: IoStatus::Done as i32,
             offset: 0,
+            stamp: 0,
         };
         return Some(Frame::new(reply.encode_to_vec()));
     }
@@ -381,6 +342,7 @@ async fn answer(
     let reply = IoReply {
         status: status as i32,
         offset,
+        stamp: context.runtime.now().as_nanos(),
     };
     Some(Frame::with_payload(reply.encode_to_vec(), data))
 }
