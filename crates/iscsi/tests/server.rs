@@ -16,7 +16,7 @@ use holdfast_iscsi::pdu::Pdu;
 use holdfast_iscsi::pdu::framing::{Decoder, Digests, Frame};
 use holdfast_iscsi::text::Writer;
 use holdfast_iscsi::{Limits, Server, Target, TargetAuth, TargetSummary, Targets};
-use holdfast_path::Requester;
+use holdfast_path::{Path, Requester};
 use holdfast_scsi::{
     BlockDevice, CompareOutcome, DeviceError, DeviceIdentity, MappedExtent, MemoryDevice,
 };
@@ -33,6 +33,8 @@ struct Gated {
     gate: Rc<Semaphore>,
     begun: Rc<Cell<usize>>,
     done: Rc<Cell<usize>>,
+    /// The path that the last write came by.
+    path: RefCell<Option<Rc<Path>>>,
 }
 
 impl BlockDevice for Gated {
@@ -55,13 +57,14 @@ impl BlockDevice for Gated {
         offset_bytes: u64,
         data: Bytes,
     ) -> LocalBoxFuture<'static, Result<(), DeviceError>> {
+        *self.path.borrow_mut() = Some(requester.path.clone());
         let (memory, gate) = (self.memory.clone(), self.gate.clone());
         let (begun, done) = (self.begun.clone(), self.done.clone());
         Box::pin(async move {
             begun.set(begun.get() + 1);
             gate.acquire()
                 .await
-                .map_err(|_| DeviceError::Internal)?
+                .map_err(|_| DeviceError::Unknown)?
                 .forget();
             let outcome = memory.write(requester, offset_bytes, data).await;
             done.set(done.get() + 1);
@@ -157,6 +160,7 @@ impl Bench {
             gate,
             begun,
             done,
+            path: RefCell::default(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -305,6 +309,79 @@ async fn stays_pending(future: &mut (impl Future + Unpin)) -> bool {
         tokio::task::yield_now().await;
     }
     true
+}
+
+/// A write that the device holds, and the path that it came by.
+async fn held_write(bench: &Bench) -> (Initiator, Rc<Path>) {
+    let mut initiator = bench.log_in(1).await;
+    initiator.clear_attentions().await;
+    initiator.start_write(7).await;
+    bench.begun(1).await;
+    let path = bench.device.path.borrow().clone();
+    (initiator, path.expect("a write has begun"))
+}
+
+#[test]
+fn a_ping_asks_for_a_sign_of_life_and_its_answer_alone_confirms_the_path() {
+    run(async {
+        let bench = Bench::start(Limits::default(), 0).await;
+        let (mut initiator, path) = held_write(&bench).await;
+        let mut confirmed = Box::pin(path.confirm(Duration::ZERO));
+        assert!(stays_pending(&mut confirmed).await);
+        let ping = initiator.receive().await.expect("a ping");
+        assert_eq!((ping.opcode(), ping.task_tag()), (0x20, u32::MAX));
+        // Something else that arrives may have been on its way for long.
+        initiator.start_write(8).await;
+        bench.begun(2).await;
+        assert!(stays_pending(&mut confirmed).await);
+        let mut answer = Pdu::new(0x40);
+        answer.header[1] = 0x80;
+        answer.put_u32(16, u32::MAX);
+        answer.put_u32(20, ping.u32_at(20));
+        initiator.send(answer).await;
+        assert_eq!(confirmed.await, Ok(()));
+    });
+}
+
+#[test]
+fn an_acknowledged_status_confirms_the_path_without_a_ping() {
+    run(async {
+        let bench = Bench::start(Limits::default(), 1).await;
+        let (mut initiator, path) = held_write(&bench).await;
+        let sent_after = path.now();
+        let response = initiator.receive().await.expect("a response");
+        let cdb = [0x2a, 0, 0, 0, 0, 0, 0, 0, 1];
+        let mut next = initiator.command(0xa1, 512, &cdb, vec![9; 512].into());
+        next.put_u32(28, response.u32_at(24) + 1);
+        initiator.send(next).await;
+        bench.begun(2).await;
+        let held_at = path.now() - path.unconfirmed_for().expect("evidence");
+        // Statuses of 20 ms share one time.
+        assert!(held_at + Duration::from_millis(20) >= sent_after);
+    });
+}
+
+#[test]
+fn a_path_ends_with_its_connection_and_before_its_commands() {
+    run(async {
+        let bench = Bench::start(Limits::default(), 0).await;
+        let (initiator, path) = held_write(&bench).await;
+        assert!(!path.has_ended());
+        drop(initiator);
+        path.ended().await;
+        assert_eq!(bench.device.done.get(), 0);
+    });
+}
+
+#[test]
+fn a_command_of_unknown_outcome_ends_the_session_and_is_not_answered() {
+    run(async {
+        let bench = Bench::start(Limits::default(), 0).await;
+        let (mut initiator, path) = held_write(&bench).await;
+        bench.device.gate.close();
+        assert_eq!(initiator.receive().await, None);
+        assert!(path.has_ended());
+    });
 }
 
 #[test]
