@@ -42,6 +42,7 @@ pub(super) fn open_area(
     );
     let wanted = options.size_bytes;
     let failed = |error: io::Error| disk_error(name, "open", 0, wanted, &error);
+    refuse_special(path).map_err(failed)?;
     let new = !path.exists();
     let mut file = open_file(path, name, 0).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
@@ -191,6 +192,21 @@ fn allocate(file: &File, offset: u64, len: u64, lacking_bytes: u64, mode: i32) -
     }
 }
 
+/// Refuses what is neither a file nor a block device before it is opened: a named pipe would keep
+/// who opens it waiting for ever, and `/dev/zero` has no end. A path that leads nowhere is fine.
+pub(super) fn refuse_special(path: &Path) -> io::Result<()> {
+    let kind = match path.metadata() {
+        Ok(metadata) => metadata.file_type(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(());
+    }
+    let what = "it is neither a file nor a block device";
+    Err(io::Error::new(io::ErrorKind::InvalidInput, what))
+}
+
 /// Bytes that this process may still take on the file system that `path` lies on, or would.
 pub fn available_bytes(path: impl AsRef<Path>) -> io::Result<u64> {
     let mut places = path.as_ref().ancestors().map(|place| match place {
@@ -270,6 +286,22 @@ mod tests {
         File::create(&path).unwrap().set_len(SIZE).unwrap();
         let filled = open_area(&path, "area", reserved(SIZE / 2)).unwrap();
         assert!(filled.size_bytes == SIZE && taken(&filled) >= SIZE);
+    }
+
+    #[test]
+    fn pipes_and_devices_without_an_end_are_not_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        for path in [&pipe, folder.path(), Path::new("/dev/zero")] {
+            let refused = open_area(path, "area", options(4096, Allocation::Sparse));
+            let text = refused.err().unwrap().to_string();
+            assert!(text.contains("neither a file nor"), "{text}");
+            let refused = crate::host::read_ends(path, 4096);
+            assert!(refused.err().unwrap().to_string().contains("neither"));
+        }
+        assert!(refuse_special(&folder.path().join("absent")).is_ok());
     }
 
     #[test]

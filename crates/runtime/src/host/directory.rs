@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 use futures::future::LocalBoxFuture;
 
-use super::area::{Opened, open_area, sync_parent};
+use super::area::{Opened, open_area, refuse_special, sync_parent};
 use super::disk::{DiskMethod, Engine, HostDisk, disk_error};
 use crate::disk::{Directory, Disk, DiskError, DiskOptions};
 
@@ -111,6 +111,7 @@ fn claim(path: &Path) -> Result<Option<File>, DiskError> {
         Some(libc::EBUSY) => DiskError::InUse { name: name.clone() },
         _ => disk_error(&name, "open", 0, 0, &error),
     };
+    refuse_special(path).map_err(failed)?;
     let is_device = match path.metadata() {
         Ok(metadata) => metadata.file_type().is_block_device(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

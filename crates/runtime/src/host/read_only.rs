@@ -13,6 +13,7 @@ use std::rc::Rc;
 
 use futures::future::LocalBoxFuture;
 
+use super::area::refuse_special;
 use super::directory::{LOCK_FILE, Places};
 use super::disk::{Engine, HostDisk, disk_error};
 use crate::buffer::{Buffer, PAGE_BYTES};
@@ -103,6 +104,7 @@ impl Directory for ReadOnlyDirectory {
 
 /// The file and its size in whole pages.
 fn open_file(path: &Path) -> io::Result<(File, u64)> {
+    refuse_special(path)?;
     let mut options = OpenOptions::new();
     options.read(true);
     let mut file = match options.custom_flags(libc::O_DIRECT).open(path) {
