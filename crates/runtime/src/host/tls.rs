@@ -3,13 +3,18 @@
 //! Two doors stand open on the server's side. A client with a certificate is a peer; one without
 //! may only make a join request. A joining machine has no certificate yet: it knows the server
 //! by the fingerprint of the authority in its token.
+//!
+//! No clock is asked. Certificates do not expire, and a machine whose clock has lost its battery
+//! is a member as before.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
+use rustls::time_provider::TimeProvider;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig,
     SignatureScheme,
@@ -27,7 +32,7 @@ pub(super) fn server_config(
             .allow_unauthenticated()
             .build()
             .map_err(|error| rustls::Error::General(error.to_string()))?;
-    let mut config = ServerConfig::builder_with_provider(provider())
+    let mut config = ServerConfig::builder_with_details(provider(), Arc::new(Undated))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_single_cert(credentials.chain(), credentials.key().into())?;
@@ -41,7 +46,7 @@ pub(super) fn server_config(
 pub(super) fn client_config(
     credentials: &NodeCredentials,
 ) -> Result<Arc<ClientConfig>, rustls::Error> {
-    let mut config = ClientConfig::builder_with_provider(provider())
+    let mut config = ClientConfig::builder_with_details(provider(), Arc::new(Undated))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_root_certificates(roots(credentials)?)
         .with_client_auth_cert(credentials.chain(), credentials.key().into())?;
@@ -54,7 +59,7 @@ pub(super) fn client_config(
 pub(super) fn join_config(
     authority: AuthorityFingerprint,
 ) -> Result<Arc<ClientConfig>, rustls::Error> {
-    let mut config = ClientConfig::builder_with_provider(provider())
+    let mut config = ClientConfig::builder_with_details(provider(), Arc::new(Undated))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(PinnedAuthority { authority }))
@@ -75,7 +80,7 @@ pub(super) fn verify_issued_by(
         &ParsedCertificate::try_from(certificate)?,
         &roots,
         &[],
-        UnixTime::now(),
+        moment(),
         aws_lc_rs::default_provider()
             .signature_verification_algorithms
             .all,
@@ -141,6 +146,22 @@ fn roots(credentials: &NodeCredentials) -> Result<RootCertStore, rustls::Error> 
     let mut roots = RootCertStore::empty();
     roots.add(credentials.authority().clone())?;
     Ok(roots)
+}
+
+/// The time at which every certificate is judged: within what is written in all of them, 1975 to
+/// 4096.
+fn moment() -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000))
+}
+
+/// Gives that time instead of the clock's.
+#[derive(Debug)]
+struct Undated;
+
+impl TimeProvider for Undated {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(moment())
+    }
 }
 
 fn provider() -> Arc<CryptoProvider> {
