@@ -24,6 +24,9 @@ use crate::time::Instant;
 /// Resolution of tokio's timers.
 const WHEEL_TICK: Duration = Duration::from_millis(1);
 
+/// How long the end of a shard waits for threads that do something for it.
+const THREADS_LIMIT: Duration = Duration::from_secs(5);
+
 type PanicPayload = Box<dyn Any + Send>;
 
 /// Runs `main` on this thread until it ends, with the tasks it spawns; tasks that outlive it
@@ -49,6 +52,9 @@ pub fn run<F: Future>(main: impl FnOnce(Runtime) -> F) -> F::Output {
             output = main(runtime) => Ok(output),
         }
     });
+    drop(local);
+    // A thread that hangs in a dead disk or a name server must not keep the process.
+    tokio.shutdown_timeout(THREADS_LIMIT);
     match outcome {
         Ok(output) => output,
         Err(payload) => std::panic::resume_unwind(payload),
