@@ -7,6 +7,7 @@
     reason = "the shell runs on a host, never under the simulator: time is tokio's"
 )]
 
+mod accepting;
 mod admission;
 mod connection;
 mod input;
@@ -31,6 +32,7 @@ use tracing::{debug, warn};
 pub use sessions::SessionSummary;
 
 use crate::targets::{Target, Targets};
+use accepting::Accepting;
 use admission::{Admission, Bounds, Decision, Visitor};
 use sessions::{Sessions, TargetAborter};
 
@@ -149,6 +151,7 @@ impl Server {
         mut shutdown: watch::Receiver<bool>,
     ) -> io::Result<()> {
         let mut tasks = tokio::task::JoinSet::new();
+        let mut accepting = Accepting::default();
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -161,14 +164,17 @@ impl Server {
                 }
             };
             let (stream, peer) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) if is_transient(&error) => {
-                    warn!(%error, "a connection was not accepted");
-                    // Out of descriptors: another connection has to end first.
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
+                Ok(accepted) => {
+                    accepting.succeeded();
+                    accepted
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    let pause = accepting.failed(error)?;
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => continue,
+                        () = until_true(&mut shutdown) => break,
+                    }
+                }
             };
             if self.connections.get() >= self.limits.connections {
                 debug!(%peer, "refused a connection: too many");
@@ -296,18 +302,4 @@ impl Drop for Counted {
 async fn until_true(flag: &mut watch::Receiver<bool>) {
     // An error means that the sender is gone: nobody can ask for anything else any more.
     let _ = flag.wait_for(|set| *set).await;
-}
-
-/// Whether accept may succeed later (accept(2)).
-fn is_transient(error: &io::Error) -> bool {
-    const OUT_OF_DESCRIPTORS: [i32; 2] = [23, 24];
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::Interrupted
-            | io::ErrorKind::OutOfMemory
-    ) || error
-        .raw_os_error()
-        .is_some_and(|code| OUT_OF_DESCRIPTORS.contains(&code))
 }
