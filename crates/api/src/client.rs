@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
+use crate::DEFAULT_PORT;
 use crate::problem::Problem;
 use crate::types::{
     ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewOwner, NewSecret, NewToken,
@@ -16,8 +17,8 @@ use crate::types::{
 /// Why a request has no good answer.
 #[derive(Debug, Error)]
 pub enum ClientError {
-    /// The address is no URL. Nothing was sent.
-    #[error("{0:?} is no URL of an API, such as http://127.0.0.1:7401")]
+    /// The address makes no sense. Nothing was sent.
+    #[error("{0:?} is no address of an API, such as http://127.0.0.1:7401 or 127.0.0.1:7401")]
     Address(String),
     /// Nobody answers there. Nothing was changed.
     #[error("no node answers at {url}: {reason}")]
@@ -48,10 +49,11 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of the API at `url`, with a limit for each request.
+    /// A client of the API at `url`, or at a host with or without a port, with a limit for each
+    /// request.
     pub fn new(url: &str, limit: Duration) -> Result<Self, ClientError> {
         let address = || ClientError::Address(url.to_owned());
-        let base = Url::parse(url).map_err(|_| address())?;
+        let base = parse(url.trim()).ok_or_else(address)?;
         if base.scheme() != "http" || base.host().is_none() {
             return Err(address());
         }
@@ -218,6 +220,25 @@ impl Client {
     }
 }
 
+/// An address with its scheme is a URL; one without names a host, and perhaps a port.
+fn parse(address: &str) -> Option<Url> {
+    if address.contains("://") {
+        return Url::parse(address).ok();
+    }
+    let host = match address.parse::<std::net::Ipv6Addr>() {
+        Ok(bare) => format!("[{bare}]"),
+        Err(_) => address.to_owned(),
+    };
+    let mut url = Url::parse(&format!("http://{host}")).ok()?;
+    let says_port = host
+        .rsplit_once(':')
+        .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    if !says_port {
+        url.set_port(Some(DEFAULT_PORT)).ok()?;
+    }
+    Some(url)
+}
+
 fn unreachable(base: &Url, error: &reqwest::Error) -> ClientError {
     ClientError::Unreachable {
         url: base.to_string(),
@@ -239,8 +260,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_that_are_no_urls_are_refused() {
-        for wrong in ["", "127.0.0.1:7401", "ftp://host/", "https://host/"] {
+    fn an_address_may_lack_its_scheme_and_then_its_port() {
+        for (given, meant) in [
+            ("127.0.0.1:8000", "http://127.0.0.1:8000/"),
+            ("10.0.0.11", "http://10.0.0.11:7401/"),
+            ("localhost:80", "http://localhost/"),
+            (" node-1.example:7402\n", "http://node-1.example:7402/"),
+            ("::1", "http://[::1]:7401/"),
+            ("[fd00::2]:7402", "http://[fd00::2]:7402/"),
+            ("[fd00::2]", "http://[fd00::2]:7401/"),
+            ("http://host/", "http://host/"),
+        ] {
+            let client = Client::new(given, Duration::from_secs(1)).unwrap();
+            assert_eq!(client.base.as_str(), meant, "{given}");
+        }
+    }
+
+    #[test]
+    fn addresses_that_make_no_sense_are_refused() {
+        for wrong in [
+            "",
+            "not a URL",
+            ":7401",
+            "host:port",
+            "ftp://host/",
+            "https://host/",
+        ] {
             let refused = Client::new(wrong, Duration::from_secs(1));
             assert!(matches!(refused, Err(ClientError::Address(_))), "{wrong}");
         }
