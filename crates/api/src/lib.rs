@@ -16,6 +16,8 @@
 //! axum wants `Send` handlers and a node lives on one thread, so handlers only translate: each
 //! sends a [`Request`] with a channel for its answer to whoever answers on the node's thread.
 #![forbid(unsafe_code)]
+// A log or an output that cannot be written must not panic.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod administration;
 mod client;

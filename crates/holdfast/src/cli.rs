@@ -121,8 +121,8 @@ pub(crate) enum SimCommand {
 
 const START_EXAMPLES: &str = "\
 The data directory remembers who the node is: start it again with the same directory and it is
-the same node. SIGTERM and SIGINT hand its volumes over before it ends; a second one ends it at
-once.
+the same node. SIGTERM and SIGINT hand its volumes over before it ends, with exit code 0; a second
+one ends it at once, with 1.
 
 The REST API has no log-in yet, so it serves this machine only (127.0.0.1) unless you say
 otherwise with --api-listen and --api-insecure.
@@ -206,14 +206,28 @@ pub(crate) struct StartArgs {
 /// Where the API is.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ApiArgs {
-    /// REST API of any node of the cluster
+    /// REST API of any node of the cluster: a URL, or a host and a port
     #[arg(
         long = "api",
         value_name = "URL",
         env = "HOLDFAST_API",
-        default_value_t = format!("http://127.0.0.1:{}", holdfast_api::DEFAULT_PORT)
+        default_value_t = default_api()
     )]
-    pub(crate) url: String,
+    url: String,
+}
+
+impl ApiArgs {
+    /// Where to ask. A variable that is set to nothing is one that is not set.
+    pub(crate) fn url(&self) -> String {
+        match self.url.trim() {
+            "" => default_api(),
+            url => url.to_owned(),
+        }
+    }
+}
+
+fn default_api() -> String {
+    format!("http://127.0.0.1:{}", holdfast_api::DEFAULT_PORT)
 }
 
 #[derive(Clone, Debug, Args)]

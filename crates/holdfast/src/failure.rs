@@ -9,6 +9,9 @@ pub enum Failure {
     /// The command was carried out and failed. Exit code 1.
     #[error("{0}")]
     Failed(String),
+    /// Whoever read what a command said has gone before it had ended. Nobody is told; exit code 1.
+    #[error("nobody reads any more")]
+    Unheard,
     /// The command line makes no sense; nothing was done. Exit code 2.
     #[error("{0}")]
     Usage(String),
@@ -31,13 +34,15 @@ Exit codes:
   2  the command line is wrong; nothing was done
   3  no node could be reached
   4  there is no such node or volume
-  5  no answer in time: the change may have been made, or may yet be";
+  5  no answer in time: the change may have been made, or may yet be
+A reader that closes the pipe early (`| head`) changes nothing of this; that nobody could read a
+secret is a failure. Of `node start`, 0 says that a signal ended it in good order.";
 
 impl Failure {
     /// The exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Failed(_) => 1,
+            Self::Failed(_) | Self::Unheard => 1,
             Self::Usage(_) => 2,
             Self::Unreachable(_) => 3,
             Self::Unknown(_) => 4,

@@ -8,8 +8,11 @@
 //! ```
 //!
 //! Results go to standard output, everything else to standard error. Exit codes are those of
-//! [`failure::Failure`].
+//! [`failure::Failure`]. Neither stream is taken for granted: see the modules `standard`, `output`
+//! and `log`.
 #![forbid(unsafe_code)]
+// A log or an output that cannot be written must not panic.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 #![allow(
     clippy::disallowed_methods,
     reason = "a process of the host: it never runs under the simulator"
@@ -20,34 +23,29 @@ mod commands;
 mod demo;
 pub mod failure;
 pub mod fleet;
+mod log;
 mod node;
 mod output;
 mod quantity;
+mod standard;
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
-use tracing_subscriber::EnvFilter;
 
 use cli::{Cli, Command, NodeCommand, SimCommand};
 use failure::Failure;
-
-/// Environment variable with the log filter, as `tracing-subscriber` reads it.
-const LOG_VARIABLE: &str = "HOLDFAST_LOG";
-
-/// What a node logs by default. The Raft library repeats itself as long as a node is down; what
-/// matters of it the config group says.
-const NODE_LOG: &str = "info,openraft=off";
+use output::About;
 
 /// Runs the command line of this process.
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    holdfast_runtime::host::ignore_output_signals();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(answer) => return explain(&answer),
+    };
     let outcome = match cli.command {
-        Command::Node(NodeCommand::Start(args)) => {
-            log_to_standard_error(NODE_LOG);
-            node::start(&args)
-        }
+        Command::Node(NodeCommand::Start(args)) => return start(&args),
         Command::Node(NodeCommand::List(args)) => commands::node::list(&args),
         Command::Node(NodeCommand::Show(args)) => commands::node::show(&args),
         Command::Node(NodeCommand::Evict(args)) => commands::node::evict(&args),
@@ -55,27 +53,64 @@ pub fn run() -> ExitCode {
         Command::Cluster(command) => commands::cluster::run(&command),
         Command::Volume(command) => commands::volume::run(&command),
         Command::Store(command) => {
-            log_to_standard_error("error");
+            log::start("error");
             commands::store::run(command)
         }
         Command::Demo(args) => {
-            log_to_standard_error("warn");
+            log::start("warn");
             demo::run(&args)
         }
         Command::Sim(SimCommand::Run(args)) => simulate(&args),
     };
+    log::flush();
+    let code = code(&outcome);
+    match outcome {
+        Ok(()) | Err(Failure::Unheard) => {}
+        Err(failure) => standard::tell(&format!("error: {failure}")),
+    }
+    code
+}
+
+/// Runs a node. Its last word goes into the log as well: nothing of a node waits for whoever reads
+/// its standard error.
+fn start(args: &cli::StartArgs) -> ExitCode {
+    log::start("info");
+    log::take_panics();
+    let outcome = node::start(args);
+    if let Err(failure) = &outcome {
+        log::say(&format!("error: {failure}\n"));
+    }
+    log::flush();
+    code(&outcome)
+}
+
+fn code(outcome: &Result<(), Failure>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("error: {failure}");
+        Err(failure) => ExitCode::from(failure.exit_code()),
+    }
+}
+
+/// Prints what the parser of the command line has to say: help, the version, or an error.
+fn explain(answer: &clap::Error) -> ExitCode {
+    let code = u8::try_from(answer.exit_code()).unwrap_or(1);
+    let printed = answer.print().and_then(|()| {
+        use std::io::Write;
+        std::io::stdout().flush()
+    });
+    match output::outcome(About::Look, printed) {
+        Err(failure) if !answer.use_stderr() => {
+            standard::tell(&format!("error: {failure}"));
             ExitCode::from(failure.exit_code())
         }
+        Ok(()) | Err(_) => ExitCode::from(code),
     }
 }
 
 fn simulate(args: &holdfast_sim::RunArgs) -> Result<(), Failure> {
     let report = holdfast_sim::run(args).map_err(|error| Failure::Usage(error.to_string()))?;
-    println!("{}", holdfast_sim::cli::render(&report, args.output));
+    let text = holdfast_sim::cli::render(&report, args.output);
+    output::show(About::Look, &format!("{text}\n"))?;
     if report.failed.is_empty() {
         Ok(())
     } else {
@@ -85,13 +120,4 @@ fn simulate(args: &holdfast_sim::RunArgs) -> Result<(), Failure> {
             report.seeds
         )))
     }
-}
-
-fn log_to_standard_error(default: &str) {
-    let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
 }

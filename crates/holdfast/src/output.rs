@@ -1,4 +1,10 @@
-//! Listings in the form that was asked for.
+//! Listings in the form that was asked for, and what becomes of those that cannot be written.
+//!
+//! A reader that has closed the pipe (`| head`) has what it wanted: the command ends with the code
+//! that it would have had. Any other failure to write is one of the command, which then says what
+//! has been changed. A secret that nobody could read is a failure whatever the reason.
+
+use std::io;
 
 use clap::ValueEnum;
 use comfy_table::presets::NOTHING;
@@ -6,6 +12,7 @@ use comfy_table::{ContentArrangement, Table};
 use serde::Serialize;
 
 use crate::failure::Failure;
+use crate::standard;
 
 /// The form of a listing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -27,18 +34,75 @@ pub(crate) struct Rows {
     pub(crate) rows: Vec<Vec<String>>,
 }
 
+/// What an output is about: what has to be said if it cannot be written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum About<'a> {
+    /// Nothing was changed.
+    Look,
+    /// This was done.
+    Change(&'a str),
+    /// This was done, and the output shows something that cannot be shown again.
+    Secret {
+        /// What was done.
+        done: &'a str,
+        /// What to do if the secret is lost.
+        next: &'a str,
+    },
+}
+
 /// Prints `value`: as it is for programs, as `rows` for people.
-pub(crate) fn print(format: Format, value: &impl Serialize, rows: Rows) -> Result<(), Failure> {
-    match format {
-        Format::Table => println!("{}", table(&rows)),
-        Format::Json => println!(
-            "{}",
-            serde_json::to_string_pretty(value).map_err(Failure::of)?
-        ),
-        Format::Yaml => print!("{}", serde_yaml_ng::to_string(value).map_err(Failure::of)?),
-        Format::Csv => print!("{}", csv(&rows)),
+pub(crate) fn print(
+    about: About<'_>,
+    format: Format,
+    value: &impl Serialize,
+    rows: Rows,
+) -> Result<(), Failure> {
+    let text = match format {
+        Format::Table => format!("{}\n", table(&rows)),
+        Format::Json => {
+            let text = serde_json::to_string_pretty(value);
+            text.map_err(|error| about.unwritten(&error))? + "\n"
+        }
+        Format::Yaml => {
+            let text = serde_yaml_ng::to_string(value);
+            text.map_err(|error| about.unwritten(&error))?
+        }
+        Format::Csv => csv(&rows),
+    };
+    show(about, &text)
+}
+
+/// Writes `text` to standard output as it is.
+pub(crate) fn show(about: About<'_>, text: &str) -> Result<(), Failure> {
+    outcome(
+        about,
+        standard::write_all(standard::output(), text.as_bytes()),
+    )
+}
+
+/// What a write's outcome means for the command.
+pub(crate) fn outcome(about: About<'_>, written: io::Result<()>) -> Result<(), Failure> {
+    match (written, about) {
+        (Ok(()), _) => Ok(()),
+        (Err(error), About::Look | About::Change(_))
+            if error.kind() == io::ErrorKind::BrokenPipe =>
+        {
+            Ok(())
+        }
+        (Err(error), _) => Err(about.unwritten(&error)),
     }
-    Ok(())
+}
+
+impl About<'_> {
+    fn unwritten(self, error: &dyn std::fmt::Display) -> Failure {
+        Failure::Failed(match self {
+            Self::Look => format!("the output cannot be written: {error}. Nothing was changed"),
+            Self::Change(done) => format!("{done}, but that cannot be written: {error}"),
+            Self::Secret { done, next } => {
+                format!("{done}; the secret could not be shown and is lost: {error}.\n{next}")
+            }
+        })
+    }
 }
 
 /// The columns as a table that fits the terminal.
@@ -83,6 +147,36 @@ fn line(fields: impl Iterator<Item = String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_output_that_nobody_reads_fails_only_if_it_holds_a_secret() {
+        let closed = || Err(io::ErrorKind::BrokenPipe.into());
+        let full = || Err(io::ErrorKind::StorageFull.into());
+        let secret = About::Secret {
+            done: "volume db was made",
+            next: "Make another one",
+        };
+        for (about, closed_says, full_says) in [
+            (About::Look, None, "Nothing was changed"),
+            (
+                About::Change("node 3 is evicted"),
+                None,
+                "node 3 is evicted, but",
+            ),
+            (secret, Some("is lost"), "volume db was made; the secret"),
+        ] {
+            let said = |written| outcome(about, written).err().map(|error| error.to_string());
+            let heard = said(closed());
+            assert_eq!(heard.is_some(), closed_says.is_some());
+            assert!(
+                heard
+                    .unwrap_or_default()
+                    .contains(closed_says.unwrap_or_default())
+            );
+            let heard = said(full()).unwrap();
+            assert!(heard.contains(full_says), "{heard}");
+        }
+    }
 
     #[test]
     fn csv_quotes_what_rfc_4180_says() {

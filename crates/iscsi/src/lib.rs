@@ -5,6 +5,8 @@
 //! is the tokio shell around them: it moves bytes, runs commands against the SCSI unit and keeps
 //! the table of sessions.
 #![forbid(unsafe_code)]
+// A log or an output that cannot be written must not panic.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod chap;
 pub mod login;

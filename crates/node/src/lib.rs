@@ -13,6 +13,8 @@
 //! volumes), report what gossip suspects to the config group if this node leads it, and keep the
 //! node registered as running.
 #![forbid(unsafe_code)]
+// A log or an output that cannot be written must not panic.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod config;
 mod device;

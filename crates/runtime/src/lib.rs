@@ -10,6 +10,8 @@
 //!   run at most once, nothing makes it arrive;
 //! * a disk write is durable when it completes on a disk opened with
 //!   [`DiskOptions::durable_writes`], else when a later [`Disk::sync`] completes.
+// A log or an output that cannot be written must not panic.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod ambient;
 pub mod buffer;

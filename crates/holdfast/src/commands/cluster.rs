@@ -5,7 +5,8 @@ use holdfast_api::{ClusterStatus, NewCluster, NewToken};
 use super::{facts, with_client, word};
 use crate::cli::{ClusterCommand, InitArgs, ListArgs, TokenArgs};
 use crate::failure::Failure;
-use crate::output::{Format, Rows, print};
+use crate::output::{About, Format, Rows, print, show as show_text};
+use crate::standard::tell;
 
 pub(crate) fn run(command: &ClusterCommand) -> Result<(), Failure> {
     match command {
@@ -22,11 +23,15 @@ fn init(args: &InitArgs) -> Result<(), Failure> {
     let status = with_client(&args.list.api, async |client| {
         Ok(client.found(&wanted).await?)
     })?;
-    show(args.list.output, &status)?;
+    show(
+        About::Change("the cluster exists"),
+        args.list.output,
+        &status,
+    )?;
     if args.list.output == Format::Table {
-        eprintln!(
+        tell(
             "\nThe cluster exists. Next: `holdfast cluster token` for each further node \
-             (five are the usual number), then `holdfast volume create`."
+             (five are the usual number), then `holdfast volume create`.",
         );
     }
     Ok(())
@@ -39,29 +44,33 @@ fn token(args: &TokenArgs) -> Result<(), Failure> {
     let token = with_client(&args.list.api, async |client| {
         Ok(client.add_token(&wanted).await?)
     })?;
+    let about = About::Secret {
+        done: "a token was made",
+        next: "Make another one; this one lapses by itself",
+    };
     if args.list.output == Format::Table {
         // Alone on standard output, so that a script can take it as it is.
-        println!("{}", token.token);
-        eprintln!(
+        show_text(about, &format!("{}\n", token.token))?;
+        tell(&format!(
             "Good for one node, for {} seconds. On the new machine:\n  \
              HOLDFAST_JOIN=… holdfast node start --data DIR --listen IP",
             wanted.expires_s
-        );
+        ));
         return Ok(());
     }
     let rows = Rows {
         columns: vec!["token", "expires_unix_ms"],
         rows: vec![vec![token.token.clone(), token.expires_unix_ms.to_string()]],
     };
-    print(args.list.output, &token, rows)
+    print(about, args.list.output, &token, rows)
 }
 
 fn status(args: &ListArgs) -> Result<(), Failure> {
     let status = with_client(&args.api, async |client| Ok(client.cluster().await?))?;
-    show(args.output, &status)
+    show(About::Look, args.output, &status)
 }
 
-fn show(format: Format, status: &ClusterStatus) -> Result<(), Failure> {
+fn show(about: About<'_>, format: Format, status: &ClusterStatus) -> Result<(), Failure> {
     let number = |number: Option<u64>| number.map_or_else(String::new, |number| number.to_string());
     let rows = facts(vec![
         ("cluster", status.name.clone().unwrap_or_default()),
@@ -80,7 +89,7 @@ fn show(format: Format, status: &ClusterStatus) -> Result<(), Failure> {
         ("voters", join(&status.voters)),
         ("why", status.explanations.join("\n")),
     ]);
-    print(format, status, rows)
+    print(about, format, status, rows)
 }
 
 fn join(numbers: &[u64]) -> String {

@@ -7,13 +7,14 @@ pub(crate) mod store;
 pub(crate) mod volume;
 
 use std::future::Future;
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 use std::time::Duration;
 
 use holdfast_api::Client;
 
 use crate::cli::ApiArgs;
 use crate::failure::Failure;
+use crate::standard;
 
 /// Longer than the API's own limits, so that its answer says more than a time-out here.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -23,12 +24,15 @@ fn with_client<T, F>(api: &ApiArgs, command: impl FnOnce(Client) -> F) -> Result
 where
     F: Future<Output = Result<T, Failure>>,
 {
-    let client = Client::new(&api.url, LIMIT)?;
+    let client = Client::new(&api.url(), LIMIT)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(Failure::of)?;
-    runtime.block_on(command(client))
+    let outcome = runtime.block_on(command(client));
+    // A name server that does not answer holds a thread for longer than the command waits.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// Lines of a fact sheet: a name and a value each, empty values left out.
@@ -58,8 +62,9 @@ fn confirm(what: &str, question: &str, answer: &str) -> Result<(), Failure> {
         let text = format!("{what}: say --yes where nobody can be asked");
         return Err(Failure::Usage(text));
     }
-    eprint!("{question}");
-    std::io::stderr().flush().map_err(Failure::of)?;
+    standard::write_all(standard::error(), question.as_bytes()).map_err(|error| {
+        Failure::Failed(format!("nothing was done: nobody can be asked: {error}"))
+    })?;
     let mut typed = String::new();
     std::io::stdin()
         .lock()

@@ -12,7 +12,8 @@ use holdfast_api::{Client, NewOwner, VolumeState, VolumeStatus};
 use super::{facts, with_client, word};
 use crate::cli::MoveVolumeArgs;
 use crate::failure::Failure;
-use crate::output::print;
+use crate::output::{About, print};
+use crate::standard::tell;
 
 /// Moves a volume and waits until its new owner serves, saying on standard error what it waits
 /// for.
@@ -41,7 +42,13 @@ pub(super) fn move_volume(args: &MoveVolumeArgs) -> Result<(), Failure> {
             takeover.map_or_else(String::new, |ms| format!("{ms} ms")),
         ),
     ];
-    print(args.list.output, &volume, facts(lines))
+    let done = format!("node {} owns volume {}", args.to, volume.name);
+    print(
+        About::Change(&done),
+        args.list.output,
+        &volume,
+        facts(lines),
+    )
 }
 
 async fn wait_for(
@@ -78,6 +85,6 @@ async fn wait_for(
                 args.to, args.name
             )));
         }
-        eprintln!("node {} takes {} over: {why}", args.to, args.name);
+        tell(&format!("node {} takes {} over: {why}", args.to, args.name));
     }
 }

@@ -9,7 +9,7 @@ use holdfast_api::{
 use super::{confirm, facts, with_client, word};
 use crate::cli::{EvictArgs, ListArgs, ScrubArgs, ScrubChoice, ShowNodeArgs};
 use crate::failure::Failure;
-use crate::output::{Rows, print};
+use crate::output::{About, Rows, print};
 use crate::quantity::{show_duration, show_size};
 
 pub(crate) fn list(args: &ListArgs) -> Result<(), Failure> {
@@ -44,7 +44,7 @@ pub(crate) fn list(args: &ListArgs) -> Result<(), Failure> {
             })
             .collect(),
     };
-    print(args.output, &nodes, rows)
+    print(About::Look, args.output, &nodes, rows)
 }
 
 pub(crate) fn show(args: &ShowNodeArgs) -> Result<(), Failure> {
@@ -83,7 +83,7 @@ pub(crate) fn show(args: &ShowNodeArgs) -> Result<(), Failure> {
         ("portal address", node.portal_address.clone()),
         ("links", link_lines.join("\n")),
     ]);
-    print(args.list.output, &node, rows)
+    print(About::Look, args.list.output, &node, rows)
 }
 
 pub(crate) fn evict(args: &EvictArgs) -> Result<(), Failure> {
@@ -106,7 +106,8 @@ pub(crate) fn evict(args: &EvictArgs) -> Result<(), Failure> {
             "`holdfast volume list` shows how its copies are made anew".into(),
         ),
     ]);
-    print(args.list.output, &node, rows)
+    let done = format!("node {} is evicted", node.id);
+    print(About::Change(&done), args.list.output, &node, rows)
 }
 
 pub(crate) fn scrub(args: &ScrubArgs) -> Result<(), Failure> {
@@ -133,7 +134,11 @@ pub(crate) fn scrub(args: &ScrubArgs) -> Result<(), Failure> {
         ("damage", damage(&node)),
         ("healed", format!("{healed} blocks since the node started")),
     ]);
-    print(args.list.output, &node, rows)
+    let about = match args.action {
+        None => About::Look,
+        Some(_) => About::Change("the scrub was told"),
+    };
+    print(about, args.list.output, &node, rows)
 }
 
 fn damage(node: &NodeStatus) -> String {

@@ -11,8 +11,9 @@ use crate::cli::{
     ResizeVolumeArgs, RevokeSecretsArgs, RotateSecretArgs, ShowVolumeArgs, VolumeCommand,
 };
 use crate::failure::Failure;
-use crate::output::{Format, Rows, print};
+use crate::output::{About, Format, Rows, print};
 use crate::quantity::{NewSize, show_size};
+use crate::standard::tell;
 
 pub(crate) fn run(command: &VolumeCommand) -> Result<(), Failure> {
     match command {
@@ -63,9 +64,21 @@ fn create(args: &CreateVolumeArgs) -> Result<(), Failure> {
         lines.extend(secrets(chap));
     }
     let has_secrets = credentials.is_some();
-    print(args.list.output, &created, facts(lines))?;
+    let done = format!("volume {} was made", volume.name);
+    let next = format!(
+        "`holdfast volume rotate-secret {} --grace 0` makes a new secret",
+        volume.name
+    );
+    let about = match has_secrets {
+        true => About::Secret {
+            done: &done,
+            next: &next,
+        },
+        false => About::Change(&done),
+    };
+    print(about, args.list.output, &created, facts(lines))?;
     if has_secrets && args.list.output == Format::Table {
-        eprintln!("\nNote the secrets down: they are not shown again.");
+        tell("\nNote the secrets down: they are not shown again.");
     }
     Ok(())
 }
@@ -97,7 +110,7 @@ fn list(args: &ListArgs) -> Result<(), Failure> {
             })
             .collect(),
     };
-    print(args.output, &volumes, rows)
+    print(About::Look, args.output, &volumes, rows)
 }
 
 fn show(args: &ShowVolumeArgs) -> Result<(), Failure> {
@@ -141,7 +154,7 @@ fn show(args: &ShowVolumeArgs) -> Result<(), Failure> {
         ("initiators", initiators(&volume)),
         ("redirect", redirection(&volume)),
     ]);
-    print(args.list.output, &volume, rows)
+    print(About::Look, args.list.output, &volume, rows)
 }
 
 fn resize(args: &ResizeVolumeArgs) -> Result<(), Failure> {
@@ -170,7 +183,13 @@ fn resize(args: &ResizeVolumeArgs) -> Result<(), Failure> {
         lines.push(("grows to", show_size(size)));
         lines.push(("why", volume.explanation.clone()));
     }
-    print(args.list.output, &volume, facts(lines))
+    let done = format!("volume {} has its new size, or grows to it", volume.name);
+    print(
+        About::Change(&done),
+        args.list.output,
+        &volume,
+        facts(lines),
+    )
 }
 
 fn access(args: &AccessArgs) -> Result<(), Failure> {
@@ -190,7 +209,11 @@ fn access(args: &AccessArgs) -> Result<(), Failure> {
         ("volume", volume.name.clone()),
         ("initiators", initiators(&volume)),
     ]);
-    print(args.list.output, &volume, rows)
+    let about = match wanted == VolumeChange::default() {
+        true => About::Look,
+        false => About::Change("the access list was changed"),
+    };
+    print(about, args.list.output, &volume, rows)
 }
 
 fn initiators(volume: &VolumeStatus) -> String {
@@ -219,7 +242,14 @@ fn rotate_secret(args: &RotateSecretArgs) -> Result<(), Failure> {
         old_secret(rotated.old_until_unix_ms)
     };
     lines.push(("old secret", old));
-    print(args.list.output, &rotated, facts(lines))
+    let about = About::Secret {
+        done: &format!("volume {} has a new secret", args.name),
+        next: &format!(
+            "`holdfast volume rotate-secret {}` makes another one",
+            args.name
+        ),
+    };
+    print(about, args.list.output, &rotated, facts(lines))
 }
 
 fn revoke_secrets(args: &RevokeSecretsArgs) -> Result<(), Failure> {
@@ -234,7 +264,8 @@ fn revoke_secrets(args: &RevokeSecretsArgs) -> Result<(), Failure> {
         ("volume", volume.name.clone()),
         ("old secrets", "void; their sessions end".into()),
     ]);
-    print(args.list.output, &volume, rows)
+    let about = About::Change("the old secrets are void");
+    print(about, args.list.output, &volume, rows)
 }
 
 fn redirect(args: &RedirectArgs) -> Result<(), Failure> {
@@ -249,7 +280,8 @@ fn redirect(args: &RedirectArgs) -> Result<(), Failure> {
         ("volume", volume.name.clone()),
         ("redirect", redirection(&volume)),
     ]);
-    print(args.list.output, &volume, rows)
+    let about = About::Change("logins are sent as was said");
+    print(about, args.list.output, &volume, rows)
 }
 
 fn redirection(volume: &VolumeStatus) -> String {
@@ -300,7 +332,7 @@ fn delete(args: &DeleteVolumeArgs) -> Result<(), Failure> {
     with_client(&args.api, async |client| {
         Ok(client.delete_volume(&args.name).await?)
     })?;
-    eprintln!("volume {} and its data are deleted", args.name);
+    tell(&format!("volume {} and its data are deleted", args.name));
     Ok(())
 }
 

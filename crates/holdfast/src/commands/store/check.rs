@@ -8,7 +8,7 @@ use super::{Looked, progress_bar};
 use crate::cli::CheckArgs;
 use crate::commands::{facts, word};
 use crate::failure::Failure;
-use crate::output::{Format, Rows, print, table};
+use crate::output::{About, Format, Rows, print, show, table};
 use crate::quantity::show_size;
 
 pub(super) async fn run(runtime: Runtime, args: &CheckArgs) -> Result<(), Failure> {
@@ -24,9 +24,9 @@ pub(super) async fn run(runtime: Runtime, args: &CheckArgs) -> Result<(), Failur
         })
         .await;
     bar.finish_and_clear();
-    print(args.output, &report, rows(&report))?;
+    print(About::Look, args.output, &report, rows(&report))?;
     if args.output == Format::Table {
-        summarise(&report);
+        summarise(&report)?;
     }
     if report.is_clean() {
         return Ok(());
@@ -60,7 +60,7 @@ fn rows(report: &CheckReport) -> Rows {
 }
 
 /// What was read, below the findings.
-fn summarise(report: &CheckReport) {
+fn summarise(report: &CheckReport) -> Result<(), Failure> {
     let mut lines = vec![("read", show_size(report.read_bytes))];
     match &report.journal {
         Some(journal) => {
@@ -98,7 +98,7 @@ fn summarise(report: &CheckReport) {
         ];
         lines.extend(parts.map(|(name, bytes)| (name, show_size(bytes))));
     }
-    println!("\n{}", table(&facts(lines)));
+    show(About::Look, &format!("\n{}\n", table(&facts(lines))))
 }
 
 /// How many findings of each severity there are.

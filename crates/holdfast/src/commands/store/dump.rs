@@ -6,7 +6,8 @@ use holdfast_store::inspect::{Cell, Filter, Structure};
 use super::Looked;
 use crate::cli::{DumpArgs, DumpWhat};
 use crate::failure::Failure;
-use crate::output::{Rows, print};
+use crate::output::{About, Rows, print};
+use crate::standard::tell;
 
 pub(super) async fn run(runtime: Runtime, args: &DumpArgs) -> Result<(), Failure> {
     let looked = Looked::open(runtime, &args.place).await?;
@@ -31,9 +32,12 @@ pub(super) async fn run(runtime: Runtime, args: &DumpArgs) -> Result<(), Failure
         columns: listing.columns.clone(),
         rows: listing.rows.iter().map(words).collect(),
     };
-    print(args.output, &listing, rows)?;
+    print(About::Look, args.output, &listing, rows)?;
     if listing.cut {
-        eprintln!("There are more than {} rows: see --limit", args.limit);
+        tell(&format!(
+            "There are more than {} rows: see --limit",
+            args.limit
+        ));
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use super::{Looked, progress_bar};
 use crate::cli::ExportArgs;
 use crate::commands::word;
 use crate::failure::Failure;
-use crate::output::{Rows, print};
+use crate::output::{About, Rows, print};
 use crate::quantity::show_size;
 
 const BLOCK_BYTES: u64 = 4096;
@@ -93,7 +93,8 @@ pub(super) async fn run(runtime: Runtime, args: &ExportArgs) -> Result<(), Failu
             })
             .collect(),
     };
-    print(args.output, &summary, rows(&summary))?;
+    let done = format!("{} is written", summary.image.display());
+    print(About::Change(&done), args.output, &summary, rows(&summary))?;
     if sound == summary.size_bytes {
         return Ok(());
     }

@@ -18,6 +18,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::cli::{StoreCommand, StorePlace};
 use crate::failure::Failure;
 use crate::node::{Area, Known, look};
+use crate::standard::tell;
 
 pub(crate) fn run(command: StoreCommand) -> Result<(), Failure> {
     run_shard(async |runtime| match command {
@@ -43,7 +44,7 @@ impl Looked {
         let known = match look(path) {
             Ok(known) => known,
             Err(error) => {
-                eprintln!("warning: {error}\nIt is looked at all the same.");
+                tell(&format!("warning: {error}\nIt is looked at all the same."));
                 None
             }
         };

@@ -4,6 +4,7 @@ use super::progress_bar;
 use crate::cli::MoveArgs;
 use crate::failure::Failure;
 use crate::node::{Area, move_to};
+use crate::output::{About, show};
 
 pub(super) async fn run(area: Area, args: &MoveArgs) -> Result<(), Failure> {
     let bar = progress_bar();
@@ -14,6 +15,6 @@ pub(super) async fn run(area: Area, args: &MoveArgs) -> Result<(), Failure> {
     })
     .await;
     bar.finish_and_clear();
-    println!("{}", moved?);
-    Ok(())
+    let moved = moved?;
+    show(About::Change(&moved), &format!("{moved}\n"))
 }
