@@ -390,6 +390,12 @@ impl Fleet {
         &self.members[index].log
     }
 
+    /// The REST APIs of all nodes.
+    pub fn apis(&self) -> Vec<SocketAddr> {
+        let members = self.members.iter();
+        members.map(|member| address(member.ports.api)).collect()
+    }
+
     /// The portals of all nodes.
     pub fn portals(&self) -> Vec<SocketAddr> {
         let members = self.members.iter();

@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep};
 use crate::cli::{DemoArgs, DemoFormat};
 use crate::failure::Failure;
 use crate::fleet::{Fleet, FleetError, FleetOptions};
+use crate::standard::{self, tell};
 use place::Place;
 use report::{Ready, Summary, Verification, as_ms, milliseconds};
 use traffic::Traffic;
@@ -48,7 +49,8 @@ pub(crate) fn run(args: &DemoArgs) -> Result<(), Failure> {
         let outcome = tokio::select! {
             outcome = demo.play() => outcome,
             () = told => if demo.is_serving {
-                demo.say("\nstopping");
+                // Whoever ended it need not hear that it ends.
+                let _ = demo.say("\nstopping");
                 Ok(())
             } else {
                 Err(Failure::Failed("interrupted".into()))
@@ -88,16 +90,16 @@ impl<'a> Demo<'a> {
     }
 
     async fn play(&mut self) -> Result<(), Failure> {
-        self.say(&format!("starting {} nodes on loopback", self.args.nodes));
+        self.say(&format!("starting {} nodes on loopback", self.args.nodes))?;
         self.fleet.found().await.map_err(Failure::of)?;
         self.summary.nodes = u64::from(self.args.nodes);
         self.summary.started_ms = as_ms(self.begun.elapsed());
         self.say(&format!(
             "the cluster is healthy after {}",
             milliseconds(self.summary.started_ms)
-        ));
+        ))?;
         let created = self.create_volume().await?;
-        let ready = Ready::new(&self.fleet.portals(), &created);
+        let ready = Ready::new(&self.fleet.apis(), &self.fleet.portals(), &created);
         if self.args.output == DemoFormat::Json {
             print_line(&ready)?;
         }
@@ -106,7 +108,7 @@ impl<'a> Demo<'a> {
             self.summary.elapsed_ms = as_ms(self.begun.elapsed());
             match self.args.output {
                 DemoFormat::Json => print_line(&self.summary)?,
-                DemoFormat::Table => println!("\n{}\n", self.summary.table()),
+                DemoFormat::Table => say(&format!("\n{}\n", self.summary.table()))?,
             }
             if !self.summary.ok {
                 let text = "the cluster did not keep what it had acknowledged";
@@ -116,16 +118,17 @@ impl<'a> Demo<'a> {
                 return Ok(());
             }
         }
-        self.say(&format!("\n{}", ready.instructions()));
-        self.say("The cluster stays up until Ctrl-C.");
+        self.say(&format!("\n{}", ready.instructions()))?;
+        self.say("The cluster stays up until Ctrl-C.")?;
         self.is_serving = true;
         std::future::pending().await
     }
 
     /// Says something to people.
-    fn say(&self, text: &str) {
-        if self.args.output == DemoFormat::Table {
-            println!("{text}");
+    fn say(&self, text: &str) -> Result<(), Failure> {
+        match self.args.output {
+            DemoFormat::Table => say(text),
+            DemoFormat::Json => Ok(()),
         }
     }
 
@@ -163,7 +166,7 @@ impl<'a> Demo<'a> {
         self.say(&format!(
             "{:.0} I/O a second with all nodes up",
             steady.operations_per_second()
-        ));
+        ))?;
         let victims = self.victims(0).await?;
         if !victims.is_empty() {
             self.kill(&mut traffic, &victims).await?;
@@ -209,7 +212,7 @@ impl<'a> Demo<'a> {
         self.say(&format!(
             "killing nodes {:?} under load; the first owns the volume",
             self.summary.killed
-        ));
+        ))?;
         let fleet = &mut self.fleet;
         let killing = async {
             sleep(BEFORE_KILL).await;
@@ -229,7 +232,7 @@ impl<'a> Demo<'a> {
         self.say(&format!(
             "I/O stood still for {}, then went on",
             milliseconds(self.summary.gap_kill_ms)
-        ));
+        ))?;
         Ok(())
     }
 
@@ -238,7 +241,7 @@ impl<'a> Demo<'a> {
         traffic: &mut Traffic,
         victims: &[usize],
     ) -> Result<(), Failure> {
-        self.say(&format!("starting nodes {:?} again", self.summary.killed));
+        self.say(&format!("starting nodes {:?} again", self.summary.killed))?;
         let asked = self.survivor(victims);
         let begun = Instant::now();
         let fleet = &mut self.fleet;
@@ -264,19 +267,19 @@ impl<'a> Demo<'a> {
             "all copies are in sync after {}; {} were copied",
             milliseconds(self.summary.resync_ms),
             crate::quantity::show_size(self.summary.resync_bytes)
-        ));
+        ))?;
         Ok(())
     }
 
     async fn verify(&mut self, traffic: &Traffic, when: &'static str) -> Result<(), Failure> {
         let report = traffic.verify().await.map_err(Failure::of)?;
         let verification = Verification::new(when, &report);
-        self.say(&format!("{when}: {}", verification.sentence()));
+        self.say(&format!("{when}: {}", verification.sentence()))?;
         for (block, verdict) in &report.findings.examples {
-            eprintln!("block {block}: {verdict:?}");
+            tell(&format!("block {block}: {verdict:?}"));
         }
         if let Some(error) = &report.last_error {
-            eprintln!("last error: {error}");
+            tell(&format!("last error: {error}"));
         }
         self.summary.verifications.push(verification);
         Ok(())
@@ -289,7 +292,7 @@ impl<'a> Demo<'a> {
         self.summary.errors +=
             statistics.errors + findings.lost + findings.stale + findings.corrupt;
         if let Some(error) = &statistics.last_error {
-            eprintln!("an I/O failed: {error}");
+            tell(&format!("an I/O failed: {error}"));
         }
     }
 
@@ -325,6 +328,14 @@ async fn wait_until_whole(fleet: &mut Fleet, asked: usize) -> Result<VolumeStatu
 }
 
 fn print_line(value: &impl serde::Serialize) -> Result<(), Failure> {
-    println!("{}", serde_json::to_string(value).map_err(Failure::of)?);
-    Ok(())
+    say(&serde_json::to_string(value).map_err(Failure::of)?)
+}
+
+/// A line of the demo. Where nobody listens any more it ends, and removes what it has made.
+fn say(text: &str) -> Result<(), Failure> {
+    let written = standard::write_all(standard::output(), format!("{text}\n").as_bytes());
+    written.map_err(|error| match error.kind() {
+        std::io::ErrorKind::BrokenPipe => Failure::Unheard,
+        _ => Failure::Failed(format!("the output cannot be written: {error}")),
+    })
 }

@@ -11,6 +11,8 @@ use std::thread;
 
 use thiserror::Error;
 
+use crate::standard::tell;
+
 const MARKER: &str = ".holdfast-demo";
 
 /// Why the directory cannot be used. Nothing was changed.
@@ -105,10 +107,10 @@ impl Drop for Place {
                 }
             });
         if let Err(error) = removed {
-            eprintln!(
+            tell(&format!(
                 "cannot remove everything in {}: {error}",
                 self.path.display()
-            );
+            ));
         }
     }
 }

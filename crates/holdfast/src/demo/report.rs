@@ -15,6 +15,8 @@ use crate::quantity::show_size;
 #[derive(Clone, Serialize)]
 pub(super) struct Ready {
     ready: bool,
+    /// The REST API of each node.
+    apis: Vec<String>,
     portals: Vec<String>,
     iqn: String,
     lun: u16,
@@ -23,7 +25,11 @@ pub(super) struct Ready {
 }
 
 impl Ready {
-    pub(super) fn new(portals: &[SocketAddr], created: &CreatedVolume) -> Self {
+    pub(super) fn new(
+        apis: &[SocketAddr],
+        portals: &[SocketAddr],
+        created: &CreatedVolume,
+    ) -> Self {
         let (username, secret) = match &created.credentials {
             Some(ChapCredentials {
                 username, secret, ..
@@ -32,6 +38,7 @@ impl Ready {
         };
         Self {
             ready: true,
+            apis: apis.iter().map(|api| format!("http://{api}")).collect(),
             portals: portals.iter().map(SocketAddr::to_string).collect(),
             iqn: created.volume.target.clone(),
             lun: created.volume.lun,
@@ -43,7 +50,11 @@ impl Ready {
     /// How to use the volume with other initiators.
     pub(super) fn instructions(&self) -> String {
         let Self {
-            portals, iqn, lun, ..
+            apis,
+            portals,
+            iqn,
+            lun,
+            ..
         } = self;
         let first = portals.first().map_or("", String::as_str);
         let mut text = format!(
@@ -58,7 +69,16 @@ impl Ready {
         }
         let _ = write!(
             text,
-            "\nLinux (open-iscsi, as root):\n  \
+            "APIs     {}\n\n\
+             This command, another terminal:\n  \
+               export HOLDFAST_API={}\n  \
+               holdfast cluster status\n",
+            apis.join(" "),
+            apis.first().map_or("", String::as_str)
+        );
+        let _ = write!(
+            text,
+            "Linux (open-iscsi, as root):\n  \
                iscsiadm -m discovery -t sendtargets -p {first}\n"
         );
         if let (Some(username), Some(secret)) = (&self.username, &self.secret) {
