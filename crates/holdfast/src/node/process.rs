@@ -1,15 +1,16 @@
 //! One node's process from its first line to its last.
 
-use std::io::Read;
+use std::fs::File;
 use std::path::Path;
 use std::process;
 use std::rc::Rc;
+use std::time::Duration;
 
 use holdfast_api::{ClusterStatus, Problem, Reply, RequestSender, router, serve};
 use holdfast_node::Thresholds;
-use holdfast_runtime::host::{HostDirectory, JoinToken};
+use holdfast_runtime::host::{HostDirectory, JoinToken, ignores, raise_descriptor_limit};
 use holdfast_runtime::{DiskError, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use super::desk::Desk;
@@ -21,6 +22,7 @@ use super::serving;
 use super::sizes;
 use crate::cli::StartArgs;
 use crate::failure::Failure;
+use crate::{log, standard};
 
 /// Somebody waits for the cluster to be founded.
 pub(super) type Founder = Option<Reply<ClusterStatus>>;
@@ -33,6 +35,8 @@ pub(super) struct Process {
     pub(super) ports: PortNumbers,
     pub(super) desk: Desk,
     pub(super) thresholds: Thresholds,
+    /// How many files and connections the process may have open.
+    pub(super) descriptors: u64,
     pub(super) stop: watch::Receiver<bool>,
 }
 
@@ -45,12 +49,13 @@ pub(super) struct PortNumbers {
 
 /// Runs the node until it is told to end, or has to.
 pub(super) async fn run(runtime: Runtime, args: StartArgs) -> Result<(), Failure> {
-    let token = match &args.join {
+    // A variable that is set to nothing is one that is not set.
+    let token = match args.join.as_deref().map(str::trim) {
+        None | Some("") => None,
         Some(text) => Some(
             text.parse::<JoinToken>()
                 .map_err(|error| Failure::Usage(format!("--join: {error}")))?,
         ),
-        None => None,
     };
     if args.space_low >= args.space_critical {
         return Err(Failure::Usage(format!(
@@ -105,6 +110,7 @@ pub(super) async fn run(runtime: Runtime, args: StartArgs) -> Result<(), Failure
             low_percent: args.space_low,
             critical_percent: args.space_critical,
         },
+        descriptors: raise_descriptor_limit(),
         stop,
     };
     let mut stop = process.stop.clone();
@@ -112,14 +118,51 @@ pub(super) async fn run(runtime: Runtime, args: StartArgs) -> Result<(), Failure
         biased;
         // Nothing is served yet, so there is nothing to hand over.
         _ = stop.wait_for(|stop| *stop) => Ok(()),
-        founder = process.become_member(token) => {
+        founder = async {
+            process.wait_for_the_clock().await;
+            process.become_member(token).await
+        } => {
             let founder = founder?;
             serving::run(process, founder).await
         }
     }
 }
 
+/// This software is younger: a clock that says an earlier time has not been set.
+const EARLIEST_UNIX_MS: u64 = 1_577_836_800_000;
+const CLOCK_PERIOD: Duration = Duration::from_secs(1);
+/// How often a node that waits for its clock says so.
+const CLOCK_REMINDERS: Duration = Duration::from_secs(60);
+
 impl Process {
+    /// Waits until the machine's clock has been set. Nothing between nodes goes by it; but secrets
+    /// whose time is over would be good again, and new tokens would be void already.
+    async fn wait_for_the_clock(&mut self) {
+        let runtime = self.runtime.clone();
+        if runtime.unix_time_ms() >= EARLIEST_UNIX_MS {
+            return;
+        }
+        let waiting = async {
+            let mut said = None;
+            while runtime.unix_time_ms() < EARLIEST_UNIX_MS {
+                let now = runtime.now();
+                if said.is_none_or(|at| now.saturating_since(at) >= CLOCK_REMINDERS) {
+                    said = Some(now);
+                    let time = log::time();
+                    tracing::warn!(
+                        "this machine's clock is wrong: it says {time}. The node waits until it \
+                         is set, by NTP or with `date`"
+                    );
+                }
+                runtime.sleep(CLOCK_PERIOD).await;
+            }
+            tracing::info!("the clock is set");
+        };
+        let what = "this machine's clock is wrong, and the node waits until it is set, by NTP or \
+                    with `date`";
+        self.desk.starting(what, waiting).await;
+    }
+
     /// Founds or joins a cluster unless the node belongs to one.
     async fn become_member(&mut self, token: Option<JoinToken>) -> Result<Founder, Failure> {
         if let Some(credentials) = self.identity.credentials().map_err(Failure::of)? {
@@ -176,9 +219,7 @@ pub(super) fn refuse(founder: Founder, failure: &Failure) {
 /// Ends the process as soon as standard input ends, whatever it is doing: its parent is gone.
 pub(super) fn end_with_standard_input() {
     std::thread::spawn(|| {
-        let mut ignored = [0; 64];
-        // Anything but bytes means that nobody holds the other end any more.
-        while matches!(std::io::stdin().read(&mut ignored), Ok(1..)) {}
+        standard::wait_for_end_of_input();
         process::exit(1);
     });
 }
@@ -198,24 +239,54 @@ fn open_directory(path: &Path) -> Result<HostDirectory, Failure> {
     })
 }
 
-/// True after the first SIGTERM or SIGINT; the second ends the process at once.
+/// True after the first signal that ends a node; the second ends the process at once.
+///
+/// | signal | |
+/// |---|---|
+/// | SIGTERM, SIGINT | ends the node |
+/// | SIGHUP, the node was started at a terminal | the terminal is gone: the same |
+/// | SIGHUP, it was not | whoever sends it thinks of other daemons: nothing |
+/// | SIGHUP, ignored from the start on (`nohup`) | nothing |
 fn watch_signals(runtime: &Runtime) -> Result<watch::Receiver<bool>, Failure> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(Failure::of)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::of)?;
+    let watched = |kind: SignalKind| signal(kind).map_err(Failure::of);
+    let mut terminate = watched(SignalKind::terminate())?;
+    let mut interrupt = watched(SignalKind::interrupt())?;
+    let mut hangup = match ignores(SignalKind::hangup().as_raw_value()) {
+        true => None,
+        false => Some(watched(SignalKind::hangup())?),
+    };
+    let at_a_terminal = File::open("/dev/tty").is_ok();
     let (sender, stop) = watch::channel(false);
     runtime.spawn("signals", async move {
-        for count in 1u32.. {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+        let mut told = false;
+        loop {
+            let ends = tokio::select! {
+                _ = terminate.recv() => true,
+                _ = interrupt.recv() => true,
+                () = next(&mut hangup) => at_a_terminal,
+            };
+            if !ends {
+                tracing::info!("SIGHUP: there is nothing to read again. SIGTERM ends the node");
+                continue;
             }
-            if count > 1 {
+            if told {
                 tracing::warn!("a second signal: ending at once");
+                log::flush();
                 process::exit(1);
             }
+            told = true;
             tracing::info!("stopping: the volumes are handed over first");
             sender.send_replace(true);
         }
     });
     Ok(stop)
+}
+
+async fn next(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => {
+            signal.recv().await;
+        }
+        None => std::future::pending().await,
+    }
 }

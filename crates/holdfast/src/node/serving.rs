@@ -24,6 +24,8 @@ use crate::failure::Failure;
 
 /// How long founding a cluster of one may take.
 const FOUNDING_LIMIT: Duration = Duration::from_secs(10);
+/// After the portal could not listen: its address may be on its way, or its port still taken.
+const PORTAL_PAUSE: Duration = Duration::from_secs(1);
 /// How often it is looked whether the other nodes refuse this one.
 const REFUSAL_PERIOD: Duration = Duration::from_secs(1);
 
@@ -164,30 +166,43 @@ async fn serve(
     administration: &Rc<Administration>,
 ) -> Result<(), Failure> {
     let mut portal: Option<Portal> = None;
+    let mut portal_due = process.runtime.now();
     let mut failure = node.failure();
     let mut state = node.watch();
     let end = loop {
         state.mark_unchanged();
         if let Some(portal) = &mut portal {
             portal.follow(node);
-        } else if node.report().registered {
+        } else if node.report().registered && process.runtime.now() >= portal_due {
             // Only now does this node know every volume: earlier it would turn initiators away.
-            let listener = listen::portal(process.ports.portal).await?;
-            tracing::info!(address = %process.ports.portal, "the iSCSI portal serves");
-            portal = Some(Portal::open(&process.runtime, node, listener));
+            match listen::portal(process.ports.portal).await {
+                Ok(listener) => {
+                    tracing::info!(address = %process.ports.portal, "the iSCSI portal serves");
+                    let limits = limits(process.descriptors);
+                    portal = Some(Portal::open(&process.runtime, node, listener, limits));
+                }
+                // The node's copies are needed all the same.
+                Err(failure) => {
+                    tracing::error!(%failure, "the iSCSI portal does not serve");
+                    portal_due = process.runtime.now() + PORTAL_PAUSE;
+                }
+            }
         }
+        let retry = portal.is_none() && node.report().registered;
         tokio::select! {
             request = process.desk.next() => {
                 let answer = administration.clone().answer(request);
                 process.runtime.spawn("api-answer", answer);
             }
             _ = state.changed() => {}
+            () = process.runtime.sleep_until(portal_due), if retry => {}
             _ = process.stop.wait_for(|stop| *stop) => break End::Told,
             failed = failed(&mut failure) => break End::Failed(Failure::of(failed)),
             () = refused_by_others(&process.runtime, links) => break End::Failed(ghost(node)),
             error = portal_ended(&mut portal) => {
-                let text = format!("the iSCSI portal cannot listen any more: {error}");
-                break End::Failed(Failure::Failed(text));
+                tracing::error!(%error, "the iSCSI portal listens no more");
+                portal = None;
+                portal_due = process.runtime.now() + PORTAL_PAUSE;
             }
         }
     };
@@ -226,8 +241,13 @@ struct Portal {
 }
 
 impl Portal {
-    fn open(runtime: &Runtime, node: &Rc<Node>, listener: tokio::net::TcpListener) -> Self {
-        let server = Server::new(Front::new(node.clone()), Limits::default());
+    fn open(
+        runtime: &Runtime,
+        node: &Rc<Node>,
+        listener: tokio::net::TcpListener,
+        limits: Limits,
+    ) -> Self {
+        let server = Server::new(Front::new(node.clone()), limits);
         let (shutdown, stop) = watch::channel(false);
         let (end, ended) = oneshot::channel();
         let serving = server.clone();
@@ -263,6 +283,29 @@ impl Portal {
         self.shutdown.send_replace(true);
         // An error is that of a listener, and there is none to keep any more.
         let _ = self.ended.await;
+    }
+}
+
+/// Descriptors that initiators must not take: links to other nodes, the API, files.
+const DESCRIPTORS_KEPT: u64 = 512;
+
+/// What initiators may use, of a process that may have so many files and connections open. Were
+/// they to take all, the node could not reach the others any more.
+fn limits(descriptors: u64) -> Limits {
+    let usual = Limits::default();
+    let left = descriptors.saturating_sub(DESCRIPTORS_KEPT);
+    let left = usize::try_from(left.max(descriptors / 2)).unwrap_or(usize::MAX);
+    if left < usual.connections {
+        tracing::warn!(
+            descriptors,
+            connections = left,
+            "the limit of open files (`ulimit -n`, LimitNOFILE) is low: initiators get fewer \
+             connections than usual"
+        );
+    }
+    Limits {
+        connections: usual.connections.min(left),
+        ..usual
     }
 }
 
