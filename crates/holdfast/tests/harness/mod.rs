@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub(crate) mod lone;
 pub(crate) mod places;
 
 use std::cell::RefCell;
