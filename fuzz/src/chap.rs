@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 
 use holdfast_iscsi::chap::Algorithm;
 use holdfast_iscsi::login::{Admittance, Challenge, LoginStatus, Policy, SessionKind};
+use holdfast_name::IscsiName;
 use holdfast_iscsi::{Credentials, TargetAuth};
 
 /// The initiator's name in CHAP.
@@ -52,9 +53,9 @@ impl TestPolicy {
 }
 
 impl Policy for TestPolicy {
-    fn admit(&self, kind: &SessionKind, _initiator: &str) -> Result<Admittance, LoginStatus> {
+    fn admit(&self, kind: &SessionKind, _initiator: &IscsiName) -> Result<Admittance, LoginStatus> {
         match kind {
-            SessionKind::Normal(name) if name != TARGET => Err(LoginStatus::NotFound),
+            SessionKind::Normal(name) if &**name != TARGET => Err(LoginStatus::NotFound),
             SessionKind::Normal(_) | SessionKind::Discovery => Ok(Admittance {
                 auth: self.auth.clone(),
                 portal_group_tag: 1,

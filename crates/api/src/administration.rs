@@ -13,7 +13,6 @@ use holdfast_runtime::host::{ClusterAuthority, HostLinks, JoinToken};
 use holdfast_wire::{View, VolumeId};
 use sha2::{Digest, Sha256};
 
-use crate::peers;
 use crate::problem::{Problem, ProblemKind};
 use crate::requests::Request;
 use crate::secrets;
@@ -22,6 +21,7 @@ use crate::types::{
     NodeStatus, RotatedSecret, ScrubAction, ScrubOrder, SelfReport, VolumeChange, VolumeStatus,
 };
 use crate::views::{self, Seen};
+use crate::{names, peers};
 
 /// Longer than an election and a takeover of the leader's office.
 const PROPOSAL_LIMIT: Duration = Duration::from_secs(10);
@@ -206,7 +206,7 @@ impl Administration {
         let credentials = chap.as_ref().map(secrets::shown);
         let name = wanted.name.clone();
         let front = FrontChange {
-            allow: wanted.initiators,
+            allow: names::allowed(&wanted.initiators)?,
             redirect_to_owner: wanted.redirect_to_owner.then_some(true),
             ..FrontChange::default()
         };
@@ -247,8 +247,8 @@ impl Administration {
         let (volume, _) = self.find(&state, name)?;
         let front = FrontChange {
             anyone: wanted.allow_anyone,
-            allow: wanted.allow_initiators.clone(),
-            deny: wanted.deny_initiators.clone(),
+            allow: names::allowed(&wanted.allow_initiators)?,
+            deny: names::denied(&wanted.deny_initiators, state.front(volume))?,
             redirect_to_owner: wanted.redirect_to_owner,
             revoke_old_secrets: wanted.revoke_old_secrets,
         };

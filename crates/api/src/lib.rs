@@ -21,6 +21,7 @@
 
 mod administration;
 mod client;
+mod names;
 mod openapi;
 mod peers;
 mod problem;

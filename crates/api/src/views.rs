@@ -9,6 +9,7 @@ use holdfast_config::group::VOTERS_MAX;
 use holdfast_config::state::{
     Chap, ClusterState, CopyStatus, NodeRecord, NodeStatus as RecordedStatus, VolumeRecord,
 };
+use holdfast_name::prepare_stored;
 use holdfast_node::{Fullness, Node, NodeReport};
 use holdfast_runtime::NodeId;
 use holdfast_runtime::host::{ClusterId, HostLinks};
@@ -304,10 +305,10 @@ pub(crate) fn volume(seen: &Seen, id: VolumeId) -> Option<VolumeStatus> {
             .retiring_at(seen.now_unix_ms)
             .map(|secret| secret.until_unix_ms)
             .max(),
-        initiators: front
-            .initiators
-            .as_ref()
-            .map(|allowed| allowed.iter().cloned().collect()),
+        initiators: front.initiators.as_ref().map(|allowed| {
+            let prepared: BTreeSet<_> = allowed.iter().map(|name| prepare_stored(name)).collect();
+            prepared.iter().map(ToString::to_string).collect()
+        }),
         redirect_to_owner: front.redirect_to_owner,
         created_unix_ms: record.created_unix_ms,
         told: known(report.is_some()),

@@ -9,7 +9,8 @@ use holdfast_scsi::reservation::Reservations;
 
 use crate::chap::Secret;
 
-/// The targets that a node serves.
+/// The targets that a node serves. Every name is prepared ([`holdfast_name::IscsiName`]): two
+/// spellings of one name are the same text here.
 pub trait Targets {
     /// The targets that this initiator may use, for SendTargets.
     fn list(&self, initiator: &str) -> Vec<TargetSummary>;

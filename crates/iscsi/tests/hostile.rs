@@ -146,7 +146,7 @@ impl Initiator {
 
     async fn log_in(&mut self, isid: u8, secret: &str) -> Option<bool> {
         let names = [
-            ("InitiatorName", "iqn.i"),
+            ("InitiatorName", "iqn.2026-01.test:i"),
             ("TargetName", IQN),
             ("AuthMethod", "CHAP"),
         ];
@@ -250,7 +250,9 @@ fn a_second_login_on_a_connection_ends_its_session_alone() {
         let bench = Bench::start(quick()).await;
         let (mut neighbour, _) = bench.log_in(1, SECRET).await.unwrap();
         let (mut hostile, _) = bench.log_in(2, SECRET).await.unwrap();
-        let names = Bytes::from_static(b"InitiatorName=iqn.j\0TargetName=iqn.2026-01.test:v\0");
+        let names = Bytes::from_static(
+            b"InitiatorName=iqn.2026-01.test:j\0TargetName=iqn.2026-01.test:v\0",
+        );
         hostile.send(login_request(0x87, 2, names)).await;
         assert_eq!(hostile.receive().await, None);
         assert!(neighbour.answers_commands().await);

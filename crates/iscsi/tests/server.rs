@@ -240,7 +240,7 @@ impl Initiator {
         pdu.header[13] = isid;
         pdu.put_u32(24, self.command);
         let mut writer = Writer::default();
-        writer.put("InitiatorName", "iqn.i");
+        writer.put("InitiatorName", "iqn.2026-01.test:i");
         writer.put("TargetName", IQN);
         keys.iter().for_each(|(key, value)| writer.put(key, value));
         pdu.data = writer.finish();

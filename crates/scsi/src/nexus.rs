@@ -1,5 +1,6 @@
 //! Who talks to the unit, and what the unit has yet to tell it.
 
+use holdfast_name::IscsiName;
 pub use holdfast_reservation::Nexus;
 
 use crate::reservation::Notice;
@@ -19,7 +20,7 @@ pub fn transport_id(nexus: &Nexus) -> Vec<u8> {
 }
 
 /// Initiator name and ISID of an iSCSI TransportID that names a port; `None` for any other one.
-pub fn parse_transport_id(bytes: &[u8]) -> Option<(String, [u8; 6])> {
+pub fn parse_transport_id(bytes: &[u8]) -> Option<(IscsiName, [u8; 6])> {
     let (&[format, _, high, low], name) = bytes.split_first_chunk()?;
     if format & 0xcf != 0x45 {
         return None;
@@ -31,7 +32,7 @@ pub fn parse_transport_id(bytes: &[u8]) -> Option<(String, [u8; 6])> {
     let digits = isid.len() == 12 && isid.bytes().all(|byte| byte.is_ascii_hexdigit());
     let isid = u64::from_str_radix(isid, 16).ok().filter(|_| digits)?;
     let [_, _, isid @ ..] = isid.to_be_bytes();
-    (!name.is_empty() && name.len() <= 223).then(|| (name.to_owned(), isid))
+    Some((IscsiName::new(name).ok()?, isid))
 }
 
 /// A unit attention condition, in the order in which pending ones are reported.
@@ -119,7 +120,13 @@ mod tests {
         };
         let bytes = transport_id(&nexus);
         let read = parse_transport_id(&bytes);
-        assert_eq!(read, Some(("iqn.2026-01.test:a".into(), nexus.isid)));
+        let name = IscsiName::new("iqn.2026-01.test:a").unwrap();
+        assert_eq!(read, Some((name, nexus.isid)));
+        let spelled = Nexus {
+            initiator: "IQN.2026-01.Test:A".into(),
+            ..nexus
+        };
+        assert_eq!(parse_transport_id(&transport_id(&spelled)), read);
         for (at, byte) in [(0, 0x05), (0, 0x46), (2, 1), (22, b';')] {
             let mut other = bytes.clone();
             other[at] = byte;

@@ -384,7 +384,10 @@ fn reset_tells_every_nexus_and_ends_the_reservation_of_any() {
 #[test]
 fn register_and_move_hands_the_reservation_to_another_port() {
     let bench = Bench::new();
-    let (first, second) = (bench.attach("iqn.a"), bench.attach("iqn.b"));
+    let (first, second) = (
+        bench.attach("iqn.2026-01.test:a"),
+        bench.attach("iqn.2026-01.test:b"),
+    );
     persistent_out(&first, 0, 0, 0, 1);
     persistent_out(&first, 1, 1, 1, 0);
     let id = holdfast_scsi::nexus::transport_id(second.nexus());

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use holdfast_name::prepare_stored;
 use holdfast_wire::VolumeId;
 use serde::{Deserialize, Serialize};
 
@@ -69,12 +70,30 @@ pub struct FrontChange {
 }
 
 impl Front {
-    /// Whether the initiator with this name may log in, as far as its name goes. iSCSI names
-    /// differ in more than case (RFC 3722).
+    /// Whether the initiator with this name may log in, as far as its name goes.
     pub fn admits(&self, initiator: &str) -> bool {
-        self.initiators
-            .as_ref()
-            .is_none_or(|allowed| allowed.contains(&initiator.to_lowercase()))
+        let initiator = prepare_stored(initiator);
+        self.initiators.as_ref().is_none_or(|allowed| {
+            allowed.contains(&*initiator) || Self::spellings(allowed, &initiator).next().is_some()
+        })
+    }
+
+    /// How the access list spells a name: lists from before names were prepared
+    /// ([`holdfast_name`]) may have it in several ways.
+    pub fn stored_spellings(&self, initiator: &str) -> Vec<String> {
+        let initiator = prepare_stored(initiator);
+        let allowed = self.initiators.iter();
+        let stored = allowed.flat_map(|allowed| Self::spellings(allowed, &initiator));
+        stored.cloned().collect()
+    }
+
+    fn spellings<'a>(
+        allowed: &'a BTreeSet<String>,
+        prepared: &str,
+    ) -> impl Iterator<Item = &'a String> {
+        allowed
+            .iter()
+            .filter(move |stored| *prepare_stored(stored) == *prepared)
     }
 
     /// Earlier secrets that are good for a login at this time.
@@ -189,7 +208,9 @@ impl ClusterState {
     }
 }
 
-/// The form in which names are compared.
+/// The form in which names are stored. Names are prepared before they are proposed; what is checked
+/// here stays as it is, so that an entry of the log has the same effect on every node and in every
+/// version.
 fn initiator_name(name: &str) -> Result<String, Refusal> {
     let lower = name.trim().to_lowercase();
     let is_name = ["iqn.", "eui.", "naa."]
@@ -242,6 +263,18 @@ mod tests {
         };
         assert_eq!(front.changed(&anyone), Ok(DEFAULT.clone()));
         assert_eq!(DEFAULT.changed(&deny(NAME)), Err(Refusal::NoAccessList));
+    }
+
+    #[test]
+    fn a_list_from_before_names_were_prepared_is_compared_as_prepared() {
+        let composed = "iqn.2026-11.example:z\u{fc}rich";
+        let decomposed = "iqn.2026-11.example:zu\u{308}rich";
+        let odd = "iqn.2026-11.example:a_b";
+        let front = DEFAULT.changed(&allow(&[decomposed, odd])).unwrap();
+        assert!(front.admits(composed) && front.admits(decomposed));
+        assert_eq!(front.stored_spellings(composed), [decomposed]);
+        assert_eq!(front.stored_spellings(odd), [odd], "it can be taken off");
+        assert!(front.stored_spellings(NAME).is_empty());
     }
 
     #[test]

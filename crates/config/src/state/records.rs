@@ -244,11 +244,12 @@ impl ClusterState {
             .map(|(id, v)| (*id, v))
     }
 
-    /// The volume behind this target name.
+    /// The volume behind this target name, which is prepared for comparing (`holdfast_name`). The
+    /// names of targets are so by the rules for names of volumes.
     pub fn volume_by_target(&self, target_name: &str) -> Option<(VolumeId, &VolumeRecord)> {
         self.volumes
             .iter()
-            .find(|(_, volume)| volume.target_name.eq_ignore_ascii_case(target_name))
+            .find(|(_, volume)| volume.target_name == target_name)
             .map(|(id, v)| (*id, v))
     }
 }

@@ -166,7 +166,7 @@ impl Redirects {
     fn permit(&self, now: Instant, volume: VolumeId, initiator: &str) -> bool {
         let mut lately = self.lately.borrow_mut();
         lately.retain(|_, sent| now.saturating_since(*sent) < SERVED_HERE_FOR);
-        let key = (volume, initiator.to_lowercase());
+        let key = (volume, initiator.to_owned());
         if lately.len() >= REDIRECTS_MAX || lately.contains_key(&key) {
             return false;
         }
@@ -306,7 +306,7 @@ mod tests {
         let at = |s| Instant::default() + Duration::from_secs(s);
         assert!(redirects.permit(at(0), VolumeId(1), "iqn.a"));
         assert!(
-            !redirects.permit(at(1), VolumeId(1), "IQN.a"),
+            !redirects.permit(at(1), VolumeId(1), "iqn.a"),
             "it came back"
         );
         assert!(

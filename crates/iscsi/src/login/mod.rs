@@ -18,6 +18,7 @@ mod security;
 use std::fmt;
 
 use bytes::{Bytes, BytesMut};
+use holdfast_name::{IscsiName, NAME_BYTES_MAX};
 use thiserror::Error;
 
 pub use operational::OperationalStage;
@@ -31,9 +32,6 @@ use crate::text::{self, Pair, Writer};
 
 /// Most text that one login may send, in bytes.
 pub const TEXT_BYTES_MAX: usize = 64 << 10;
-
-/// Longest iSCSI name, in bytes (RFC 7143 4.2.7.1).
-pub const NAME_BYTES_MAX: usize = 223;
 
 /// Login stages, by the codes of the CSG and NSG fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,7 +115,7 @@ pub enum SessionKind {
     /// To ask which targets there are.
     Discovery,
     /// To use the target with this name.
-    Normal(String),
+    Normal(IscsiName),
 }
 
 /// What the node says about a login before any authentication.
@@ -141,7 +139,7 @@ pub struct Challenge {
 /// What a login asks of its surroundings.
 pub trait Policy {
     /// Whether this initiator may log in, and how.
-    fn admit(&self, kind: &SessionKind, initiator: &str) -> Result<Admittance, LoginStatus>;
+    fn admit(&self, kind: &SessionKind, initiator: &IscsiName) -> Result<Admittance, LoginStatus>;
     /// A fresh challenge, remembered as outstanding until the login ends.
     fn issue_challenge(&self, algorithm: Algorithm) -> Challenge;
     /// Whether these bytes are a challenge of any login that has not ended.
@@ -154,7 +152,7 @@ pub struct FullFeature {
     /// What the session is for.
     pub kind: SessionKind,
     /// iSCSI name of the initiator.
-    pub initiator: String,
+    pub initiator: IscsiName,
     /// Initiator part of the session identifier.
     pub isid: [u8; 6],
     /// Connection identifier.
@@ -282,7 +280,7 @@ struct Exchange {
     text: BytesMut,
     text_bytes: usize,
     kind: SessionKind,
-    initiator: String,
+    initiator: Option<IscsiName>,
     portal_group_tag: u16,
     credential: Option<u64>,
     announced: bool,
@@ -301,7 +299,7 @@ impl Exchange {
             text: BytesMut::new(),
             text_bytes: 0,
             kind: SessionKind::Discovery,
-            initiator: String::new(),
+            initiator: None,
             portal_group_tag: 0,
             credential: None,
             announced: false,
@@ -376,15 +374,20 @@ impl Exchange {
         let initiator = take(pairs, "InitiatorName")?.ok_or(LoginStatus::MissingParameter)?;
         let session_type = take(pairs, "SessionType")?;
         let target = take(pairs, "TargetName")?;
-        let too_long = |name: &String| name.is_empty() || name.len() > NAME_BYTES_MAX;
-        if too_long(&initiator) || target.as_ref().is_some_and(too_long) {
+        // What is no name of an initiator is an initiator's error; what is no name of a target is
+        // not found, unless it is no text of a name at all.
+        let initiator = IscsiName::new(&initiator).map_err(|_| LoginStatus::InitiatorError)?;
+        let no_text = |name: &String| name.is_empty() || name.len() > NAME_BYTES_MAX;
+        if target.as_ref().is_some_and(no_text) {
             return Err(LoginStatus::InitiatorError);
         }
         // An absent SessionType means Normal; some initiators leave it out.
         self.kind = match session_type.as_deref() {
             Some("Discovery") => SessionKind::Discovery,
             None | Some("Normal") => {
-                SessionKind::Normal(target.ok_or(LoginStatus::MissingParameter)?)
+                let target = target.ok_or(LoginStatus::MissingParameter)?;
+                let target = IscsiName::new(&target).map_err(|_| LoginStatus::NotFound)?;
+                SessionKind::Normal(target)
             }
             Some(_) => return Err(LoginStatus::SessionTypeUnsupported),
         };
@@ -396,7 +399,7 @@ impl Exchange {
         if admittance.auth.shares_a_secret() {
             return Err(LoginStatus::TargetError);
         }
-        self.initiator = initiator;
+        self.initiator = Some(initiator);
         self.portal_group_tag = admittance.portal_group_tag;
         self.negotiation = Negotiation::new(self.kind == SessionKind::Discovery);
         Ok(admittance.auth)
@@ -404,9 +407,10 @@ impl Exchange {
 
     fn establish(mut self, current: Stage, data: Bytes) -> Step {
         let response = self.response(current, Some(Stage::FullFeature), data);
+        let initiator = self.initiator.expect("no stage begins without the names");
         Step::Established(Box::new(FullFeature {
             kind: self.kind,
-            initiator: self.initiator,
+            initiator,
             isid: self.isid,
             connection: self.connection,
             portal_group_tag: self.portal_group_tag,

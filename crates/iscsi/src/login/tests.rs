@@ -16,12 +16,14 @@ struct TestPolicy {
 const CHALLENGE: [u8; 16] = [7; 16];
 
 impl Policy for TestPolicy {
-    fn admit(&self, kind: &SessionKind, _initiator: &str) -> Result<Admittance, LoginStatus> {
+    fn admit(&self, kind: &SessionKind, _initiator: &IscsiName) -> Result<Admittance, LoginStatus> {
         match kind {
-            SessionKind::Normal(name) if name == "iqn.moved" => {
+            SessionKind::Normal(name) if &**name == "iqn.2026-01.test:moved" => {
                 Err(LoginStatus::MovedTemporarily("10.0.0.2:3260,2".to_owned()))
             }
-            SessionKind::Normal(name) if name != "iqn.t" => Err(LoginStatus::NotFound),
+            SessionKind::Normal(name) if &**name != "iqn.2026-01.test:t" => {
+                Err(LoginStatus::NotFound)
+            }
             SessionKind::Normal(_) | SessionKind::Discovery => Ok(Admittance {
                 auth: self.auth.clone(),
                 portal_group_tag: 9,
@@ -79,7 +81,10 @@ fn request(flags: u8, pairs: &[(&str, &str)]) -> Pdu {
     pdu
 }
 
-const NAMES: [(&str, &str); 2] = [("InitiatorName", "iqn.i"), ("TargetName", "iqn.t")];
+const NAMES: [(&str, &str); 2] = [
+    ("InitiatorName", "iqn.2026-01.test:i"),
+    ("TargetName", "iqn.2026-01.test:t"),
+];
 
 /// Flags, status class and detail, and text of a response.
 type Shown = (u8, [u8; 2], String);
@@ -155,7 +160,10 @@ fn login_without_authentication_goes_through_both_stages() {
         ]
     );
     let session = session.unwrap();
-    assert_eq!(session.kind, SessionKind::Normal("iqn.t".to_owned()));
+    assert_eq!(
+        session.kind,
+        SessionKind::Normal(IscsiName::new("iqn.2026-01.test:t").unwrap())
+    );
     assert_eq!((session.command_number, session.status_number), (100, 3));
     assert!(!session.parameters.initial_r2t);
     let response = session.response(0x1234, 200);
@@ -310,18 +318,27 @@ fn names_and_session_types_are_checked() {
     let open = policy(TargetAuth::None);
     type Case<'a> = (&'a [(&'a str, &'a str)], [u8; 2]);
     let cases: [Case<'_>; 6] = [
-        (&[("TargetName", "iqn.t")], [2, 7]),
-        (&[("InitiatorName", "iqn.i")], [2, 7]),
+        (&[("TargetName", "iqn.2026-01.test:t")], [2, 7]),
+        (&[("InitiatorName", "iqn.2026-01.test:i")], [2, 7]),
         (
-            &[("InitiatorName", "iqn.i"), ("TargetName", "iqn.x")],
+            &[
+                ("InitiatorName", "iqn.2026-01.test:i"),
+                ("TargetName", "iqn.2026-01.test:x"),
+            ],
             [2, 3],
         ),
         (
-            &[("InitiatorName", "iqn.i"), ("TargetName", "iqn.moved")],
+            &[
+                ("InitiatorName", "iqn.2026-01.test:i"),
+                ("TargetName", "iqn.2026-01.test:moved"),
+            ],
             [1, 1],
         ),
         (
-            &[("InitiatorName", "iqn.i"), ("SessionType", "Other")],
+            &[
+                ("InitiatorName", "iqn.2026-01.test:i"),
+                ("SessionType", "Other"),
+            ],
             [2, 9],
         ),
         (&[("InitiatorName", "a"), ("InitiatorName", "b")], [2, 0]),
@@ -333,7 +350,10 @@ fn names_and_session_types_are_checked() {
             "{pairs:?}"
         );
     }
-    let discovery = [("InitiatorName", "iqn.i"), ("SessionType", "Discovery")];
+    let discovery = [
+        ("InitiatorName", "iqn.2026-01.test:i"),
+        ("SessionType", "Discovery"),
+    ];
     assert!(
         run(&open, &[request(OPERATIONAL_TO_FULL, &discovery)])
             .1
@@ -425,7 +445,10 @@ fn discovery_asks_for_chap_only_those_who_offer_it_and_then_insists() {
     };
     let policy = policy(TargetAuth::Optional(vec![credentials]));
     // As open-iscsi does: no security stage at all.
-    let discovery = [("InitiatorName", "iqn.i"), ("SessionType", "Discovery")];
+    let discovery = [
+        ("InitiatorName", "iqn.2026-01.test:i"),
+        ("SessionType", "Discovery"),
+    ];
     let direct = [request(OPERATIONAL_TO_FULL, &discovery)];
     assert!(run(&policy, &direct).1.is_some());
     let offer = |methods| {

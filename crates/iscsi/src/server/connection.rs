@@ -132,7 +132,7 @@ async fn serve(
     let mut evidence = Evidence::default();
     evidence.sent(&response, server.clock());
     send_all(stream, response).await?;
-    info!(initiator = login.initiator, kind = ?login.kind, handle, "logged in");
+    info!(initiator = %login.initiator, kind = ?login.kind, handle, "logged in");
     let mut connection = Connection {
         server,
         stream,

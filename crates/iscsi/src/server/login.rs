@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use aws_lc_rs::rand::fill;
+use holdfast_name::IscsiName;
 use holdfast_path::Path;
 use holdfast_scsi::ports::SinglePort;
 use holdfast_scsi::{Nexus, TargetPort};
@@ -84,7 +85,7 @@ pub(super) async fn open(
     server: &Rc<Server>,
     login: &FullFeature,
 ) -> Result<NodeFront, LoginStatus> {
-    let initiator: Rc<str> = login.initiator.as_str().into();
+    let initiator = login.initiator.shared();
     let SessionKind::Normal(iqn) = &login.kind else {
         let server = server.clone();
         return Ok(NodeFront {
@@ -96,7 +97,7 @@ pub(super) async fn open(
             place: None,
         });
     };
-    let iqn: Rc<str> = iqn.as_str().into();
+    let iqn = iqn.shared();
     // Looked up again: the volume may have gone while the login went on.
     let target = server
         .targets
@@ -167,7 +168,7 @@ struct NodePolicy<'a> {
 }
 
 impl Policy for NodePolicy<'_> {
-    fn admit(&self, kind: &SessionKind, initiator: &str) -> Result<Admittance, LoginStatus> {
+    fn admit(&self, kind: &SessionKind, initiator: &IscsiName) -> Result<Admittance, LoginStatus> {
         let targets = &self.server.targets;
         let SessionKind::Normal(iqn) = kind else {
             return Ok(Admittance {
@@ -184,7 +185,7 @@ impl Policy for NodePolicy<'_> {
         }
         if target.auth.shares_a_secret() {
             warn!(
-                target = iqn,
+                target = %iqn,
                 "the CHAP secrets of both directions are equal: login refused"
             );
         }

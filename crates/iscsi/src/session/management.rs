@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use bytes::{Buf, Bytes, BytesMut};
+use holdfast_name::IscsiName;
 use holdfast_scsi::attachment::is_unit_zero;
 
 use super::{Action, Front, Held, IMMEDIATE_MAX, Session, TaskId, serial_before};
@@ -299,13 +300,13 @@ impl Session {
             understood |= !unknown;
             match pair.key.as_str() {
                 "SendTargets" => {
+                    let named = IscsiName::new(&pair.value);
                     let name = match (pair.value.as_str(), front.target()) {
                         ("All", None) => None,
                         // RFC 7143 appendix C has no All here; initiators send it all the same,
                         // and the session's own target is no news to it.
                         ("All" | "", target) => target,
-                        (name, _) if is_target_name(name) => Some(name),
-                        _ => return None,
+                        (_, _) => Some(named.as_deref().ok()?),
                     };
                     for target in front.send_targets(name) {
                         writer.put("TargetName", &target.iqn);
@@ -332,11 +333,4 @@ impl Session {
         }
         understood.then(|| writer.finish())
     }
-}
-
-/// Whether a text has the form of an iSCSI name (RFC 7143 4.2.7.2).
-fn is_target_name(text: &str) -> bool {
-    ["iqn.", "eui.", "naa."]
-        .iter()
-        .any(|form| text.starts_with(form))
 }

@@ -63,7 +63,7 @@ fn session_from(first: u32, keys: &[(&str, &str)]) -> Session {
         fn admit(
             &self,
             _kind: &crate::login::SessionKind,
-            _initiator: &str,
+            _initiator: &holdfast_name::IscsiName,
         ) -> Result<crate::login::Admittance, crate::login::LoginStatus> {
             let auth = crate::targets::TargetAuth::None;
             Ok(crate::login::Admittance {
@@ -82,8 +82,8 @@ fn session_from(first: u32, keys: &[(&str, &str)]) -> Session {
     pdu.header[1] = 0x87;
     pdu.put_u32(24, first);
     let mut writer = crate::text::Writer::default();
-    writer.put("InitiatorName", "iqn.i");
-    writer.put("TargetName", "iqn.t");
+    writer.put("InitiatorName", "iqn.2026-01.test:i");
+    writer.put("TargetName", "iqn.2026-01.test:t");
     keys.iter().for_each(|(key, value)| writer.put(key, value));
     pdu.data = writer.finish();
     match Login::default().handle(&pdu, &Open) {

@@ -150,7 +150,7 @@ fn parse_move(new_key: u64, can_persist: bool, list: &[u8]) -> Result<Action, Se
     let (initiator, isid) = nexus::parse_transport_id(transport_id)
         .ok_or(Sense::INVALID_PARAMETER.at_parameter_byte(24))?;
     let to = Nexus {
-        initiator: initiator.into(),
+        initiator: initiator.shared(),
         isid,
         target_port: u16::from_be_bytes([port_high, port_low]),
     };
@@ -312,7 +312,7 @@ mod tests {
     #[test]
     fn register_and_move_names_the_nexus_that_takes_over() {
         let to = Nexus {
-            initiator: "iqn.b".into(),
+            initiator: "iqn.2026-01.test:b".into(),
             isid: [2; 6],
             target_port: 7,
         };
