@@ -374,7 +374,17 @@ impl ReservationTable {
         Ok((Change::Generation, Effects::default()))
     }
 
-    /// SPC-4 5.12.11.2.6 to 5.12.11.2.8.
+    /// SPC-4 5.12.11.2. What happens depends on whose key is named:
+    ///
+    /// | reservation | key | others with the key | own registration | reservation |
+    /// |---|---|---|---|---|
+    /// | all registrants | zero | all leave | stays | becomes the preemptor's |
+    /// | all registrants | any other | leave | leaves if it has the key | stays while any is left |
+    /// | other types | zero | - | - | invalid |
+    /// | other types | the holder's | leave | stays | becomes the preemptor's |
+    /// | other types, or none | any other | leave | leaves if it has the key | stays |
+    ///
+    /// Who asks is never told of it, and its own command is not among those that are aborted.
     fn preempt(
         &mut self,
         nexus: &Nexus,
@@ -400,10 +410,14 @@ impl ReservationTable {
         }
         let victims: Vec<(Nexus, Registration)> = self
             .registrations
-            .extract_if(.., |other, one| other != nexus && named(one))
+            .extract_if(.., |one, registration| {
+                named(registration) && !(takes_over && one == nexus)
+            })
             .collect();
         for (victim, registration) in &victims {
-            self.tell(victim.clone(), Notice::RegistrationsPreempted);
+            if victim != nexus {
+                self.tell(victim.clone(), Notice::RegistrationsPreempted);
+            }
             if abort {
                 self.aborted.insert(registration.number);
             }
@@ -420,10 +434,21 @@ impl ReservationTable {
             && held.all_registrants()
             && !self.registrations.contains_key(holder)
         {
-            *holder = nexus.clone();
+            let left = self.registrations.first_key_value();
+            if self.registrations.contains_key(nexus) {
+                *holder = nexus.clone();
+            } else if let Some((next, _)) = left {
+                *holder = next.clone();
+            } else {
+                self.reservation = None;
+            }
         }
         let victims = victims.into_iter().map(|(victim, _)| victim);
-        let aborts = if abort { victims.collect() } else { Vec::new() };
+        let aborts = if abort {
+            victims.filter(|victim| victim != nexus).collect()
+        } else {
+            Vec::new()
+        };
         Ok((Change::Generation, Effects { aborts }))
     }
 

@@ -217,6 +217,145 @@ fn preempt_of_a_key_nobody_has_conflicts_and_of_zero_is_invalid() {
     );
 }
 
+/// Registrants a with key 1, b with key 2, c with key 1; a reservation of `kind`, if any, by b.
+fn three_registrants(kind: Option<ReservationType>) -> ReservationTable {
+    let mut table = ReservationTable::default();
+    register(&mut table, "a", 1);
+    register(&mut table, "b", 2);
+    register(&mut table, "c", 1);
+    if let Some(kind) = kind {
+        act(&mut table, "b", 2, Action::Reserve(kind)).unwrap();
+    }
+    table
+}
+
+/// SPC-4 5.12.11.2.5: "The registration is removed", and no unit attention for who asked.
+#[test]
+fn preempt_with_the_own_key_that_no_holder_has_removes_the_own_registration() {
+    let kinds = [
+        None,
+        Some(WriteExclusive),
+        Some(ExclusiveAccess),
+        Some(WriteExclusiveRegistrantsOnly),
+        Some(ExclusiveAccessRegistrantsOnly),
+        Some(WriteExclusiveAllRegistrants),
+        Some(ExclusiveAccessAllRegistrants),
+    ];
+    for (kind, abort) in kinds
+        .into_iter()
+        .flat_map(|kind| [(kind, false), (kind, true)])
+    {
+        let mut table = three_registrants(kind);
+        let standing = table.standing(&nexus("a"));
+        let (before, generation) = (table.revision(), table.generation());
+        let action = Action::Preempt {
+            victim_key: 1,
+            kind: WriteExclusive,
+            abort,
+        };
+        let effects = act(&mut table, "a", 1, action).unwrap();
+        let left: Vec<_> = table.registrations().collect();
+        assert_eq!(left, [(&nexus("b"), 2)], "{kind:?}");
+        assert_eq!(table.reservation(), kind, "it stays as it was");
+        assert_eq!(table.is_holder(&nexus("b")), kind.is_some());
+        assert_eq!(
+            told(&table, before),
+            [(nexus("c"), Notice::RegistrationsPreempted)]
+        );
+        assert_eq!(table.generation(), generation + 1);
+        // The transport must not abort the command that asks. Older ones of the same nexus are
+        // refused from now on.
+        let aborts = if abort { vec![nexus("c")] } else { Vec::new() };
+        assert_eq!(effects.aborts, aborts, "{kind:?}");
+        assert_eq!(table.admits(standing, Access::Free), !abort);
+    }
+}
+
+#[test]
+fn an_all_registrants_reservation_ends_when_its_last_registrants_preempt_themselves() {
+    let mut table = ReservationTable::default();
+    register(&mut table, "a", 1);
+    register(&mut table, "c", 1);
+    let all = Action::Reserve(ExclusiveAccessAllRegistrants);
+    act(&mut table, "c", 1, all).unwrap();
+    let action = Action::Preempt {
+        victim_key: 1,
+        kind: WriteExclusive,
+        abort: false,
+    };
+    act(&mut table, "a", 1, action).unwrap();
+    assert!(table.is_empty());
+    assert_eq!(table.reservation(), None);
+}
+
+#[test]
+fn preempt_with_the_holders_key_that_is_also_the_own_keeps_the_own_registration() {
+    // By the holder itself, which changes the type, and by another registrant with its key.
+    for (preemptor, key) in [("a", 1), ("b", 2), ("c", 1)] {
+        let mut table = three_registrants(None);
+        let holder = if key == 1 { "a" } else { "b" };
+        act(
+            &mut table,
+            holder,
+            key,
+            Action::Reserve(WriteExclusiveRegistrantsOnly),
+        )
+        .unwrap();
+        let before = table.revision();
+        let action = Action::Preempt {
+            victim_key: key,
+            kind: ExclusiveAccess,
+            abort: true,
+        };
+        act(&mut table, preemptor, key, action).unwrap();
+        assert_eq!(table.key_of(&nexus(preemptor)), Some(key));
+        assert!(table.is_holder(&nexus(preemptor)));
+        assert_eq!(table.reservation(), Some(ExclusiveAccess));
+        let others = ["a", "b", "c"]
+            .into_iter()
+            .filter(|name| *name != preemptor);
+        let expected: Vec<_> = others
+            .map(|name| {
+                let has_key = (name == "b") == (key == 2);
+                let notice = if has_key {
+                    Notice::RegistrationsPreempted
+                } else {
+                    Notice::ReservationsReleased
+                };
+                (nexus(name), notice)
+            })
+            .collect();
+        let mut heard = told(&table, before);
+        heard.sort();
+        assert_eq!(heard, expected, "{preemptor}");
+    }
+}
+
+#[test]
+fn preempt_with_key_zero_takes_an_all_registrants_reservation_and_is_invalid_for_others() {
+    let action = Action::Preempt {
+        victim_key: 0,
+        kind: WriteExclusive,
+        abort: false,
+    };
+    let mut table = three_registrants(Some(WriteExclusiveAllRegistrants));
+    act(&mut table, "c", 1, action.clone()).unwrap();
+    let left: Vec<_> = table.registrations().collect();
+    assert_eq!(left, [(&nexus("c"), 1)]);
+    assert_eq!(table.reservation(), Some(WriteExclusive));
+    for kind in [
+        None,
+        Some(WriteExclusive),
+        Some(ExclusiveAccessRegistrantsOnly),
+    ] {
+        let mut table = three_registrants(kind);
+        let before = table.clone();
+        let refused = act(&mut table, "c", 1, action.clone());
+        assert_eq!(refused, Err(Refusal::InvalidParameter), "{kind:?}");
+        assert_eq!(table, before);
+    }
+}
+
 #[test]
 fn clear_removes_everything_and_tells_the_other_registrants() {
     let mut table = ReservationTable::default();
