@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::pdu::framing::Digests;
-use crate::text::parse_number;
+use crate::text::{Pair, parse_number};
 
 /// Longest data segment that this target receives in one PDU. As long as [`FIRST_BURST_BYTES`]:
 /// a small write then arrives in one piece and needs no copy.
@@ -122,10 +122,19 @@ impl Negotiation {
     }
 
     /// What has been agreed so far.
+    ///
+    /// The first burst exceeds the burst only where the initiator agreed on a short burst and left
+    /// the first burst at its default: it may then use that.
     pub fn parameters(&self) -> Parameters {
-        let mut parameters = self.parameters;
-        parameters.first_burst_bytes = parameters.first_burst_bytes.min(parameters.max_burst_bytes);
-        parameters
+        self.parameters
+    }
+
+    /// Sorts the keys of one text so that each can be answered when its turn comes.
+    ///
+    /// Keys of one text have no order. FirstBurstLength must not exceed MaxBurstLength (RFC 7143
+    /// 13.14), so it is answered after that.
+    pub fn sort(pairs: &mut [Pair]) {
+        pairs.sort_by_key(|pair| pair.key == "FirstBurstLength");
     }
 
     /// Takes an offer or a declaration of the initiator.
@@ -182,13 +191,25 @@ impl Negotiation {
                 }
                 None => Reply::Reject,
             },
-            "MaxBurstLength" | "FirstBurstLength" => match number_in(value, LENGTHS) {
-                Some(length) if key == "MaxBurstLength" => {
-                    parameters.max_burst_bytes = length.min(MAX_BURST_BYTES);
-                    Reply::Value(parameters.max_burst_bytes.to_string())
+            "MaxBurstLength" => {
+                // After an agreed first burst, a shorter burst is no valid value any more.
+                let shortest = if self.offered.contains("FirstBurstLength") {
+                    parameters.first_burst_bytes
+                } else {
+                    0
+                };
+                match number_in(value, LENGTHS).filter(|length| *length >= shortest) {
+                    Some(length) => {
+                        parameters.max_burst_bytes = length.min(MAX_BURST_BYTES);
+                        Reply::Value(parameters.max_burst_bytes.to_string())
+                    }
+                    None => Reply::Reject,
                 }
+            }
+            "FirstBurstLength" => match number_in(value, LENGTHS) {
                 Some(length) => {
-                    parameters.first_burst_bytes = length.min(FIRST_BURST_BYTES);
+                    let longest = FIRST_BURST_BYTES.min(parameters.max_burst_bytes);
+                    parameters.first_burst_bytes = length.min(longest);
                     Reply::Value(parameters.first_burst_bytes.to_string())
                 }
                 None => Reply::Reject,
@@ -314,11 +335,41 @@ mod tests {
     }
 
     #[test]
-    fn the_first_burst_never_exceeds_the_burst() {
+    fn what_is_answered_never_has_a_first_burst_above_the_burst() {
         let mut negotiation = Negotiation::new(false);
-        negotiation.offer("MaxBurstLength", "4096");
-        negotiation.offer("FirstBurstLength", "65536");
+        assert_eq!(negotiation.offer("MaxBurstLength", "4096"), value("4096"));
+        assert_eq!(
+            negotiation.offer("FirstBurstLength", "65536"),
+            value("4096")
+        );
         assert_eq!(negotiation.parameters().first_burst_bytes, 4096);
+        // The other way round in two texts: the burst cannot become shorter any more.
+        let mut negotiation = Negotiation::new(false);
+        assert_eq!(
+            negotiation.offer("FirstBurstLength", "65536"),
+            value("65536")
+        );
+        assert_eq!(negotiation.offer("MaxBurstLength", "4096"), Reply::Reject);
+        let agreed = negotiation.parameters();
+        assert_eq!(
+            (agreed.first_burst_bytes, agreed.max_burst_bytes),
+            (65_536, 262_144)
+        );
+        let mut negotiation = Negotiation::new(false);
+        assert_eq!(negotiation.offer("FirstBurstLength", "4096"), value("4096"));
+        assert_eq!(negotiation.offer("MaxBurstLength", "4096"), value("4096"));
+        let mut negotiation = Negotiation::new(false);
+        assert_eq!(
+            negotiation.offer("FirstBurstLength", "1048576"),
+            value("262144")
+        );
+    }
+
+    #[test]
+    fn a_first_burst_at_its_default_may_be_used_whatever_the_burst() {
+        let mut negotiation = Negotiation::new(false);
+        assert_eq!(negotiation.offer("MaxBurstLength", "4096"), value("4096"));
+        assert_eq!(negotiation.parameters().first_burst_bytes, 65_536);
     }
 
     #[test]

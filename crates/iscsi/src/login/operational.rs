@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{Exchange, Login, LoginStatus, Request, Stage, Step};
-use crate::negotiation::{self, RECEIVE_BYTES_MAX, Reply};
+use crate::negotiation::{self, Negotiation, RECEIVE_BYTES_MAX, Reply};
 use crate::text::{Pair, Writer};
 
 /// A login in the operational stage.
@@ -35,9 +35,10 @@ impl OperationalStage {
         }
     }
 
-    pub(super) fn negotiate(mut self, pairs: Vec<Pair>, request: &Request) -> Step {
+    pub(super) fn negotiate(mut self, mut pairs: Vec<Pair>, request: &Request) -> Step {
         let mut writer = Writer::default();
         self.exchange.announce(&mut writer);
+        Negotiation::sort(&mut pairs);
         for Pair { key, value } in pairs {
             let forbidden = negotiation::is_declaration_of_names(&key)
                 || key == "AuthMethod"

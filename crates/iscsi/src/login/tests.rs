@@ -361,6 +361,41 @@ fn names_and_session_types_are_checked() {
     );
 }
 
+/// RFC 7143 13.14, in either order of the keys, and in a stage of its own.
+#[test]
+fn no_login_agrees_on_a_first_burst_above_the_burst() {
+    let open = policy(TargetAuth::None);
+    let (first, burst) = (("FirstBurstLength", "65536"), ("MaxBurstLength", "4096"));
+    for pair in [[first, burst], [burst, first]] {
+        let mut keys = NAMES.to_vec();
+        keys.extend(pair);
+        let (responses, session) = run(&open, &[request(OPERATIONAL_TO_FULL, &keys)]);
+        let text = &responses[0].2;
+        assert!(
+            text.contains("MaxBurstLength=4096 FirstBurstLength=4096"),
+            "{text}"
+        );
+        let agreed = session.expect("a login").parameters;
+        assert_eq!(
+            (agreed.first_burst_bytes, agreed.max_burst_bytes),
+            (4096, 4096)
+        );
+    }
+    let mut keys = NAMES.to_vec();
+    keys.push(first);
+    let texts = [
+        request(OPERATIONAL, &keys),
+        request(OPERATIONAL_TO_FULL, &[burst]),
+    ];
+    let (responses, session) = run(&open, &texts);
+    assert!(
+        responses[1].2.contains("MaxBurstLength=Reject"),
+        "{responses:?}"
+    );
+    let agreed = session.expect("a login").parameters;
+    assert!(agreed.first_burst_bytes <= agreed.max_burst_bytes);
+}
+
 #[test]
 fn text_may_be_split_anywhere_across_requests() {
     let whole = request(OPERATIONAL_TO_FULL, &NAMES);
