@@ -130,7 +130,7 @@ fn span(bench: &Bench, extent: Extent) -> (u64, u32) {
 fn data_for(bench: &Bench, data_out: DataOut, choice: u8, input: &mut Input<'_>) -> Bytes {
     let bytes = match data_out {
         DataOut::None => return Bytes::new(),
-        DataOut::Exact { bytes } => bytes,
+        DataOut::Exact { bytes } | DataOut::List { bytes } => bytes,
         DataOut::Blocks { bytes, block_bytes } if choice & 8 != 0 => {
             let block_bytes = u64::from(block_bytes);
             bytes / 2 / block_bytes * block_bytes

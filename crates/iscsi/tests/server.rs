@@ -605,3 +605,50 @@ fn a_silent_initiator_is_pinged_and_then_dropped() {
         assert_eq!(initiator.receive().await, None);
     });
 }
+
+/// How long a parameter list is, the CDB says; what the initiator announces beyond it is a
+/// residual (RFC 7143 11.4.5.1).
+#[test]
+fn a_parameter_list_is_taken_from_more_data_and_refused_from_less() {
+    const UNDERFLOW: u8 = 0x82;
+    run(async {
+        let bench = Bench::start(Limits::default(), 1).await;
+        let mut initiator = bench.log_in(1).await;
+        initiator.clear_attentions().await;
+        let mut unmap = vec![0, 22, 0, 16, 0, 0, 0, 0];
+        unmap.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0]);
+        let mode = vec![0, 0, 0, 0, 0x0a, 0x0a, 0x24, 0x10, 0, 0, 0, 0, 0, 0, 0, 0];
+        let mut register = vec![0; 24];
+        register[15] = 1;
+        let lists: [(&[u8], Vec<u8>); 3] = [
+            (&[0x42, 0, 0, 0, 0, 0, 0, 0, 24], unmap),
+            (&[0x15, 0x10, 0, 0, 16], mode),
+            (&[0x5f, 6, 0, 0, 0, 0, 0, 0, 24], register),
+        ];
+        initiator.start_write(7).await;
+        assert_eq!(initiator.receive().await.expect("a response").header[3], 0);
+        for (cdb, list) in &lists {
+            let bytes = list.len() as u32;
+            let mut more = list.clone();
+            more.resize(512, 0);
+            let pdu = initiator.command(0xa1, 512, cdb, more.into());
+            initiator.send(pdu).await;
+            let response = initiator.receive().await.expect("a response");
+            assert_eq!(
+                (response.opcode(), response.header[3]),
+                (0x21, 0),
+                "{cdb:x?}"
+            );
+            assert_eq!(response.header[1], UNDERFLOW, "{cdb:x?}");
+            assert_eq!(response.u32_at(44), 512 - bytes, "{cdb:x?}");
+        }
+        assert_eq!(initiator.read_block().await, vec![0; 512], "unmapped");
+        for (cdb, list) in &lists {
+            let less = list[..list.len() - 4].to_vec();
+            let pdu = initiator.command(0xa1, less.len() as u32, cdb, less.into());
+            initiator.send(pdu).await;
+            let response = initiator.receive().await.expect("a response");
+            assert_eq!(response.header[3], 2, "{cdb:x?}: CHECK CONDITION");
+        }
+    });
+}

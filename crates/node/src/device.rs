@@ -181,6 +181,14 @@ impl BlockDevice for VolumeDevice {
         async { Ok(()) }.boxed_local()
     }
 
+    /// How full the home of this node is: that of the copies may differ.
+    fn available_percent(&self) -> Option<u8> {
+        let usage = self.node.context().store.usage();
+        let free_bytes = usage.home_bytes.saturating_sub(usage.home_used_bytes);
+        let percent = (u128::from(free_bytes) * 100).checked_div(u128::from(usage.home_bytes));
+        Some(percent.map_or(0, |percent| percent.min(100) as u8))
+    }
+
     /// A block of zeroes counts as unmapped, as its content is what an unmapped one would have
     /// (LBPRZ). The run ends early where it would take long to read.
     fn mapped_extent(

@@ -23,7 +23,7 @@ use crate::ports::{self, TargetPort};
 use crate::reservation::{Access, Standing};
 use crate::sense::Sense;
 use crate::unit::LogicalUnit;
-use crate::{copy, execute, inquiry, limits, opcodes, report};
+use crate::{copy, execute, inquiry, limits, log, opcodes, report};
 
 /// SCSI status (SAM-5 table 30).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +101,12 @@ pub enum DataOut {
         /// Bytes wanted.
         bytes: u64,
     },
+    /// A parameter list of this many bytes. What the initiator has beyond it is none of the
+    /// command's.
+    List {
+        /// Bytes wanted.
+        bytes: u64,
+    },
 }
 
 impl DataOut {
@@ -108,7 +114,7 @@ impl DataOut {
     pub const fn bytes(self) -> u64 {
         match self {
             Self::None => 0,
-            Self::Blocks { bytes, .. } | Self::Exact { bytes } => bytes,
+            Self::Blocks { bytes, .. } | Self::Exact { bytes } | Self::List { bytes } => bytes,
         }
     }
 }
@@ -204,7 +210,10 @@ impl Link {
         let medium = command.extent().is_some()
             || matches!(
                 command,
-                Command::Unmap { .. } | Command::ExtendedCopy { .. } | Command::TestUnitReady
+                Command::Unmap { .. }
+                    | Command::ExtendedCopy { .. }
+                    | Command::TestUnitReady
+                    | Command::SendDiagnostic { self_test: true }
             );
         if medium && let Some(refusal) = self.port.groups.state(self.port.group).refusal() {
             return Err(refusal.into());
@@ -215,7 +224,10 @@ impl Link {
         }
         let writes = command.access() == Access::Write
             && medium
-            && !matches!(command, Command::SynchronizeCache(_));
+            && !matches!(
+                command,
+                Command::SynchronizeCache(_) | Command::SendDiagnostic { .. }
+            );
         if writes && self.unit.mode().write_protect {
             return Err(Sense::SOFTWARE_WRITE_PROTECTED.into());
         }
@@ -289,13 +301,15 @@ impl Link {
             | Command::ExtendedCopy { list_bytes }
             | Command::ModeSelect { list_bytes, .. }
             | Command::SetTargetPortGroups { list_bytes }
-            | Command::PersistentOut { list_bytes, .. } => DataOut::Exact {
+            | Command::PersistentOut { list_bytes, .. } => DataOut::List {
                 bytes: u64::from(*list_bytes),
             },
             Command::TestUnitReady
             | Command::RequestSense { .. }
             | Command::Inquiry { .. }
             | Command::ModeSense { .. }
+            | Command::LogSense { .. }
+            | Command::SendDiagnostic { .. }
             | Command::Reserve
             | Command::Release
             | Command::StartStop { .. }
@@ -331,9 +345,17 @@ impl Link {
         let block_bytes = identity.logical_block_bytes;
         let blocks = identity.capacity_bytes / u64::from(block_bytes);
         let (data, allocation) = match *command {
-            Command::TestUnitReady | Command::StartStop { .. } | Command::PreventAllow { .. } => {
-                (Vec::new(), 0)
-            }
+            Command::TestUnitReady
+            | Command::StartStop { .. }
+            | Command::PreventAllow { .. }
+            | Command::SendDiagnostic { self_test: false } => (Vec::new(), 0),
+            Command::LogSense {
+                request,
+                allocation,
+            } => match log::sense(request, self.device.available_percent()) {
+                Ok(data) => (data, allocation),
+                Err(sense) => return Some(Err(sense.into())),
+            },
             Command::Prefetch(_) => return Some(Err(Failure::Status(Status::ConditionMet))),
             Command::RequestSense {
                 descriptor_format,
@@ -411,6 +433,7 @@ impl Link {
                 (opcodes::report_task_management(long), allocation)
             }
             Command::ModeSelect { .. }
+            | Command::SendDiagnostic { self_test: true }
             | Command::SetTargetPortGroups { .. }
             | Command::Reserve
             | Command::Release
@@ -624,6 +647,8 @@ fn check_length(command: &Command, extent: Extent, block_bytes: u32) -> Result<(
         | Command::Inquiry { .. }
         | Command::ModeSense { .. }
         | Command::ModeSelect { .. }
+        | Command::LogSense { .. }
+        | Command::SendDiagnostic { .. }
         | Command::Reserve
         | Command::Release
         | Command::StartStop { .. }

@@ -11,6 +11,7 @@ impl Command {
             Self::TestUnitReady
             | Self::RequestSense { .. }
             | Self::Inquiry { .. }
+            | Self::LogSense { .. }
             | Self::Reserve
             | Self::Release
             | Self::ReadCapacity10
@@ -31,6 +32,7 @@ impl Command {
             | Self::ReportOpcodes { .. }
             | Self::ReportTaskManagement { .. } => Access::Read,
             Self::ModeSelect { .. }
+            | Self::SendDiagnostic { .. }
             | Self::StartStop { start: false }
             | Self::PreventAllow { prevent: true }
             | Self::Write(_)
@@ -51,6 +53,7 @@ impl Command {
         matches!(
             self,
             Self::Inquiry { .. }
+                | Self::LogSense { .. }
                 | Self::ReportLuns { .. }
                 | Self::RequestSense { .. }
                 | Self::Release
@@ -90,6 +93,8 @@ impl Command {
             | Self::Inquiry { .. }
             | Self::ModeSense { .. }
             | Self::ModeSelect { .. }
+            | Self::LogSense { .. }
+            | Self::SendDiagnostic { .. }
             | Self::Reserve
             | Self::Release
             | Self::StartStop { .. }

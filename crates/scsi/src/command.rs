@@ -4,6 +4,7 @@
 //! not supported, so RDPROTECT, WRPROTECT and VRPROTECT other than zero are invalid; DPO and FUA
 //! are accepted and mean nothing, because every write is durable when it is acknowledged.
 
+use crate::log::LogSense;
 use crate::reservation::ReservationType;
 use crate::reservation::wire::{InAction, OutAction, PARAMETER_LIST_BYTES};
 use crate::sense::Sense;
@@ -75,6 +76,14 @@ pub enum Command {
         long: bool,
         save: bool,
         list_bytes: u32,
+    },
+    LogSense {
+        request: LogSense,
+        allocation: u32,
+    },
+    /// SELFTEST: with it the unit tests itself, without it nothing is asked for.
+    SendDiagnostic {
+        self_test: bool,
     },
     Reserve,
     Release,
@@ -320,6 +329,7 @@ fn decode_fields(cdb: &Cdb<'_>) -> Result<Command, Sense> {
         0x1b => Command::StartStop {
             start: cdb.bit(4, 1),
         },
+        0x1d => decode_send_diagnostic(cdb)?,
         0x1e => Command::PreventAllow {
             prevent: cdb.bit(4, 3),
         },
@@ -357,6 +367,7 @@ fn decode_fields(cdb: &Cdb<'_>) -> Result<Command, Sense> {
             };
             Command::CompareAndWrite(cdb.without_protection(extent)?)
         }
+        0x4d => decode_log_sense(cdb)?,
         0x5e => Command::PersistentIn {
             action: InAction::from_code(bytes[1] & 0x1f).ok_or(invalid(1))?,
             allocation: allocation16,
@@ -427,6 +438,36 @@ fn decode_inquiry(cdb: &Cdb<'_>) -> Result<Command, Sense> {
     Ok(Command::Inquiry {
         page,
         allocation: u32::from(cdb.u16(3)),
+    })
+}
+
+/// LOG SENSE (SPC-4 6.8): parameters cannot be saved (SP), and whichever value of them is asked for
+/// (PC), there is one.
+fn decode_log_sense(cdb: &Cdb<'_>) -> Result<Command, Sense> {
+    if cdb.bit(1, 1) {
+        return Err(invalid(1));
+    }
+    Ok(Command::LogSense {
+        request: LogSense {
+            page: cdb.0[2] & 0x3f,
+            subpage: cdb.0[3],
+            pointer: cdb.u16(5),
+        },
+        allocation: u32::from(cdb.u16(7)),
+    })
+}
+
+/// SEND DIAGNOSTIC (SPC-4 6.32): the default self-test, or nothing at all. There are neither other
+/// self-tests nor diagnostic pages.
+fn decode_send_diagnostic(cdb: &Cdb<'_>) -> Result<Command, Sense> {
+    if cdb.bit(1, 0xe0) {
+        return Err(invalid(1));
+    }
+    if cdb.u16(3) != 0 {
+        return Err(invalid(3));
+    }
+    Ok(Command::SendDiagnostic {
+        self_test: cdb.bit(1, 0x04),
     })
 }
 

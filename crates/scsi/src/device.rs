@@ -132,6 +132,12 @@ pub trait BlockDevice {
         write: Bytes,
     ) -> LocalBoxFuture<'static, Result<CompareOutcome, DeviceError>>;
 
+    /// How much of the space is left in which blocks are kept, in percent; an estimate, and cheap.
+    /// `None` from a device that does not know.
+    fn available_percent(&self) -> Option<u8> {
+        None
+    }
+
     /// The run of equal provisioning state that begins at `offset_bytes`, at most `length_bytes`
     /// long. A device that does not know says mapped.
     fn mapped_extent(

@@ -93,6 +93,7 @@ async fn run(
             let state = mode::select(long, save, &data, unit.mode(), block_bytes)?;
             unit.set_mode(state, &link.nexus);
         }
+        Command::SendDiagnostic { .. } => medium.test().await?,
         Command::SetTargetPortGroups { .. } => set_port_groups(link, &data).await?,
         Command::Reserve => change_reservations(link, 0, Action::ReserveUnit).await?,
         Command::Release => change_reservations(link, 0, Action::ReleaseUnit).await?,
@@ -114,6 +115,7 @@ async fn run(
         | Command::RequestSense { .. }
         | Command::Inquiry { .. }
         | Command::ModeSense { .. }
+        | Command::LogSense { .. }
         | Command::StartStop { .. }
         | Command::PreventAllow { .. }
         | Command::ReadCapacity10
@@ -431,6 +433,15 @@ impl Medium<'_> {
         let outcomes = stream::iter(zeroing).buffer_unordered(UNMAPS_AT_ONCE);
         let outcomes: Vec<_> = outcomes.collect().await;
         outcomes.into_iter().collect()
+    }
+
+    /// The default self-test: whether the way to the data is there, shown by a read of the first
+    /// block. All others are the scrub's.
+    async fn test(&self) -> Result<(), Failure> {
+        let device = &self.link.device;
+        let read = device.read(self.requester.clone(), 0, self.block_bytes as u32).await;
+        let tested = read.map_err(|error| self.failure(error, Sense::SELF_TEST_FAILED));
+        tested.map(drop)
     }
 
     async fn compare_and_write(&self, extent: Extent, data: Bytes) -> Result<(), Failure> {

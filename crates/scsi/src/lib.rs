@@ -20,6 +20,7 @@ pub mod device;
 mod execute;
 pub mod inquiry;
 pub mod limits;
+pub mod log;
 pub mod memory;
 pub mod mode;
 pub mod nexus;

@@ -31,7 +31,7 @@ const F: u8 = 0xff;
 
 /// Every command that [`crate::command::decode`] accepts, by operation code. A usage map has a
 /// one for each bit of the CDB that is looked at; a service action stands for itself.
-static COMMANDS: [Entry; 59] = [
+static COMMANDS: [Entry; 61] = [
     plain(&[0x00, 0, 0, 0, 0, 4]),
     plain(&[0x03, 1, 0, 0, F, 4]),
     plain(&[0x08, 0x1f, F, F, F, 4]),
@@ -42,6 +42,7 @@ static COMMANDS: [Entry; 59] = [
     plain(&[0x17, 0, 0, 0, 0, 4]),
     plain(&[0x1a, 0x08, F, F, F, 4]),
     plain(&[0x1b, 1, 0, 0, 1, 4]),
+    plain(&[0x1d, 0xe4, 0, F, F, 4]),
     plain(&[0x1e, 0, 0, 0, 3, 4]),
     plain(&[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 4]),
     plain(&[0x28, 0xf8, F, F, F, F, 0, F, F, 4]),
@@ -53,6 +54,7 @@ static COMMANDS: [Entry; 59] = [
     plain(&[0x37, 0, 0x1f, 0, 0, 0, 0, F, F, 4]),
     plain(&[0x41, 0xf8, F, F, F, F, 0, F, F, 4]),
     plain(&[0x42, 1, 0, 0, 0, 0, 0, F, F, 4]),
+    plain(&[0x4d, 1, 0xff, F, 0, F, F, F, F, 4]),
     plain(&[0x55, 0x11, 0, 0, 0, 0, 0, F, F, 4]),
     plain(&[0x56, 0, 0, 0, 0, 0, 0, 0, 0, 4]),
     plain(&[0x57, 0, 0, 0, 0, 0, 0, 0, 0, 4]),

@@ -103,6 +103,8 @@ impl Sense {
     pub const UNRECOVERED_READ: Self = condition(SenseKey::MediumError, 0x11, 0x00);
     /// 03/0C/00.
     pub const WRITE_ERROR: Self = condition(SenseKey::MediumError, 0x0c, 0x00);
+    /// 04/3E/03: logical unit failed self-test.
+    pub const SELF_TEST_FAILED: Self = condition(SenseKey::HardwareError, 0x3e, 0x03);
     /// 04/44/00.
     pub const INTERNAL_FAILURE: Self = condition(SenseKey::HardwareError, 0x44, 0x00);
     /// 02/04/0A: asymmetric access state transition.

@@ -655,7 +655,9 @@ proptest! {
         if let Admission::Run { command, data_out, .. } = host.admit(lun, &cdb) {
             let data = match data_out {
                 DataOut::None => 0,
-                DataOut::Blocks { bytes, .. } | DataOut::Exact { bytes } => bytes,
+                DataOut::Blocks { bytes, .. }
+                | DataOut::Exact { bytes }
+                | DataOut::List { bytes } => bytes,
             };
             let data = vec![filler; data as usize];
             block_on(host.execute(command, data.into())).expect("an outcome");

@@ -497,14 +497,15 @@ fn mismatch(data_out: DataOut) -> Sense {
     match data_out {
         DataOut::None | DataOut::Blocks { .. } => Sense::INVALID_INFORMATION_UNIT,
         // The length in the CDB is as much at fault as the announced one.
-        DataOut::Exact { .. } => Sense::INVALID_FIELD_IN_CDB,
+        DataOut::Exact { .. } | DataOut::List { .. } => Sense::INVALID_FIELD_IN_CDB,
     }
 }
 
 /// How much of the announced data the command takes; `None` if the two do not fit together.
 ///
 /// A write of whole blocks may be cut short by the announced length, as FCP and SRP have it; a
-/// parameter list, a pattern or data to compare may not.
+/// parameter list, a pattern or data to compare may not. What an initiator announces beyond a
+/// parameter list is a residual (RFC 7143 11.4.5.1): how long the list is, its CDB says.
 fn accepted_bytes(data_out: DataOut, announced: Announced) -> Option<u32> {
     if announced.reads && data_out.bytes() > 0 {
         return None;
@@ -524,5 +525,8 @@ fn accepted_bytes(data_out: DataOut, announced: Announced) -> Option<u32> {
             }
         }
         DataOut::Exact { bytes } => (bytes == u64::from(available)).then_some(available),
+        DataOut::List { bytes } => u32::try_from(bytes)
+            .ok()
+            .filter(|bytes| *bytes <= available),
     }
 }
