@@ -96,14 +96,14 @@ impl BlockDevice for Gated {
             .compare_and_write(requester, offset_bytes, compare, write)
     }
 
-    fn mapped_extent(
+    fn mapped_extents(
         &self,
         requester: Requester,
         offset_bytes: u64,
         length_bytes: u64,
-    ) -> LocalBoxFuture<'static, Result<MappedExtent, DeviceError>> {
+    ) -> LocalBoxFuture<'static, Result<Vec<MappedExtent>, DeviceError>> {
         self.memory
-            .mapped_extent(requester, offset_bytes, length_bytes)
+            .mapped_extents(requester, offset_bytes, length_bytes)
     }
 }
 

@@ -8,16 +8,13 @@ use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use holdfast_config::state::VolumeRecord;
 use holdfast_path::Requester;
-use holdfast_runtime::PAGE_BYTES;
 use holdfast_scsi::{BlockDevice, CompareOutcome, DeviceError, DeviceIdentity, MappedExtent};
 use holdfast_volume::{AccessError, IoError, Operation};
 use holdfast_wire::VolumeId;
+use holdfast_wire::mapped::MappedBytes;
+use prost::Message;
 
 use crate::node::Node;
-
-/// How far the state of blocks is looked for, and in what pieces.
-const SCAN_BYTES_MAX: u64 = 4 << 20;
-const SCAN_PIECE_BYTES: u64 = 256 << 10;
 
 /// See the module's header.
 pub struct VolumeDevice {
@@ -87,37 +84,20 @@ fn failed(error: AccessError, offset: u64) -> DeviceError {
     }
 }
 
-async fn run_of_equal_state(
-    node: &Node,
-    volume: VolumeId,
-    requester: Requester,
-    offset: u64,
-    length: u64,
-) -> Result<MappedExtent, AccessError> {
-    let block = PAGE_BYTES as u64;
-    let end = (offset + length).next_multiple_of(block);
-    let limit = end.min(offset + SCAN_BYTES_MAX);
-    let mut at = offset - offset % block;
-    let mut state = None;
-    while at < limit {
-        let bytes = SCAN_PIECE_BYTES.min(end - at);
-        let read = node.run_as(&requester, volume, at, bytes, Operation::Read);
-        for content in read.await?.chunks(PAGE_BYTES) {
-            let mapped = content.iter().any(|byte| *byte != 0);
-            if *state.get_or_insert(mapped) != mapped {
-                let length_bytes = at - offset;
-                return Ok(MappedExtent {
-                    mapped: !mapped,
-                    length_bytes,
-                });
-            }
-            at += block;
-        }
-    }
-    Ok(MappedExtent {
-        mapped: state.unwrap_or(true),
-        length_bytes: at.min(offset + length) - offset,
-    })
+/// The runs of an owner's answer; `None` if it has none.
+fn extents(answer: Bytes) -> Option<Vec<MappedExtent>> {
+    let told = MappedBytes::decode(answer).ok()?;
+    let mut mapped = told.first_mapped;
+    let runs = told.lengths.into_iter().map(|length_bytes| {
+        let run = MappedExtent {
+            mapped,
+            length_bytes,
+        };
+        mapped = !mapped;
+        run
+    });
+    let runs: Vec<_> = runs.collect();
+    (!runs.is_empty()).then_some(runs)
 }
 
 impl BlockDevice for VolumeDevice {
@@ -189,18 +169,16 @@ impl BlockDevice for VolumeDevice {
         Some(percent.map_or(0, |percent| percent.min(100) as u8))
     }
 
-    /// A block of zeroes counts as unmapped, as its content is what an unmapped one would have
-    /// (LBPRZ). The run ends early where it would take long to read.
-    fn mapped_extent(
+    fn mapped_extents(
         &self,
         requester: Requester,
         offset_bytes: u64,
         length_bytes: u64,
-    ) -> LocalBoxFuture<'static, Result<MappedExtent, DeviceError>> {
-        let (node, volume) = (self.node.clone(), self.volume);
+    ) -> LocalBoxFuture<'static, Result<Vec<MappedExtent>, DeviceError>> {
+        let map = self.run(requester, offset_bytes, length_bytes, Operation::Map);
         async move {
-            let run = run_of_equal_state(&node, volume, requester, offset_bytes, length_bytes);
-            run.await.map_err(|error| failed(error, offset_bytes))
+            let answer = map.await.map_err(|error| failed(error, offset_bytes))?;
+            extents(answer).ok_or(DeviceError::Busy)
         }
         .boxed_local()
     }

@@ -280,6 +280,7 @@ impl Holder {
             }
             Some(Body::JoinFinish(finish)) => (finish.volume, self.on_join_finish(&finish).await),
             Some(Body::ReadVersions(read)) => (read.volume, self.on_read_versions(&read).await),
+            Some(Body::MapBlocks(map)) => (map.volume, self.on_map_blocks(&map).await),
             Some(Body::Lease(lease)) => (0, Ok(self.on_lease(from, incarnation, &lease))),
             None => (0, Err(ReplicaRefusal::Unknown)),
         };

@@ -16,6 +16,7 @@
 pub mod grants;
 pub mod holder;
 mod holder_join;
+mod holder_map;
 pub mod holder_takeover;
 pub mod messages;
 pub mod receive;

@@ -78,7 +78,7 @@ pub enum CompareOutcome {
 pub struct MappedExtent {
     /// Whether the run holds data; an unmapped run reads as zeroes.
     pub mapped: bool,
-    /// Length of the run in bytes, from the offset asked about.
+    /// Length of the run in bytes, more than none.
     pub length_bytes: u64,
 }
 
@@ -138,18 +138,19 @@ pub trait BlockDevice {
         None
     }
 
-    /// The run of equal provisioning state that begins at `offset_bytes`, at most `length_bytes`
-    /// long. A device that does not know says mapped.
-    fn mapped_extent(
+    /// The runs of equal provisioning state that begin at `offset_bytes`: one at least, as few and
+    /// as long as can be told at once, together at most `length_bytes` long. A device that does
+    /// not know says mapped.
+    fn mapped_extents(
         &self,
         requester: Requester,
         offset_bytes: u64,
         length_bytes: u64,
-    ) -> LocalBoxFuture<'static, Result<MappedExtent, DeviceError>> {
+    ) -> LocalBoxFuture<'static, Result<Vec<MappedExtent>, DeviceError>> {
         let _ = (requester, offset_bytes);
-        Box::pin(std::future::ready(Ok(MappedExtent {
+        Box::pin(std::future::ready(Ok(vec![MappedExtent {
             mapped: true,
             length_bytes,
-        })))
+        }])))
     }
 }

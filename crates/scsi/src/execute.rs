@@ -439,7 +439,9 @@ impl Medium<'_> {
     /// block. All others are the scrub's.
     async fn test(&self) -> Result<(), Failure> {
         let device = &self.link.device;
-        let read = device.read(self.requester.clone(), 0, self.block_bytes as u32).await;
+        let read = device
+            .read(self.requester.clone(), 0, self.block_bytes as u32)
+            .await;
         let tested = read.map_err(|error| self.failure(error, Sense::SELF_TEST_FAILED));
         tested.map(drop)
     }
@@ -471,34 +473,20 @@ impl Medium<'_> {
     ) -> Result<Bytes, Failure> {
         /// Descriptors in one answer; a host asks again from where the last one ended.
         const RUNS_MAX: u32 = 64;
-        /// Bytes after which no further run is looked for: a device may have to read them.
-        const LOOKED_AT_MAX: u64 = 64 << 20;
         // A descriptor counts blocks in 32 bits.
         let run_bytes_max = u64::from(u32::MAX) * self.block_bytes;
         if allocation < 24 {
             return Err(Sense::INVALID_FIELD_IN_CDB.at_cdb_byte(10).into());
         }
         let runs_max = ((allocation - 8) / 16).min(RUNS_MAX) as usize;
-        let mut offset = block * self.block_bytes;
-        let mut runs = Vec::new();
-        let first = offset;
-        while offset < identity.capacity_bytes
-            && runs.len() < runs_max
-            && offset - first < LOOKED_AT_MAX
-        {
-            let rest = (identity.capacity_bytes - offset).min(run_bytes_max);
-            let run = self
-                .link
-                .device
-                .mapped_extent(self.requester.clone(), offset, rest)
-                .await;
-            let run = run.map_err(|error| self.read_failure(error))?;
-            if run.length_bytes == 0 {
-                break;
-            }
-            offset += run.length_bytes;
-            runs.push(run);
-        }
+        let offset = block * self.block_bytes;
+        let rest = (identity.capacity_bytes - offset).min(run_bytes_max);
+        let device = &self.link.device;
+        let runs = device
+            .mapped_extents(self.requester.clone(), offset, rest)
+            .await;
+        let mut runs = runs.map_err(|error| self.read_failure(error))?;
+        runs.truncate(runs_max);
         let mut bytes = provisioning::lba_status(block, identity.logical_block_bytes, &runs);
         bytes.truncate(allocation as usize);
         Ok(bytes.into())

@@ -187,12 +187,12 @@ impl BlockDevice for MemoryDevice {
         Box::pin(ready(Ok(outcome)))
     }
 
-    fn mapped_extent(
+    fn mapped_extents(
         &self,
         _requester: Requester,
         offset_bytes: u64,
         length_bytes: u64,
-    ) -> LocalBoxFuture<'static, Result<MappedExtent, DeviceError>> {
+    ) -> LocalBoxFuture<'static, Result<Vec<MappedExtent>, DeviceError>> {
         const PAGE: u64 = PAGE_BYTES as u64;
         let pages = self.pages.borrow();
         let first = offset_bytes / PAGE;
@@ -210,9 +210,9 @@ impl BlockDevice for MemoryDevice {
                 .map_or(u64::MAX / PAGE, |(page, _)| *page)
         };
         let length_bytes = length_bytes.min(end_page * PAGE - offset_bytes);
-        Box::pin(ready(Ok(MappedExtent {
+        Box::pin(ready(Ok(vec![MappedExtent {
             mapped,
             length_bytes,
-        })))
+        }])))
     }
 }

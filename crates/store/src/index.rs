@@ -433,6 +433,15 @@ impl SliceIndex {
         extents
     }
 
+    /// The first extent at or after `from` of which the journal holds a version.
+    pub(crate) fn extent_from(&self, from: u32) -> Option<u32> {
+        let zeroed = self.zeroes.range(from..).next().map(|(extent, _)| *extent);
+        let first = from.checked_mul(EXTENT_BLOCKS);
+        let written = first.and_then(|first| self.blocks.range(first..).next());
+        let written = written.map(|(block, _)| block / EXTENT_BLOCKS);
+        zeroed.into_iter().chain(written).min()
+    }
+
     /// Whether the journal holds nothing of this slice that a destage round could move.
     pub(crate) fn is_settled(&self) -> bool {
         self.blocks.is_empty()

@@ -37,6 +37,7 @@ mod index;
 pub mod inspect;
 mod item;
 mod journal;
+mod mapped;
 mod poison;
 mod read_in;
 mod record;
@@ -57,6 +58,7 @@ mod tests;
 pub use error::StoreError;
 pub use home::{HOME_BYTES_MAX, home_owner};
 pub use journal::journal_owner;
+pub use mapped::MappedRun;
 pub use record::{
     BLOCK_BYTES, Body, Copied, CopiedBlock, CopyState, JournalEnd, OperationId, Record,
     RecoveryReport, Seq, SliceKey, TailEntry, Usage, View,

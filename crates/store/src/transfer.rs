@@ -35,6 +35,12 @@ impl Found {
         self.source == Source::Unknown
     }
 
+    /// Whether nothing is kept of the block.
+    pub(crate) fn is_zero(&self) -> bool {
+        self.source == Source::Zero
+            || matches!(&self.source, Source::Home(fact) if fact.state == State::Zero)
+    }
+
     /// Whether the disk is not needed to tell what it is.
     pub(crate) fn is_in_memory(&self) -> bool {
         matches!(self.source, Source::Memory(_) | Source::Zero)
@@ -117,7 +123,7 @@ impl Inner {
     }
 
     /// Whether records of the slice may have been lost without a trace.
-    fn is_suspect(&self, slice: SliceKey) -> bool {
+    pub(crate) fn is_suspect(&self, slice: SliceKey) -> bool {
         if planted::is_active(Bug::ServeSuspect) {
             return false;
         }

@@ -11,6 +11,7 @@ use holdfast_wire::View;
 use holdfast_wire::volume::{Io, IoKind, IoStatus};
 use tokio::sync::oneshot;
 
+use crate::mapped::MAP_BYTES_MAX;
 use crate::owner::{IN_FLIGHT_KIB, Owner, Phase, WRITE_KIB_MIN};
 use crate::paths::{PathKey, Verdict};
 use crate::writes::{Asked, Effect};
@@ -70,6 +71,12 @@ impl Owner {
         }
         let now = self.context.runtime.now();
         self.paths.borrow_mut().note_use(now, path_of(io));
+        if io.kind() == IoKind::Map {
+            return match self.mapped_for(standing, io.offset, io.length).await {
+                Ok(runs) => (IoStatus::Done, 0, runs),
+                Err(status) => ended(status),
+            };
+        }
         if io.kind() == IoKind::Read {
             return match self.read_for(standing, io.offset, io.length).await {
                 Ok(data) => (IoStatus::Done, 0, data),
@@ -144,6 +151,7 @@ impl Owner {
                 .map_err(Err),
             IoKind::CompareAndWrite => self.compare_and_write(asked, offset, payload).await,
             IoKind::Read
+            | IoKind::Map
             | IoKind::Settle
             | IoKind::Learn
             | IoKind::Hold
@@ -246,6 +254,7 @@ fn is_well_formed(io: &Io, payload: &Bytes) -> bool {
     let bytes = payload.len() as u64;
     let (payload_fits, longest) = match io.kind() {
         IoKind::Read => (bytes == 0, IO_BYTES_MAX),
+        IoKind::Map => (bytes == 0, MAP_BYTES_MAX),
         IoKind::Write => (bytes == io.length, IO_BYTES_MAX),
         IoKind::Zero if is_whole_blocks(io) => (bytes == 0, ZERO_BYTES_MAX),
         IoKind::Zero => (bytes == 0, IO_BYTES_MAX),

@@ -26,6 +26,7 @@ mod heal;
 mod io;
 mod leases;
 mod locks;
+mod mapped;
 mod open;
 mod owner;
 mod paths;

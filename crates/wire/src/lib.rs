@@ -7,6 +7,7 @@
 
 pub mod heal;
 pub mod ids;
+pub mod mapped;
 pub mod replica;
 pub mod volume;
 

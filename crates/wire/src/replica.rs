@@ -405,7 +405,7 @@ pub struct ReplicaRequest {
     /// Which.
     #[prost(
         oneof = "replica_request::Body",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11"
     )]
     pub body: Option<replica_request::Body>,
 }
@@ -450,6 +450,9 @@ pub mod replica_request {
         /// Healing: blocks for another copy.
         #[prost(message, tag = "10")]
         ReadVersions(ReadVersions),
+        /// Which blocks are mapped.
+        #[prost(message, tag = "11")]
+        MapBlocks(crate::mapped::MapBlocks),
     }
 }
 

@@ -27,6 +27,8 @@ pub enum IoKind {
     Hold = 7,
     /// The path has ended: nothing that came by it may begin to take effect.
     Release = 8,
+    /// Says which parts of the range are mapped: a `mapped::MappedBytes` in the payload.
+    Map = 9,
 }
 
 /// One operation on a volume.

@@ -238,6 +238,16 @@ impl Map {
         put(&mut self.promised, key, promised);
     }
 
+    /// Blocks of an extent that take space.
+    pub(super) fn occupied(&self, key: ExtentKey) -> Blocks {
+        self.occupied.get(&key).copied().unwrap_or_default()
+    }
+
+    /// The first extent at or after `from` with blocks that take space.
+    pub(super) fn occupied_from(&self, from: ExtentKey) -> Option<ExtentKey> {
+        self.occupied.range(from..).next().map(|(key, _)| *key)
+    }
+
     /// Blocks that take space, or will.
     pub(super) fn claimed(&self) -> u64 {
         self.claimed

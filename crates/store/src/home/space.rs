@@ -71,6 +71,20 @@ impl Home {
         self.map.borrow().is_claimed(key, within)
     }
 
+    /// Blocks of an extent that take space in the home.
+    pub(crate) fn occupied(&self, slice: SliceKey, extent: u32) -> Blocks {
+        self.map.borrow().occupied(ExtentKey { slice, extent })
+    }
+
+    /// The first extent of a slice from `extent` on with blocks that take space in the home.
+    pub(crate) fn occupied_extent(&self, slice: SliceKey, extent: u32) -> Option<u32> {
+        let found = self
+            .map
+            .borrow()
+            .occupied_from(ExtentKey { slice, extent })?;
+        (found.slice == slice).then_some(found.extent)
+    }
+
     /// Promises room for these ranges of blocks, for all or for none.
     pub(crate) fn reserve(&self, wanted: &[(SliceKey, u32, u32)]) -> Result<(), StoreError> {
         let mut more: BTreeMap<ExtentKey, Blocks> = BTreeMap::new();

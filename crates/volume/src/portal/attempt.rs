@@ -81,6 +81,7 @@ fn changes_data(kind: IoKind) -> bool {
     match kind {
         IoKind::Write | IoKind::Zero | IoKind::CompareAndWrite => true,
         IoKind::Read
+        | IoKind::Map
         | IoKind::Settle
         | IoKind::Learn
         | IoKind::Hold

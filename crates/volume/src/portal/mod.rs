@@ -47,6 +47,8 @@ pub enum Operation {
     Zero,
     /// Compare with the first half; if equal, write the second half.
     CompareAndWrite(Bytes),
+    /// Tell which parts are mapped: an encoded [`holdfast_wire::mapped::MappedBytes`].
+    Map,
 }
 
 /// Why an operation did not end well. Where it says that nothing was done, that holds of each
@@ -184,7 +186,7 @@ impl Portal {
             Operation::Write(data) => Some(Operation::Write(
                 data.slice(at as usize..(at + bytes) as usize),
             )),
-            Operation::Zero | Operation::CompareAndWrite(_) => None,
+            Operation::Zero | Operation::CompareAndWrite(_) | Operation::Map => None,
         };
         if length <= IO_BYTES_MAX || cut(0, 0).is_none() {
             let piece = self.run_piece(volume, offset, length, operation, requester);
@@ -290,6 +292,7 @@ impl Portal {
             Operation::Write(data) => (IoKind::Write, data),
             Operation::Zero => (IoKind::Zero, Bytes::new()),
             Operation::CompareAndWrite(data) => (IoKind::CompareAndWrite, data),
+            Operation::Map => (IoKind::Map, Bytes::new()),
         };
         let io = Io {
             operation: number,
