@@ -193,6 +193,7 @@ impl Bench {
             buffer: BytesMut::new(),
             digests: Digests::default(),
             command: 1,
+            status: 0,
         }
     }
 
@@ -208,6 +209,8 @@ struct Initiator {
     buffer: BytesMut,
     digests: Digests,
     command: u32,
+    /// The last status number, which the next command acknowledges.
+    status: u32,
 }
 
 impl Initiator {
@@ -225,6 +228,7 @@ impl Initiator {
         };
         loop {
             if let Some(pdu) = decoder.decode(&mut self.buffer).unwrap() {
+                self.status = self.status.max(pdu.u32_at(24));
                 return Some(pdu);
             }
             match self.stream.read_buf(&mut self.buffer).await {
@@ -256,6 +260,7 @@ impl Initiator {
         pdu.put_u32(16, self.command);
         pdu.put_u32(20, expected);
         pdu.put_u32(24, self.command);
+        pdu.put_u32(28, self.status + 1);
         pdu.header[32..32 + cdb.len()].copy_from_slice(cdb);
         pdu.data = data;
         self.command += 1;
