@@ -350,6 +350,21 @@ impl Cluster {
         .await
     }
 
+    /// What each node that runs says the cluster is: `healthy`, `degraded` and so on.
+    pub(crate) async fn phases(&self) -> Vec<(usize, String)> {
+        let mut phases = Vec::new();
+        for index in (0..self.nodes.len()).filter(|index| self.is_running(*index)) {
+            let asked = self
+                .ask_at(index, &["cluster", "status"], ANSWER_LIMIT)
+                .await;
+            let phase = asked
+                .ok()
+                .and_then(|status| Some(status["phase"].as_str()?.to_owned()));
+            phases.push((index, phase.unwrap_or_else(|| "no answer".to_owned())));
+        }
+        phases
+    }
+
     async fn until(
         &mut self,
         what: &str,

@@ -60,6 +60,8 @@ const HOSTS: u32 = 1;
 const ISOLATED_LIMIT: Duration = Duration::from_secs(2);
 /// A probe takes its time, too.
 const PROBE_SLACK: Duration = Duration::from_millis(500);
+/// By then every node knows that a link is down.
+const LINK_NOTICED: Duration = Duration::from_secs(8);
 const LINK_TIME: Duration = Duration::from_secs(45);
 const ISOLATED_TIME: Duration = Duration::from_secs(25);
 /// Owner and leader have to be brought where the scenario wants them.
@@ -367,7 +369,16 @@ impl<'a> Stage<'a> {
         let begun = self.world.ledger.now();
         let ways = both(Party::Node(owner), Party::Node(leader)).into();
         self.nemesis.act(&Act::Cut(ways)).await?;
-        sleep(LINK_TIME).await;
+        sleep(LINK_NOTICED).await;
+        for (node, phase) in self.nemesis.cluster.phases().await {
+            if phase == "healthy" {
+                let node = node + 1;
+                self.failures
+                    .push(format!("node {node} says healthy although a link is down"));
+            }
+        }
+        let since = span(begun, self.world.ledger.now());
+        sleep(LINK_TIME.saturating_sub(since)).await;
         let ended = self.world.ledger.now();
         let gaps = &self.world.gaps;
         let others = gaps.longest(begun, ended, |portal| portal != owner && portal != leader);
