@@ -9,7 +9,7 @@ pub enum Failure {
     /// The command was carried out and failed. Exit code 1.
     #[error("{0}")]
     Failed(String),
-    /// Whoever read what a command said has gone before it had ended. Nobody is told; exit code 1.
+    /// The reader of the output left before the command had ended. Ends quietly. Exit code 1.
     #[error("nobody reads any more")]
     Unheard,
     /// The command line makes no sense; nothing was done. Exit code 2.

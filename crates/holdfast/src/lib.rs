@@ -71,8 +71,8 @@ pub fn run() -> ExitCode {
     code
 }
 
-/// Runs a node. Its last word goes into the log as well: nothing of a node waits for whoever reads
-/// its standard error.
+/// Runs a node. Its error message goes through the log's queue too, because a node never waits for
+/// the reader of its standard error.
 fn start(args: &cli::StartArgs) -> ExitCode {
     log::start("info");
     log::take_panics();

@@ -1,4 +1,4 @@
-//! The standard streams: they may be closed, full, slow, or somebody else's and non-blocking.
+//! The standard streams: they may be closed, full, slow, or made non-blocking by another process.
 //!
 //! Nothing here panics over an output that cannot be written. `println!` and `eprintln!` do, so
 //! nothing in this crate uses them.

@@ -146,7 +146,7 @@ fn a_second_signal_ends_a_node_at_once_with_code_1() {
             command.stderr(File::create(&log).unwrap());
         });
         node.found().await;
-        // Whoever is logged in and stays keeps the node waiting for some seconds.
+        // A session that does not log out keeps the node waiting for some seconds.
         let disk = node.disk().await;
         node.signal(Signal::TERM);
         let text = || fs::read_to_string(&log).unwrap();
@@ -282,7 +282,7 @@ fn an_api_may_be_named_without_a_scheme_and_a_variable_may_be_empty() {
             assert!(output.status.success(), "{}", stderr(&output));
             assert!(stdout(&output).contains("iqn."), "{}", stdout(&output));
         }
-        // Nobody is at the usual place, or somebody else's node is.
+        // The default address is asked, whether or not a node listens there.
         let output = asked("").await;
         assert_ne!(output.status.code(), Some(2), "{}", stderr(&output));
         node.stop().await;

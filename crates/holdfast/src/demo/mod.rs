@@ -49,7 +49,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<(), Failure> {
         let outcome = tokio::select! {
             outcome = demo.play() => outcome,
             () = told => if demo.is_serving {
-                // Whoever ended it need not hear that it ends.
+                // The operator ended it; a line that fails changes nothing.
                 let _ = demo.say("\nstopping");
                 Ok(())
             } else {

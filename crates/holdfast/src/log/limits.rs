@@ -34,7 +34,7 @@ const DOORS: [&str; 4] = [
     "holdfast::node::front",
 ];
 
-/// What is to become of a line.
+/// What happens to a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Write,

@@ -29,8 +29,8 @@ use self::queue::Queue;
 
 /// Environment variable with the log filter, as `tracing-subscriber` reads it.
 const VARIABLE: &str = "HOLDFAST_LOG";
-/// What holds before anything that is asked for. The Raft library repeats itself as long as a node
-/// is down; what matters of it the config group says. Who wants to hear it all the same names it:
+/// Directives that apply before the requested ones. The Raft library repeats itself as long as a
+/// node is down, and the config group logs what matters of it. Name the library to hear it:
 /// `HOLDFAST_LOG=info,openraft=info`.
 const LIBRARIES: &str = "openraft=off";
 /// How long the end of a process waits for its last lines.
@@ -86,7 +86,7 @@ pub(crate) fn flush() {
     }
 }
 
-/// The filter, and what is to be said if it is not the one that was asked for.
+/// The filter, and a complaint if the requested one cannot be used.
 fn filter(level: &str, asked: Option<&str>) -> (EnvFilter, Option<String>) {
     let usual = || EnvFilter::new(format!("{LIBRARIES},{level}"));
     match asked.map(str::trim) {
@@ -134,7 +134,7 @@ impl Limiter {
 impl<S: Subscriber> Layer<S> for Limiter {
     fn event_enabled(&self, event: &Event<'_>, _context: Context<'_, S>) -> bool {
         let kind = event.metadata();
-        // Whoever asked for more than the usual wants all of it.
+        // Levels below `info` appear only on request, and then all of them are wanted.
         if *kind.level() > Level::INFO {
             return true;
         }

@@ -245,7 +245,7 @@ fn open_directory(path: &Path) -> Result<HostDirectory, Failure> {
 /// |---|---|
 /// | SIGTERM, SIGINT | ends the node |
 /// | SIGHUP, the node was started at a terminal | the terminal is gone: the same |
-/// | SIGHUP, it was not | whoever sends it thinks of other daemons: nothing |
+/// | SIGHUP, it was not | nothing: other daemons read their configuration again |
 /// | SIGHUP, ignored from the start on (`nohup`) | nothing |
 fn watch_signals(runtime: &Runtime) -> Result<watch::Receiver<bool>, Failure> {
     let watched = |kind: SignalKind| signal(kind).map_err(Failure::of);
