@@ -132,7 +132,9 @@ fn strangers_cannot_fill_the_log() {
         let added = text.len() - before;
         assert!(added < 32 << 10, "{added} bytes:\n{text}");
         assert!(text.contains("more lines of this kind"), "{text}");
-        assert_eq!(text.matches("logged in").count(), 20, "{text}");
+        // The burst, and one a minute on a machine that is slow.
+        let logins = text.matches("logged in").count();
+        assert!((20..30).contains(&logins), "{text}");
     });
 }
 
