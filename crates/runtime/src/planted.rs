@@ -10,6 +10,8 @@
 pub enum Finder {
     /// Seeds of whole clusters.
     Cluster,
+    /// Seeds of clusters whose links are cut.
+    LinkCuts,
     /// Seeds of one store under crashes.
     Store,
     /// Crash states, and lies of the device, of short sequences of operations.
@@ -93,11 +95,17 @@ pub enum Bug {
     SkipPathCheck,
     /// A read does not wait for a change under way whose host may have given its path up.
     HideOldChanges,
+    /// A message to a node whose own link is down is not passed on by others.
+    NeverRelay,
+    /// A message that is passed on counts as one of the node that passed it on.
+    RelayInOwnName,
+    /// A node that no link leads to counts as running for as long as rumour has it so.
+    TrustRumour,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 38] = [
         Self::AcknowledgeBeforeJournal,
         Self::SkipFence,
         Self::SkipLeaseWait,
@@ -133,6 +141,9 @@ impl Bug {
         Self::AssumeHeld,
         Self::SkipPathCheck,
         Self::HideOldChanges,
+        Self::NeverRelay,
+        Self::RelayInOwnName,
+        Self::TrustRumour,
     ];
 
     /// The name on command lines: `skip-fence` for `SkipFence`.
@@ -170,6 +181,7 @@ impl Bug {
             | Self::AssumeHeld
             | Self::SkipPathCheck
             | Self::HideOldChanges => Finder::Cluster,
+            Self::NeverRelay | Self::RelayInOwnName | Self::TrustRumour => Finder::LinkCuts,
             Self::AcceptStaleLap | Self::DestageUnread => Finder::Store,
             Self::CountUnsyncedEdit
             | Self::FreeJournalEarly

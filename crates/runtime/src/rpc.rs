@@ -4,23 +4,34 @@
 //! link duplicates it; a caller hears `LinkDown` as soon as the link breaks, not at its time
 //! limit. What is not promised: that a request which failed did not run.
 //!
-//! Frame prefix (little-endian): `version u8, kind u8, service u8, zero u8, id u64`.
+//! A message to a node whose own link is down travels over other nodes, if any chain of links
+//! leads there ([`relay`], [`routes`]): it then carries the start that it is from and the one that
+//! it is for, and may be lost, late, repeated or overtaken like any frame. News of links
+//! ([`LinkChange`]) is of a node's own links alone, whatever is reachable over others.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::future::LocalBoxFuture;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::links::{DownReason, Frame, Incarnation, LinkEvent, Links, NodeId};
+use crate::planted::{self, Bug};
 use crate::task::Runtime;
 
-const VERSION: u8 = 1;
-const PREFIX_BYTES: usize = 12;
+mod prefix;
+mod relay;
+mod routes;
+
+pub use relay::MissingLink;
+
+use prefix::{Message, Prefix};
+use relay::Spreading;
+use routes::{Routes, Way};
+
 /// Request ids remembered per peer. A duplicate that arrives later than this many requests
 /// after its original is refused unseen, so a request never runs twice.
 const WINDOW: u64 = 1 << 16;
@@ -41,6 +52,8 @@ pub enum Service {
     Volume = 5,
     /// Requests to a volume's owner for blocks that a copy has lost.
     Heal = 6,
+    /// Questions how a node is.
+    Status = 7,
 }
 
 impl Service {
@@ -52,6 +65,7 @@ impl Service {
             Self::Replica,
             Self::Volume,
             Self::Heal,
+            Self::Status,
         ]
         .into_iter()
         .find(|service| *service as u8 == byte)
@@ -64,6 +78,14 @@ enum Kind {
     Request = 1,
     Response = 2,
     Notice = 3,
+}
+
+impl Kind {
+    fn from_byte(byte: u8) -> Option<Self> {
+        [Self::Request, Self::Response, Self::Notice]
+            .into_iter()
+            .find(|kind| *kind as u8 == byte)
+    }
 }
 
 /// Why a call has no answer. In each case the request may or may not have run.
@@ -100,8 +122,12 @@ pub enum LinkChange {
 type RequestHandler = Rc<dyn Fn(Incoming) -> LocalBoxFuture<'static, Option<Frame>>>;
 type NoticeHandler = Rc<dyn Fn(Incoming)>;
 
-/// Who was asked, and where the answer goes.
-type Pending = (NodeId, oneshot::Sender<Result<Frame, RpcError>>);
+/// Who was asked, along which way, and where the answer goes.
+struct Pending {
+    to: NodeId,
+    way: Way,
+    answer: Option<oneshot::Sender<Result<Frame, RpcError>>>,
+}
 
 #[derive(Default)]
 struct Seen {
@@ -135,10 +161,13 @@ impl Seen {
 
 /// Requests, responses and notices of one node.
 pub struct Rpc {
+    me: Weak<Self>,
     runtime: Runtime,
     links: Rc<dyn Links>,
     next_id: Cell<u64>,
     up: RefCell<BTreeMap<NodeId, Incarnation>>,
+    routes: RefCell<Routes>,
+    spreading: RefCell<Spreading>,
     pending: RefCell<BTreeMap<u64, Pending>>,
     seen: RefCell<BTreeMap<NodeId, Seen>>,
     request_handlers: RefCell<BTreeMap<Service, RequestHandler>>,
@@ -150,12 +179,16 @@ impl Rpc {
     /// Takes the links' events and starts dispatching them.
     pub fn start(runtime: Runtime, links: Rc<dyn Links>) -> Rc<Self> {
         let mut events = links.take_events();
-        let rpc = Rc::new(Self {
+        let routes = Routes::new(links.local_node(), links.local_incarnation());
+        let rpc = Rc::new_cyclic(|me| Self {
+            me: me.clone(),
             // A random start keeps late answers to an earlier incarnation from matching.
             next_id: Cell::new(WINDOW + (runtime.random_u64() >> 2)),
             runtime: runtime.clone(),
-            links,
+            links: links.clone(),
             up: RefCell::default(),
+            routes: RefCell::new(routes),
+            spreading: RefCell::default(),
             pending: RefCell::default(),
             seen: RefCell::default(),
             request_handlers: RefCell::default(),
@@ -169,6 +202,9 @@ impl Rpc {
                 rpc.on_event(event);
             }
         });
+        let wake = rpc.spreading.borrow().wake.clone();
+        let spreading = relay::keep_spreading(Rc::downgrade(&rpc), runtime.clone(), wake);
+        runtime.spawn("rpc-routes", spreading);
         rpc
     }
 
@@ -223,7 +259,16 @@ impl Rpc {
 
     /// Sends a notice: best effort, no answer.
     pub fn notify(&self, to: NodeId, service: Service, frame: Frame) {
-        self.send(to, Kind::Notice, service, 0, frame);
+        let message = Message {
+            kind: Kind::Notice,
+            service,
+            id: 0,
+        };
+        if to == self.local_node() {
+            self.loop_back(message, frame);
+        } else if let Some(way) = self.way(to) {
+            self.send_along(to, &way, message, frame);
+        }
     }
 
     /// Sends a request and waits for its answer for at most `limit`.
@@ -234,15 +279,32 @@ impl Rpc {
         frame: Frame,
         limit: Duration,
     ) -> Result<Frame, RpcError> {
-        if self.peer_up(to).is_none() {
-            return Err(RpcError::LinkDown);
-        }
+        let local = to == self.local_node();
+        let way = if local {
+            Way::Direct
+        } else {
+            self.way(to).ok_or(RpcError::LinkDown)?
+        };
         let id = self.next_id.get();
         self.next_id.set(id + 1);
         let (sender, receiver) = oneshot::channel();
-        self.pending.borrow_mut().insert(id, (to, sender));
+        let pending = Pending {
+            to,
+            way: way.clone(),
+            answer: Some(sender),
+        };
+        self.pending.borrow_mut().insert(id, pending);
         let forget = ForgetPending { rpc: self, id };
-        self.send(to, Kind::Request, service, id, frame);
+        let message = Message {
+            kind: Kind::Request,
+            service,
+            id,
+        };
+        if local {
+            self.loop_back(message, frame);
+        } else {
+            self.send_along(to, &way, message, frame);
+        }
         let answer = self.runtime.timeout(limit, receiver).await;
         drop(forget);
         match answer {
@@ -252,34 +314,23 @@ impl Rpc {
         }
     }
 
-    fn send(&self, to: NodeId, kind: Kind, service: Service, id: u64, frame: Frame) {
-        let mut header = BytesMut::with_capacity(PREFIX_BYTES + frame.header.len());
-        header.put_slice(&[VERSION, kind as u8, service as u8, 0]);
-        header.put_u64_le(id);
-        header.put_slice(&frame.header);
-        let frame = Frame {
-            header: header.freeze(),
-            payload: frame.payload,
+    fn loop_back(&self, message: Message, frame: Frame) {
+        let incoming = Incoming {
+            from: self.local_node(),
+            incarnation: self.local_incarnation(),
+            frame,
         };
-        if to == self.local_node() {
-            let (from, incarnation) = (to, self.local_incarnation());
-            self.on_frame(Incoming {
-                from,
-                incarnation,
-                frame,
-            });
-        } else {
-            self.links.send(to, frame);
-        }
+        self.on_message(message, incoming, Way::Direct);
     }
 
-    fn on_event(self: &Rc<Self>, event: LinkEvent) {
+    fn on_event(&self, event: LinkEvent) {
         match event {
             LinkEvent::Up { peer, incarnation } => {
                 let before = self.up.borrow_mut().insert(peer, incarnation);
                 if before.is_some_and(|before| before != incarnation) {
                     self.fail_pending(peer);
                 }
+                self.on_link(peer, Some(incarnation));
                 self.tell(LinkChange::Up(peer, incarnation));
             }
             LinkEvent::Down {
@@ -287,8 +338,11 @@ impl Rpc {
                 incarnation,
                 reason,
             } => {
-                self.up.borrow_mut().remove(&peer);
-                self.fail_pending(peer);
+                // `Refused` may come long after `Lost`, and is no news of a link then.
+                if self.up.borrow_mut().remove(&peer).is_some() {
+                    self.fail_pending(peer);
+                    self.on_link(peer, None);
+                }
                 self.tell(LinkChange::Down(peer, incarnation, reason));
             }
             LinkEvent::Frame {
@@ -311,25 +365,40 @@ impl Rpc {
             .retain(|watcher| watcher.send(change).is_ok());
     }
 
+    /// Calls over the peer's own link: whatever is on its way there may be lost.
     fn fail_pending(&self, peer: NodeId) {
-        let mut pending = self.pending.borrow_mut();
-        let lost: Vec<u64> = pending
-            .iter()
-            .filter(|(_, (to, _))| *to == peer)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in lost {
-            if let Some((_, sender)) = pending.remove(&id) {
-                let _ = sender.send(Err(RpcError::LinkDown));
+        let mut lost = Vec::new();
+        self.pending.borrow_mut().retain(|_, pending| {
+            let keep = pending.to != peer || pending.way != Way::Direct;
+            if !keep {
+                lost.push(pending.answer.take());
             }
+            keep
+        });
+        for answer in lost.into_iter().flatten() {
+            let _ = answer.send(Err(RpcError::LinkDown));
         }
     }
 
     fn on_frame(&self, mut incoming: Incoming) {
-        let Some((kind, service, id)) = split_prefix(&mut incoming.frame.header) else {
-            tracing::warn!(from = %incoming.from, "dropped a frame of an unknown form or version");
-            return;
-        };
+        match prefix::split(&mut incoming.frame.header) {
+            None => {
+                let from = incoming.from;
+                tracing::warn!(%from, "dropped a frame of an unknown form or version");
+            }
+            Some(Prefix::Message(message)) => self.on_message(message, incoming, Way::Direct),
+            Some(Prefix::Relayed(message, mut envelope)) => {
+                if planted::is_active(Bug::RelayInOwnName) {
+                    envelope.origin = incoming.from;
+                }
+                self.on_relayed(incoming.from, message, envelope, incoming.frame);
+            }
+            Some(Prefix::Statements(statements)) => self.on_statements(incoming.from, statements),
+        }
+    }
+
+    fn on_message(&self, message: Message, incoming: Incoming, way_back: Way) {
+        let Message { kind, service, id } = message;
         match kind {
             Kind::Notice => {
                 let handler = self.notice_handlers.borrow().get(&service).cloned();
@@ -339,17 +408,17 @@ impl Rpc {
             }
             Kind::Response => {
                 let mut pending = self.pending.borrow_mut();
-                if pending.get(&id).is_some_and(|(to, _)| *to == incoming.from)
-                    && let Some((_, sender)) = pending.remove(&id)
+                if pending.get(&id).is_some_and(|p| p.to == incoming.from)
+                    && let Some(sender) = pending.remove(&id).and_then(|p| p.answer)
                 {
                     let _ = sender.send(Ok(incoming.frame));
                 }
             }
-            Kind::Request => self.on_request(service, id, incoming),
+            Kind::Request => self.on_request(service, id, incoming, way_back),
         }
     }
 
-    fn on_request(&self, service: Service, id: u64, incoming: Incoming) {
+    fn on_request(&self, service: Service, id: u64, incoming: Incoming, way_back: Way) {
         let fresh = self
             .seen
             .borrow_mut()
@@ -362,37 +431,49 @@ impl Rpc {
         let Some(handler) = self.request_handlers.borrow().get(&service).cloned() else {
             return;
         };
-        let (from, links) = (incoming.from, self.links.clone());
+        let from = incoming.from;
         let local = from == self.local_node();
         let answer = handler(incoming);
         if local {
             // The loop-back answers through `pending` directly.
-            let sender = self
-                .pending
-                .borrow_mut()
-                .remove(&id)
-                .map(|(_, sender)| sender);
+            let pending = self.pending.borrow_mut().remove(&id);
+            let sender = pending.and_then(|pending| pending.answer);
             self.runtime.spawn("rpc-local-request", async move {
                 if let (Some(frame), Some(sender)) = (answer.await, sender) {
                     let _ = sender.send(Ok(frame));
                 }
             });
         } else {
+            let Some(rpc) = self.me.upgrade() else {
+                return;
+            };
             self.runtime.spawn("rpc-request", async move {
                 if let Some(frame) = answer.await {
-                    let mut header = BytesMut::with_capacity(PREFIX_BYTES + frame.header.len());
-                    header.put_slice(&[VERSION, Kind::Response as u8, service as u8, 0]);
-                    header.put_u64_le(id);
-                    header.put_slice(&frame.header);
-                    links.send(
-                        from,
-                        Frame {
-                            header: header.freeze(),
-                            payload: frame.payload,
-                        },
-                    );
+                    rpc.respond(from, service, id, &way_back, frame);
                 }
             });
+        }
+    }
+
+    /// Answers along the way that the request came, if that still leads there: what the other
+    /// side has noticed of its links, this one may not have.
+    fn respond(&self, to: NodeId, service: Service, id: u64, way_back: &Way, frame: Frame) {
+        let message = Message {
+            kind: Kind::Response,
+            service,
+            id,
+        };
+        let same = match way_back {
+            Way::Over(..) => true,
+            Way::Direct => self.routes.borrow().still_leads(to, way_back),
+        };
+        let way = if same {
+            Some(way_back.clone())
+        } else {
+            self.way(to)
+        };
+        if let Some(way) = way {
+            self.send_along(to, &way, message, frame);
         }
     }
 }
@@ -407,21 +488,6 @@ impl Drop for ForgetPending<'_> {
     fn drop(&mut self) {
         self.rpc.pending.borrow_mut().remove(&self.id);
     }
-}
-
-fn split_prefix(header: &mut Bytes) -> Option<(Kind, Service, u64)> {
-    if header.len() < PREFIX_BYTES || header.get_u8() != VERSION {
-        return None;
-    }
-    let kind = match header.get_u8() {
-        1 => Kind::Request,
-        2 => Kind::Response,
-        3 => Kind::Notice,
-        _ => return None,
-    };
-    let service = Service::from_byte(header.get_u8())?;
-    header.advance(1);
-    Some((kind, service, header.get_u64_le()))
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ fn main() {
         for bug in Bug::ALL {
             match bug.finder() {
                 Finder::Cluster => println!("{} cluster", bug.name()),
+                Finder::LinkCuts => println!("{} link-cuts", bug.name()),
                 Finder::Store => println!("{} store", bug.name()),
                 Finder::CrashStates => {}
             }
