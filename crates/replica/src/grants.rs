@@ -2,7 +2,16 @@
 //!
 //! A grant is a promise to hold back the fence of a later view until the owner can no longer
 //! use the lease. It ends by time, by release, or when the owner's process is proven dead. A
-//! node that restarts has forgotten its grants, so it holds back every fence for one grace time.
+//! node that restarts has forgotten its grants. Only one owner can still use one then: the one
+//! that opened the volume last, as every takeover that opened since an earlier grant has waited
+//! for its end. The fence names that predecessor:
+//!
+//! | predecessor | grants that are remembered | grants that a restart may have forgotten |
+//! |---|---|---|
+//! | none: never opened | there are none | there are none |
+//! | its process is proven dead | waited for, unless the holder is proven dead | no wait |
+//! | it may live | the same | held back for one grace time from the start |
+//! | not known | the same | the same |
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,6 +27,17 @@ struct Grant {
     holder: NodeId,
     incarnation: Incarnation,
     ends: Instant,
+}
+
+/// The owner that opened a volume last before the view of a fence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Predecessor {
+    /// No owner has ever opened what is fenced.
+    Nobody,
+    /// This process.
+    Owner(NodeId, Incarnation),
+    /// The fence does not say.
+    Unknown,
 }
 
 /// See the module's header.
@@ -71,29 +91,30 @@ impl Grants {
     }
 
     /// How long the fence of `view` has to be held back; zero: it may be answered.
-    pub fn hold_back(&self, now: Instant, volume: u64, view: View, fresh: bool) -> Duration {
-        if fresh {
-            return Duration::ZERO;
-        }
-        let forgotten = self.started + LEASE_GRACE;
-        let live = |grant: &&Grant| {
-            grant.view < view
-                && self
-                    .dead
-                    .get(&grant.holder)
-                    .is_none_or(|dead| *dead < grant.incarnation)
+    pub fn hold_back(
+        &self,
+        now: Instant,
+        volume: u64,
+        view: View,
+        predecessor: Predecessor,
+    ) -> Duration {
+        let forgotten = match predecessor {
+            Predecessor::Nobody => return Duration::ZERO,
+            Predecessor::Owner(node, incarnation) if self.is_dead(node, incarnation) => None,
+            Predecessor::Owner(..) | Predecessor::Unknown => Some(self.started + LEASE_GRACE),
         };
-        let ends = self
-            .by_volume
-            .get(&volume)
+        let grants = self.by_volume.get(&volume);
+        let live = grants
             .into_iter()
             .flatten()
-            .filter(live)
-            .map(|grant| grant.ends)
-            .chain([forgotten])
-            .max()
-            .unwrap_or(forgotten);
-        ends.saturating_since(now)
+            .filter(|grant| grant.view < view && !self.is_dead(grant.holder, grant.incarnation));
+        let ends = live.map(|grant| grant.ends).chain(forgotten).max();
+        ends.map_or(Duration::ZERO, |ends| ends.saturating_since(now))
+    }
+
+    fn is_dead(&self, node: NodeId, incarnation: Incarnation) -> bool {
+        let dead = self.dead.get(&node);
+        dead.is_some_and(|dead| *dead >= incarnation)
     }
 }
 
@@ -102,6 +123,7 @@ mod tests {
     use super::*;
 
     const OWNER: NodeId = NodeId(3);
+    const OPENED: Predecessor = Predecessor::Owner(OWNER, Incarnation(2));
 
     fn at(ms: u64) -> Instant {
         Instant::default() + Duration::from_millis(ms)
@@ -115,32 +137,34 @@ mod tests {
 
     #[test]
     fn a_fence_waits_for_the_lease_of_an_earlier_view() {
-        let grants = granted();
-        assert_eq!(grants.hold_back(at(10_000), 1, View(6), false), LEASE_GRACE);
-        assert_eq!(
-            grants.hold_back(at(20_000), 1, View(6), false),
-            Duration::ZERO
-        );
-        assert_eq!(
-            grants.hold_back(at(10_000), 1, View(5), false),
-            Duration::ZERO
-        );
-        assert_eq!(
-            grants.hold_back(at(10_000), 2, View(6), false),
-            Duration::ZERO
-        );
+        let wait = |ms, volume, view| granted().hold_back(at(ms), volume, View(view), OPENED);
+        assert_eq!(wait(10_000, 1, 6), LEASE_GRACE);
+        assert_eq!(wait(20_000, 1, 6), Duration::ZERO);
+        assert_eq!(wait(10_000, 1, 5), Duration::ZERO);
+        assert_eq!(wait(10_000, 2, 6), Duration::ZERO);
     }
 
     #[test]
     fn the_proven_death_of_exactly_that_process_ends_the_wait() {
         let mut grants = granted();
         grants.note_dead(OWNER, Incarnation(1));
-        assert_eq!(grants.hold_back(at(10_000), 1, View(6), false), LEASE_GRACE);
+        assert_eq!(
+            grants.hold_back(at(10_000), 1, View(6), OPENED),
+            LEASE_GRACE
+        );
         grants.note_dead(OWNER, Incarnation(2));
         assert_eq!(
-            grants.hold_back(at(10_000), 1, View(6), false),
+            grants.hold_back(at(10_000), 1, View(6), OPENED),
             Duration::ZERO
         );
+    }
+
+    #[test]
+    fn the_death_of_the_predecessor_says_nothing_of_another_holder() {
+        let mut grants = granted();
+        grants.note_dead(NodeId(4), Incarnation(9));
+        let other = Predecessor::Owner(NodeId(4), Incarnation(9));
+        assert_eq!(grants.hold_back(at(10_000), 1, View(6), other), LEASE_GRACE);
     }
 
     #[test]
@@ -148,15 +172,40 @@ mod tests {
         let mut grants = granted();
         grants.release(1, View(5));
         assert_eq!(
-            grants.hold_back(at(10_000), 1, View(6), false),
+            grants.hold_back(at(10_000), 1, View(6), OPENED),
             Duration::ZERO
         );
     }
 
     #[test]
-    fn after_a_restart_every_fence_waits_once_because_grants_are_forgotten() {
+    fn after_a_restart_a_fence_waits_once_because_grants_are_forgotten() {
         let grants = Grants::new(at(500));
-        assert_eq!(grants.hold_back(at(500), 1, View(6), false), LEASE_GRACE);
-        assert_eq!(grants.hold_back(at(500), 1, View(6), true), Duration::ZERO);
+        for predecessor in [OPENED, Predecessor::Unknown] {
+            let wait = |ms| grants.hold_back(at(ms), 1, View(6), predecessor);
+            assert_eq!(wait(500), LEASE_GRACE);
+            assert_eq!(wait(1_000), LEASE_GRACE - Duration::from_millis(500));
+            assert_eq!(wait(9_000), Duration::ZERO);
+        }
+    }
+
+    #[test]
+    fn after_a_restart_nothing_waits_for_a_predecessor_that_is_proven_dead() {
+        let mut grants = Grants::new(at(500));
+        grants.note_dead(OWNER, Incarnation(1));
+        assert_eq!(grants.hold_back(at(500), 1, View(6), OPENED), LEASE_GRACE);
+        grants.note_dead(OWNER, Incarnation(2));
+        assert_eq!(
+            grants.hold_back(at(500), 1, View(6), OPENED),
+            Duration::ZERO
+        );
+        let unknown = grants.hold_back(at(500), 1, View(6), Predecessor::Unknown);
+        assert_eq!(unknown, LEASE_GRACE);
+    }
+
+    #[test]
+    fn what_was_never_open_waits_for_nothing() {
+        let grants = Grants::new(at(500));
+        let wait = grants.hold_back(at(500), 1, View(6), Predecessor::Nobody);
+        assert_eq!(wait, Duration::ZERO);
     }
 }

@@ -63,8 +63,14 @@ pub struct Holder {
 impl Holder {
     /// Starts serving the copies in `store`.
     pub fn start(runtime: Runtime, rpc: Rc<Rpc>, store: Rc<Store>) -> Rc<Self> {
+        let mut grants = Grants::new(runtime.now());
+        // A directory is in use once: whatever earlier start of this node was an owner is gone.
+        let (node, start) = (rpc.local_node(), rpc.local_incarnation());
+        if let Some(earlier) = start.0.checked_sub(1) {
+            grants.note_dead(node, Incarnation(earlier));
+        }
         let holder = Rc::new(Self {
-            grants: RefCell::new(Grants::new(runtime.now())),
+            grants: RefCell::new(grants),
             runtime,
             rpc: rpc.clone(),
             store,

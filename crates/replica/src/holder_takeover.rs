@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use holdfast_runtime::planted::{self, Bug};
+use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_store::{CopyState, OperationId};
 use holdfast_wire::replica::{
     CopyReport, Fence, FenceReply, OperationSeq, Reconcile, RecordHeader, ReplicaRefusal,
@@ -11,6 +12,7 @@ use holdfast_wire::replica::{
 };
 use holdfast_wire::{Seq, SliceKey, View};
 
+use crate::grants::Predecessor;
 use crate::holder::{Answer, Holder, refused};
 use crate::messages;
 use crate::receive::Receiver;
@@ -65,10 +67,11 @@ impl Holder {
         loop {
             let death = self.death.notified();
             let now = self.runtime.now();
+            let predecessor = predecessor(fence);
             let wait = self
                 .grants
                 .borrow()
-                .hold_back(now, fence.volume, view, fence.fresh);
+                .hold_back(now, fence.volume, view, predecessor);
             if wait.is_zero() || planted::is_active(Bug::SkipLeaseWait) {
                 return Ok(());
             }
@@ -157,6 +160,17 @@ impl Holder {
             self.receiving.borrow_mut().insert(slice, receiver);
         }
         Ok((ReplicaReply::default(), Bytes::new()))
+    }
+}
+
+fn predecessor(fence: &Fence) -> Predecessor {
+    match fence {
+        Fence { fresh: true, .. } => Predecessor::Nobody,
+        Fence { predecessor: 0, .. } => Predecessor::Unknown,
+        fence => Predecessor::Owner(
+            NodeId(fence.predecessor),
+            Incarnation(fence.predecessor_incarnation),
+        ),
     }
 }
 

@@ -121,6 +121,13 @@ pub struct Fence {
     /// No owner has ever opened the volume: empty copies are right, and no lease can exist.
     #[prost(bool, tag = "4")]
     pub fresh: bool,
+    /// The node whose owner opened the volume last, so that nobody else can use a lease; zero if
+    /// that is not known.
+    #[prost(uint64, tag = "5")]
+    pub predecessor: u64,
+    /// The start of it that did.
+    #[prost(uint64, tag = "6")]
+    pub predecessor_incarnation: u64,
 }
 
 /// Answer to [`Fence`].

@@ -32,14 +32,14 @@ mod types;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_runtime::rpc::LinkChange;
 use holdfast_runtime::task::TaskGroup;
-use holdfast_runtime::{Directory, DownReason, NodeId, Rpc, Runtime};
+use holdfast_runtime::{Directory, DownReason, Incarnation, NodeId, Rpc, Runtime};
 use openraft::error::{Fatal, InitializeError, RaftError};
 use openraft::{Config, SnapshotPolicy};
 use tokio::sync::watch;
@@ -377,6 +377,17 @@ impl<M: Machine> Group<M> {
         }
     }
 
+    /// Lets another node lead, if this one does and there is another voter, and returns when it
+    /// does, or after `limit`. Nothing can be proposed meanwhile. The node is to end afterwards.
+    pub async fn retire(&self, limit: Duration) {
+        if !self.is_leader() || self.voters().len() < 2 {
+            return;
+        }
+        self.pulse.retire();
+        let succeeded = self.leader_changed(None);
+        let _ = self.runtime.timeout(limit, succeeded).await;
+    }
+
     /// Stops taking part; what is durable stays. Returns when nothing is written any more.
     pub async fn shutdown(&self) {
         // The core is the only one to write, and has no way to fail to end.
@@ -405,18 +416,23 @@ fn raft_config(timing: Timing) -> Config {
     }
 }
 
-/// Notices when a live host refuses the leader's connection: its process is gone.
+/// Notices that the leader's process is gone: a live host refuses its connection, or the node
+/// has started anew, as it does when it is restarted at once.
 async fn watch_links<M: Machine>(rpc: Rc<Rpc>, raft: Raft<M>, pulse: Rc<Pulse>) {
     let mut changes = rpc.watch_links();
     drop(rpc);
+    let mut starts: BTreeMap<NodeId, Incarnation> = BTreeMap::new();
     while let Some(change) = changes.recv().await {
-        match change {
-            LinkChange::Down(peer, _, DownReason::Refused) => {
-                if raft.server_metrics().borrow().current_leader == Some(peer) {
-                    pulse.report_leader_gone();
-                }
+        let gone = match change {
+            LinkChange::Down(peer, _, DownReason::Refused) => Some(peer),
+            LinkChange::Up(peer, start) => {
+                let before = starts.insert(peer, start);
+                before.filter(|before| *before < start).map(|_| peer)
             }
-            LinkChange::Down(_, _, DownReason::Lost) | LinkChange::Up(..) => {}
+            LinkChange::Down(_, _, DownReason::Lost) => None,
+        };
+        if gone.is_some() && raft.server_metrics().borrow().current_leader == gone {
+            pulse.report_leader_gone();
         }
     }
 }

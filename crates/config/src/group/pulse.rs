@@ -43,6 +43,7 @@ pub(super) struct Pulse {
     timing: Timing,
     heard: Cell<Instant>,
     leading_since: Cell<Option<Instant>>,
+    retired: Cell<bool>,
     metrics: RefCell<Option<watch::Receiver<RaftDataMetrics<NodeId>>>>,
     probed: RefCell<BTreeMap<NodeId, Instant>>,
     leader_gone: Notify,
@@ -58,6 +59,7 @@ impl Pulse {
             timing,
             heard,
             leading_since: Cell::default(),
+            retired: Cell::default(),
             metrics: RefCell::default(),
             probed: RefCell::default(),
             leader_gone: Notify::new(),
@@ -133,13 +135,22 @@ impl Pulse {
             });
     }
 
+    /// This node is about to end: if it leads, it falls silent, so that another is elected while
+    /// it is still there.
+    pub(super) fn retire(&self) {
+        self.retired.set(true);
+    }
+
     /// Whether this node, a leader in its own eyes, has gone without a quorum's answers for an
-    /// election's time.
+    /// election's time, or has given its office up.
     pub(super) fn is_cut_off(&self) -> bool {
         let limit = self.timing.election_most;
         let Some(since) = self.leading_since.get() else {
             return false;
         };
+        if self.retired.get() {
+            return true;
+        }
         if self.runtime.now().saturating_since(since) < limit {
             return false;
         }

@@ -50,6 +50,7 @@ impl ClusterState {
                 Some(_) => {
                     self.growing.remove(&volume);
                     self.fronts.remove(&volume);
+                    self.last_open.remove(&volume);
                     Ok(Outcome::Done)
                 }
                 None => Err(Refusal::VolumeUnknown(volume)),
@@ -275,6 +276,7 @@ impl ClusterState {
         settle_copies(&self.nodes, &mut record.slices[..count], reconciled)?;
         record.open = true;
         record.ever_open = true;
+        self.last_open.remove(&volume);
         if let Some(growth) = growing
             && reconciled_all
         {

@@ -166,6 +166,9 @@ impl ClusterState {
             .volumes
             .get_mut(&id)
             .expect("the caller names a volume that exists");
+        if let Some(before) = volume.owner.filter(|_| volume.open) {
+            self.last_open.insert(id, before);
+        }
         volume.owner = owner;
         volume.view = view;
         volume.open = false;
@@ -310,5 +313,32 @@ mod tests {
         assert_eq!(state.apply(current), Outcome::Done);
         let owner = state.volumes[&DB].owner.expect("moved");
         assert_eq!(owner.incarnation, Incarnation(2));
+    }
+
+    #[test]
+    fn a_volume_that_is_not_open_remembers_the_owner_that_opened_it_last() {
+        let mut state = cluster();
+        assert_eq!(state.last_open.get(&DB), None, "nobody has opened it");
+        open(&mut state);
+        assert!(state.last_open.is_empty() && state.encode_supplement().is_empty());
+        let opened = state.volumes[&DB].owner.expect("nodes are up");
+        state.apply(moving(&state.clone(), another(&state)));
+        assert_eq!(state.last_open[&DB], opened);
+        // A successor that does not get as far as opening it has granted nothing to anybody.
+        let second = state.volumes[&DB].owner.expect("moved");
+        state.apply(down(second.node));
+        assert_ne!(state.volumes[&DB].owner, Some(second));
+        assert_eq!(state.last_open[&DB], opened);
+
+        let plain = postcard::to_stdvec(&state).expect("plain data");
+        let mut read: ClusterState = postcard::from_bytes(&plain).expect("the first format");
+        assert!(read.decode_supplement(&state.encode_supplement()));
+        assert_eq!(read, state);
+
+        open(&mut state);
+        assert!(state.last_open.is_empty());
+        state.apply(moving(&state.clone(), another(&state)));
+        state.apply(Change::DeleteVolume { volume: DB });
+        assert!(state.last_open.is_empty());
     }
 }

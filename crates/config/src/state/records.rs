@@ -35,6 +35,10 @@ pub struct ClusterState {
     /// When disks failed of late, in milliseconds since the Unix epoch. In the supplement, too.
     #[serde(skip)]
     pub disk_failures: BTreeMap<NodeId, Vec<u64>>,
+    /// The owner that opened a volume last, for volumes that are not open: nobody else can use a
+    /// lease on one. In the supplement, too.
+    #[serde(skip)]
+    pub last_open: BTreeMap<VolumeId, Owner>,
 }
 
 /// How far a volume is to grow. Its slices are in the directory already, its size is the old one.

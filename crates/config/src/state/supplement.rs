@@ -11,12 +11,14 @@ use holdfast_wire::VolumeId;
 use serde::{Deserialize, Serialize};
 
 use super::front::Front;
-use super::records::{ClusterState, Growth};
+use super::records::{ClusterState, Growth, Owner};
 
 /// The formats of the supplement itself, its first byte. The second has [`Later`] behind the
-/// first, and is written only if there is something in that.
+/// first, the third [`Latest`] behind both; each is written only if there is something in what it
+/// adds.
 const FORMAT: u8 = 1;
 const FORMAT_LATER: u8 = 2;
+const FORMAT_LATEST: u8 = 3;
 
 /// See the module's header.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +33,12 @@ struct Later {
     disk_failures: BTreeMap<NodeId, Vec<u64>>,
 }
 
+/// What came after that.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Latest {
+    last_open: BTreeMap<VolumeId, Owner>,
+}
+
 impl ClusterState {
     /// The supplement in bytes; empty if there is nothing in it.
     pub(crate) fn encode_supplement(&self) -> Vec<u8> {
@@ -41,7 +49,12 @@ impl ClusterState {
         let later = Later {
             disk_failures: self.disk_failures.clone(),
         };
-        let encoded = if later != Later::default() {
+        let latest = Latest {
+            last_open: self.last_open.clone(),
+        };
+        let encoded = if latest != Latest::default() {
+            postcard::to_extend(&(supplement, later, latest), vec![FORMAT_LATEST])
+        } else if later != Later::default() {
             postcard::to_extend(&(supplement, later), vec![FORMAT_LATER])
         } else if supplement != Supplement::default() {
             postcard::to_extend(&supplement, vec![FORMAT])
@@ -53,19 +66,25 @@ impl ClusterState {
 
     /// Takes what [`Self::encode_supplement`] gave; false if it is of a newer format or damaged.
     pub(crate) fn decode_supplement(&mut self, bytes: &[u8]) -> bool {
+        let (later, latest) = (Later::default(), Latest::default());
         let decoded = match bytes.split_first() {
-            None => Ok((Supplement::default(), Later::default())),
+            None => Ok((Supplement::default(), later, latest)),
             Some((&FORMAT, body)) => {
-                postcard::from_bytes(body).map(|supplement| (supplement, Later::default()))
+                postcard::from_bytes(body).map(|supplement| (supplement, later, latest))
             }
-            Some((&FORMAT_LATER, body)) => postcard::from_bytes(body),
+            Some((&FORMAT_LATER, body)) => {
+                postcard::from_bytes(body).map(|(supplement, later)| (supplement, later, latest))
+            }
+            Some((&FORMAT_LATEST, body)) => postcard::from_bytes(body),
             Some(_) => return false,
         };
-        let Ok((Supplement { growing, fronts }, Later { disk_failures })) = decoded else {
+        let Ok((Supplement { growing, fronts }, Later { disk_failures }, Latest { last_open })) =
+            decoded
+        else {
             return false;
         };
         (self.growing, self.fronts) = (growing, fronts);
-        self.disk_failures = disk_failures;
+        (self.disk_failures, self.last_open) = (disk_failures, last_open);
         true
     }
 }
