@@ -45,11 +45,17 @@ pub struct Administration {
 impl Administration {
     /// Answers for `node`, which other nodes reach at `link_address`.
     pub fn new(node: Rc<Node>, links: Rc<HostLinks>, link_address: String) -> Rc<Self> {
-        Rc::new(Self {
+        let administration = Rc::new(Self {
             node,
             links,
             link_address,
-        })
+        });
+        let weak = Rc::downgrade(&administration);
+        peers::serve_reports(&administration.node.context().rpc, move || {
+            weak.upgrade()
+                .map(|administration| administration.own_report())
+        });
+        administration
     }
 
     /// Answers one request. Nobody waiting for the answer any more is no error.
@@ -181,11 +187,8 @@ impl Administration {
     async fn volumes(&self) -> Vec<VolumeStatus> {
         self.confirm().await;
         let state = self.node.state();
-        let owners = state.volumes.values().filter_map(|record| record.owner);
-        let mut owners: Vec<NodeId> = owners.map(|owner| owner.node).collect();
-        owners.sort_unstable();
-        owners.dedup();
-        let reports = self.reports(owners).await;
+        // Owners say what they do, and every node for how long its initiators wait.
+        let reports = self.reports(state.nodes.keys().copied()).await;
         let mut volumes = views::volumes(&self.seen(reports));
         volumes.sort_by(|one, other| one.name.cmp(&other.name));
         volumes
@@ -194,9 +197,8 @@ impl Administration {
     async fn volume(&self, name: &str) -> Result<VolumeStatus, Problem> {
         self.confirm().await;
         let state = self.node.state();
-        let (id, record) = self.find(&state, name)?;
-        let owner = record.owner.map(|owner| owner.node);
-        let reports = self.reports(owner).await;
+        let (id, _) = self.find(&state, name)?;
+        let reports = self.reports(state.nodes.keys().copied()).await;
         views::volume(&self.seen(reports), id).ok_or_else(|| unknown_volume(name))
     }
 
@@ -407,7 +409,7 @@ impl Administration {
         wanted: impl IntoIterator<Item = NodeId>,
     ) -> BTreeMap<NodeId, SelfReport> {
         let state = self.node.state();
-        peers::reports(&state, self.node.id(), wanted).await
+        peers::reports(&self.node.context().rpc, &state, wanted).await
     }
 
     fn seen(&self, mut reports: BTreeMap<NodeId, SelfReport>) -> Seen {
@@ -418,6 +420,7 @@ impl Administration {
             leader: self.node.group().leader(),
             voters: self.node.group().voters(),
             reports,
+            missing_links: views::missing_links(&self.node),
             now_unix_ms: self.node.context().runtime.unix_time_ms(),
         }
     }

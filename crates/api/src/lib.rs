@@ -29,6 +29,7 @@ mod requests;
 mod routes;
 mod secrets;
 mod serve;
+mod service;
 mod types;
 mod views;
 
@@ -41,9 +42,10 @@ pub use routes::{Access, router};
 pub use serve::serve;
 pub use types::{
     Authentication, ChapCredentials, ClusterPhase, ClusterStatus, CreatedVolume, Holder, Integrity,
-    JoinTokenText, Knowledge, LinkStatus, NewCluster, NewOwner, NewSecret, NewToken, NewVolume,
-    NodeState, NodeStatus, OwnerReport, Redundancy, Resync, RotatedSecret, ScrubAction, ScrubOrder,
-    ScrubPass, SelfReport, SpaceLevel, StoreUsage, VolumeChange, VolumeState, VolumeStatus,
+    JoinTokenText, Knowledge, LinkStatus, MissingLink, NewCluster, NewOwner, NewSecret, NewToken,
+    NewVolume, NodeState, NodeStatus, OldestIo, OwnerReport, Redundancy, Resync, RotatedSecret,
+    ScrubAction, ScrubOrder, ScrubPass, SelfReport, SpaceLevel, StoreUsage, VolumeChange,
+    VolumeState, VolumeStatus, Wait, WaitKind,
 };
 
 /// The API's port, where none is given.

@@ -25,8 +25,17 @@ pub enum ClusterPhase {
     Healthy,
     /// I/O goes on with less redundancy than wanted.
     Degraded,
-    /// Some volume serves no I/O.
+    /// Some volume serves no I/O, or its I/O stands still.
     Unavailable,
+}
+
+/// Two nodes without a link to one another. Other nodes pass their messages on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MissingLink {
+    /// Their numbers.
+    pub nodes: [u64; 2],
+    /// For how long.
+    pub for_ms: u64,
 }
 
 /// The cluster as seen by the node that was asked.
@@ -52,6 +61,9 @@ pub struct ClusterStatus {
     pub nodes_up: u64,
     /// All nodes.
     pub nodes: u64,
+    /// Pairs of nodes that take part and have no link to one another.
+    #[serde(default)]
+    pub missing_links: Vec<MissingLink>,
     /// Volumes that serve I/O.
     pub volumes_open: u64,
     /// All volumes.
@@ -253,6 +265,18 @@ pub struct SelfReport {
     pub owners: Vec<OwnerReport>,
     /// Its links to the other nodes.
     pub links: Vec<LinkStatus>,
+    /// The oldest operation that its initiators wait for, volume by volume.
+    #[serde(default)]
+    pub oldest_io: Vec<OldestIo>,
+}
+
+/// The oldest operation of initiators that one node has not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct OldestIo {
+    /// The volume's number.
+    pub volume: u64,
+    /// How long ago it arrived.
+    pub age_ms: u64,
 }
 
 /// What an owner is doing.
@@ -264,14 +288,54 @@ pub struct OwnerReport {
     pub view: u64,
     /// Whether it serves.
     pub open: bool,
-    /// What it waits for; empty if nothing.
+    /// What it waits for, in words; empty if nothing.
     pub waits_for: String,
+    /// The same for programs.
+    #[serde(default)]
+    pub waiting: Option<Wait>,
     /// Time since it took office.
     pub age_ms: u64,
     /// Time from taking office to serving.
     pub takeover_ms: Option<u64>,
     /// Copies brought back in this view.
     pub resyncs: Vec<Resync>,
+}
+
+/// What an owner waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Wait {
+    /// What kind of thing.
+    pub kind: WaitKind,
+    /// The nodes that it depends on, where it is nodes.
+    pub nodes: Vec<u64>,
+    /// For how long.
+    pub for_ms: u64,
+}
+
+/// What an owner can wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum WaitKind {
+    /// A takeover: answers of copies.
+    Fence,
+    /// A takeover: a node with a complete copy in sync.
+    CompleteCopy,
+    /// A takeover: copies are made identical.
+    Reconcile,
+    /// A takeover: a copy did not answer meanwhile.
+    CopyUnderRepair,
+    /// A takeover: a copy's node restarted meanwhile.
+    RestartedCopy,
+    /// A takeover: the config group's agreement.
+    Opening,
+    /// A resize: copies of the new range.
+    NewSlices,
+    /// Writes: acknowledgements of copies.
+    Acknowledgement,
+    /// Writes: the config group's agreement to go on without copies.
+    Removal,
+    /// Reads: leases from copies.
+    Lease,
 }
 
 /// One copy that is, or was, brought back.
@@ -501,6 +565,10 @@ pub struct VolumeStatus {
     pub redirect_to_owner: bool,
     /// When it was created, in milliseconds since the Unix epoch.
     pub created_unix_ms: u64,
+    /// Age of the oldest operation that an initiator waits for, at whichever node; absent if
+    /// none waits.
+    #[serde(default)]
+    pub oldest_io_ms: Option<u64>,
     /// Whether the owner's part below was told by the owner.
     pub told: Knowledge,
     /// What the owner does.

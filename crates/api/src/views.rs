@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::time::Duration;
 
 use holdfast_config::group::VOTERS_MAX;
 use holdfast_config::state::{
@@ -15,10 +16,11 @@ use holdfast_runtime::NodeId;
 use holdfast_runtime::host::{ClusterId, HostLinks};
 use holdfast_wire::VolumeId;
 
+use crate::service::{self, age, standstill_text};
 use crate::types::{
     Authentication, ClusterPhase, ClusterStatus, Holder, Integrity, Knowledge, LinkStatus,
-    NodeState, NodeStatus, OwnerReport, Redundancy, Resync, ScrubPass, SelfReport, SpaceLevel,
-    StoreUsage, VolumeState, VolumeStatus,
+    MissingLink, NodeState, NodeStatus, OldestIo, OwnerReport, Redundancy, Resync, ScrubPass,
+    SelfReport, SpaceLevel, StoreUsage, VolumeState, VolumeStatus,
 };
 
 /// Bytes of a block, in which resyncs count.
@@ -31,6 +33,7 @@ pub(crate) struct Seen {
     pub(crate) leader: Option<NodeId>,
     pub(crate) voters: BTreeSet<NodeId>,
     pub(crate) reports: BTreeMap<NodeId, SelfReport>,
+    pub(crate) missing_links: Vec<MissingLink>,
     /// This node's wall clock, in milliseconds since the Unix epoch.
     pub(crate) now_unix_ms: u64,
 }
@@ -38,11 +41,19 @@ pub(crate) struct Seen {
 /// What this node knows of itself alone.
 pub(crate) fn own_report(node: &Node, links: &HostLinks) -> SelfReport {
     let report = node.report();
+    let now = node.context().runtime.now();
     let owner = |status: &holdfast_volume::OwnerStatus| OwnerReport {
         volume: status.volume.0,
         view: status.view.0,
         open: status.open,
-        waits_for: status.waits_for.clone(),
+        waits_for: status
+            .waits_for
+            .as_ref()
+            .map_or_else(String::new, service::wait_text),
+        waiting: status
+            .waits_for
+            .as_ref()
+            .map(|waiting| service::wait(waiting, now)),
         age_ms: status.age.as_millis() as u64,
         takeover_ms: status.takeover.map(|time| time.as_millis() as u64),
         resyncs: status.resyncs.iter().map(resync).collect(),
@@ -80,6 +91,26 @@ pub(crate) fn own_report(node: &Node, links: &HostLinks) -> SelfReport {
                 },
             })
             .collect(),
+        oldest_io: report.oldest_io.iter().map(oldest).collect(),
+    }
+}
+
+/// The links that are missing, as this node knows.
+pub(crate) fn missing_links(node: &Node) -> Vec<MissingLink> {
+    let now = node.context().runtime.now();
+    let links = node.report().missing_links.into_iter();
+    links
+        .map(|link| MissingLink {
+            nodes: [link.nodes.0.0, link.nodes.1.0],
+            for_ms: now.saturating_since(link.since).as_millis() as u64,
+        })
+        .collect()
+}
+
+fn oldest((volume, age): &(VolumeId, Duration)) -> OldestIo {
+    OldestIo {
+        volume: volume.0,
+        age_ms: age.as_millis() as u64,
     }
 }
 
@@ -125,6 +156,7 @@ pub(crate) fn cluster(seen: &Seen, confirmed: bool) -> ClusterStatus {
     // An even number tolerates no more failures than the odd one below it.
     let members = state.members().count();
     let voters_wanted = members.clamp(1, VOTERS_MAX).div_ceil(2) * 2 - 1;
+    let silent = unreported(seen);
     let mut explanations = Vec::new();
     let phase = if state.cluster.is_none() {
         explanations.push("this node is waiting for the cluster's state from other nodes".into());
@@ -137,12 +169,13 @@ pub(crate) fn cluster(seen: &Seen, confirmed: bool) -> ClusterStatus {
             seen.local
         ));
         ClusterPhase::NoMajority
-    } else if volumes
-        .iter()
-        .any(|volume| volume.state != VolumeState::Open)
-    {
+    } else if volumes.iter().any(|volume| {
+        volume.state != VolumeState::Open || standstill_text(volume.oldest_io_ms).is_some()
+    }) {
         ClusterPhase::Unavailable
     } else if !not_up.is_empty()
+        || !seen.missing_links.is_empty()
+        || !silent.is_empty()
         || seen.voters.len() < voters_wanted
         || volumes
             .iter()
@@ -165,6 +198,13 @@ pub(crate) fn cluster(seen: &Seen, confirmed: bool) -> ClusterStatus {
             node_explanation(&state.nodes[node], None)
         ));
     }
+    explanations.extend(seen.missing_links.iter().map(service::missing_link_text));
+    explanations.extend(silent.iter().map(|node| {
+        format!(
+            "node {node} counts as running and did not say how it is: for how long its \
+             initiators wait is not known. Ask again in a moment, then see its log"
+        )
+    }));
     explanations.extend(nodes(seen).iter().filter_map(space_explanation));
     for volume in &volumes {
         if !volume.explanation.is_empty() {
@@ -185,9 +225,23 @@ pub(crate) fn cluster(seen: &Seen, confirmed: bool) -> ClusterStatus {
         view: state.view.0,
         nodes_up: (members - not_up.len()) as u64,
         nodes: members as u64,
+        missing_links: seen.missing_links.clone(),
         volumes_open: open.count() as u64,
         volumes: volumes.len() as u64,
     }
+}
+
+/// Nodes that count as running and say nothing: what their initiators wait for is not known.
+fn unreported(seen: &Seen) -> Vec<NodeId> {
+    let members = seen.state.members();
+    members
+        .filter(|(node, record)| {
+            let report = seen.reports.get(node);
+            record.status == RecordedStatus::Up
+                && report.is_none_or(|report| report.incarnation != record.incarnation.0)
+        })
+        .map(|(node, _)| node)
+        .collect()
 }
 
 /// What to say of a node whose home fills up.
@@ -272,7 +326,24 @@ pub(crate) fn volume(seen: &Seen, id: VolumeId) -> Option<VolumeStatus> {
     };
     let front = seen.state.front(id);
     let growing = seen.state.growing.get(&id);
+    let oldest = seen.reports.values().flat_map(|report| &report.oldest_io);
+    let oldest_io_ms = oldest
+        .filter(|oldest| oldest.volume == id.0)
+        .map(|oldest| oldest.age_ms)
+        .max();
     let explanation = volume_explanation(record, state, redundancy, report.as_ref());
+    let explanation = match standstill_text(oldest_io_ms) {
+        None => explanation,
+        Some(standstill) => {
+            let waits = report
+                .iter()
+                .filter(|report| report.open && !report.waits_for.is_empty());
+            let waits = waits.map(|report| format!("its owner waits for {}", report.waits_for));
+            let more = Some(explanation).filter(|explanation| !explanation.is_empty());
+            let parts = [standstill].into_iter().chain(waits).chain(more);
+            parts.collect::<Vec<_>>().join("; ")
+        }
+    };
     Some(VolumeStatus {
         id: id.0,
         name: record.name.clone(),
@@ -311,6 +382,7 @@ pub(crate) fn volume(seen: &Seen, id: VolumeId) -> Option<VolumeStatus> {
         }),
         redirect_to_owner: front.redirect_to_owner,
         created_unix_ms: record.created_unix_ms,
+        oldest_io_ms,
         told: known(report.is_some()),
         owner_report: report,
     })
@@ -458,201 +530,5 @@ fn volume_explanation(
     }
 }
 
-fn age(milliseconds: u64) -> String {
-    format!("{}.{} s", milliseconds / 1000, milliseconds % 1000 / 100)
-}
-
 #[cfg(test)]
-mod tests {
-    use holdfast_config::state::{Change, ClusterIdentity, NodeStart, Outcome, VolumeSpec};
-    use holdfast_runtime::Incarnation;
-
-    use super::*;
-
-    fn applied(state: &mut ClusterState, change: Change) -> Outcome {
-        let outcome = state.apply(change);
-        assert!(!matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
-        outcome
-    }
-
-    /// Three nodes up, one volume of three copies on them, open.
-    fn three_nodes() -> (ClusterState, VolumeId) {
-        let mut state = ClusterState::default();
-        applied(
-            &mut state,
-            Change::Found {
-                cluster: ClusterIdentity {
-                    id: [7; 16],
-                    name: "test".into(),
-                    authority: b"secret".to_vec(),
-                },
-                uuid: [1; 16],
-                link_address: "127.0.0.1:1".into(),
-            },
-        );
-        for node in 2..=3 {
-            let secret_hash = [node; 32];
-            applied(
-                &mut state,
-                Change::AddToken {
-                    secret_hash,
-                    expires_unix_ms: 10,
-                },
-            );
-            applied(
-                &mut state,
-                Change::Admit(holdfast_config::state::Admission {
-                    secret_hash,
-                    uuid: [node; 16],
-                    link_address: format!("127.0.0.1:{node}"),
-                    now_unix_ms: 1,
-                }),
-            );
-        }
-        for node in 1..=3u8 {
-            applied(
-                &mut state,
-                Change::NodeStarted(NodeStart {
-                    node: NodeId(node.into()),
-                    uuid: [node; 16],
-                    incarnation: Incarnation(1),
-                    link_address: format!("127.0.0.1:{node}"),
-                    api_address: String::new(),
-                    portal_address: format!("127.0.0.1:326{node}"),
-                    version: "0.1.0".into(),
-                }),
-            );
-        }
-        let created = applied(
-            &mut state,
-            Change::CreateVolume(VolumeSpec {
-                name: "db".into(),
-                size_bytes: 2 << 30,
-                logical_block_bytes: 512,
-                copies: 3,
-                slice_bytes: 1 << 30,
-                chap: None,
-                naa_random: 5,
-                now_unix_ms: 1,
-            }),
-        );
-        let Outcome::Created(volume) = created else {
-            panic!("{created:?}");
-        };
-        let record = state.volumes.get_mut(&volume).unwrap();
-        record.open = true;
-        (state, volume)
-    }
-
-    fn seen(state: ClusterState) -> Seen {
-        Seen {
-            state: Rc::new(state),
-            local: NodeId(1),
-            leader: Some(NodeId(2)),
-            voters: (1..=3).map(NodeId).collect(),
-            reports: BTreeMap::new(),
-            now_unix_ms: 0,
-        }
-    }
-
-    #[test]
-    fn a_whole_cluster_is_healthy_and_has_nothing_to_explain() {
-        let (state, volume) = three_nodes();
-        let seen = seen(state);
-        let status = cluster(&seen, true);
-        assert_eq!(status.phase, ClusterPhase::Healthy);
-        assert_eq!(status.explanations, [""; 0]);
-        assert_eq!((status.nodes_up, status.volumes_open), (3, 1));
-        let volume = super::volume(&seen, volume).unwrap();
-        assert_eq!(volume.portals.len(), 3);
-        let in_sync: u64 = volume.holders.iter().map(|holder| holder.in_sync).sum();
-        assert_eq!((volume.holders.len(), in_sync), (3, 6));
-        assert_eq!(volume.authentication, Authentication::None);
-        assert_eq!(volume.naa.len(), 32);
-    }
-
-    #[test]
-    fn a_lost_node_is_explained_at_the_node_and_at_each_volume_that_misses_it() {
-        let (mut state, volume) = three_nodes();
-        let owner = state.volumes[&volume].owner.unwrap().node;
-        let lost = NodeId(if owner == NodeId(3) { 2 } else { 3 });
-        let incarnation = Incarnation(1);
-        applied(
-            &mut state,
-            Change::NodeDown {
-                node: lost,
-                incarnation,
-            },
-        );
-        let seen = seen(state);
-        let status = cluster(&seen, true);
-        assert_eq!(status.phase, ClusterPhase::Degraded);
-        assert!(status.explanations[0].contains("Start it again"));
-        assert!(status.explanations[1].contains("the least has 2 of 3"));
-        let volume = super::volume(&seen, volume).unwrap();
-        assert_eq!(volume.redundancy.copies_least, 2);
-        assert_eq!(volume.portals.len(), 2);
-        assert_eq!(volume.told, Knowledge::Unknown);
-    }
-
-    #[test]
-    fn a_config_group_with_too_few_voters_is_degraded_and_says_so() {
-        let (state, _) = three_nodes();
-        let mut seen = seen(state);
-        seen.voters.pop_last();
-        let status = cluster(&seen, true);
-        assert_eq!(status.phase, ClusterPhase::Degraded);
-        assert!(status.explanations[0].contains("2 of 3 voters"));
-    }
-
-    #[test]
-    fn without_a_majority_the_last_known_state_is_shown_as_such() {
-        let (state, _) = three_nodes();
-        let status = cluster(&seen(state), false);
-        assert_eq!(status.phase, ClusterPhase::NoMajority);
-        assert!(status.explanations[0].contains("no majority"));
-    }
-
-    #[test]
-    fn a_report_of_an_earlier_start_counts_as_unknown() {
-        let (state, _) = three_nodes();
-        let mut seen = seen(state);
-        let usage = StoreUsage {
-            home_bytes: 1,
-            home_used_bytes: 0,
-            home_reclaimable_bytes: 0,
-            home_map_bytes: 0,
-            home_free_bytes: 1,
-            home_collected_bytes: 0,
-            journal_bytes: 1,
-            journal_used_bytes: 0,
-        };
-        for (node, incarnation) in [(1, 1), (2, 9)] {
-            seen.reports.insert(
-                NodeId(node),
-                SelfReport {
-                    id: node,
-                    incarnation,
-                    registered: true,
-                    usage,
-                    integrity: Integrity::default(),
-                    space: SpaceLevel::Critical,
-                    owners: Vec::new(),
-                    links: Vec::new(),
-                },
-            );
-        }
-        let told: Vec<Knowledge> = nodes(&seen).iter().map(|node| node.told).collect();
-        let (known, unknown) = (Knowledge::Known, Knowledge::Unknown);
-        assert_eq!(told, [known, unknown, unknown]);
-        // What the node has just said of its space is explained, what it said earlier is not.
-        let status = cluster(&seen, true);
-        let full = status
-            .explanations
-            .iter()
-            .filter(|one| one.contains("almost full"));
-        let full: Vec<_> = full.collect();
-        assert_eq!(full.len(), 1, "{full:?}");
-        assert!(full[0].starts_with("node 1: "), "{full:?}");
-    }
-}
+mod tests;

@@ -17,6 +17,7 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod config;
+mod connectivity;
 mod device;
 mod follow;
 mod fullness;
@@ -31,6 +32,7 @@ mod reservations;
 mod scrub;
 mod shutdown;
 mod status;
+mod under_way;
 
 pub use device::VolumeDevice;
 pub use fullness::{Fullness, FullnessWatch, Thresholds};
@@ -41,4 +43,5 @@ pub use reservations::VolumeReservations;
 pub use scrub::{ScrubOptions, ScrubOrder, ScrubPass, ScrubStatus};
 pub use status::NodeReport;
 
-pub use holdfast_volume::{AccessError, IoError, Operation};
+pub use holdfast_runtime::rpc::MissingLink;
+pub use holdfast_volume::{AccessError, IoError, Operation, WaitReason, Waiting};

@@ -1,4 +1,5 @@
-//! The leader's watch over the other nodes: what gossip suspects, the config group decides.
+//! The leader's watch over the other nodes: what gossip suspects, or no link leads to any more,
+//! the config group decides.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -7,9 +8,11 @@ use std::time::Duration;
 use futures::future::{Either, LocalBoxFuture, select, select_all};
 use holdfast_config::state::{Change, NodeStatus};
 use holdfast_gossip::Status;
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Incarnation, Instant, NodeId};
 
 use crate::node::Node;
+use crate::connectivity::{Contact, OUT_OF_REACH_FOR, Reachability};
 
 const PROPOSAL_LIMIT: Duration = Duration::from_secs(2);
 /// A node of which this leader has never heard, since it started itself, counts as gone after
@@ -25,35 +28,58 @@ const PROPOSE_AGAIN_AFTER: Duration = Duration::from_secs(2);
 const VOTERS_LIMIT: Duration = Duration::from_secs(5);
 const VOTERS_RETRY: Duration = Duration::from_millis(500);
 
+/// What the monitor remembers from one look to the next.
+#[derive(Default)]
+struct Memory {
+    /// When each start of a node was proposed to be down.
+    proposed: BTreeMap<(NodeId, Incarnation), Instant>,
+    /// Since when newer starts of nodes have been heard.
+    superseded: BTreeMap<(NodeId, Incarnation), Instant>,
+    reachability: Reachability,
+}
+
+/// The nodes that are gone, and when to look again if nothing happens.
+#[derive(Default)]
+struct Look {
+    gone: Vec<(NodeId, Incarnation)>,
+    again_after: Option<Duration>,
+}
+
+impl Look {
+    fn again_after(&mut self, pause: Duration) {
+        let sooner = self.again_after.map_or(pause, |planned| planned.min(pause));
+        self.again_after = Some(sooner);
+    }
+}
+
 impl Node {
     pub(crate) async fn keep_monitoring(self: Rc<Self>) {
         let mut health = self.gossip.health();
         let mut state = self.group.watch();
-        let mut proposed = BTreeMap::new();
-        let mut superseded = BTreeMap::new();
+        let mut routes = self.context.rpc.watch_routes();
+        let mut memory = Memory::default();
         loop {
             health.mark_unchanged();
+            routes.mark_unchanged();
             let leader = self.group.leader();
             state.mark_unchanged();
-            let mut recheck = false;
+            self.note_reachable(&mut memory.reachability);
+            let mut look = Look::default();
             if self.group.is_leader() {
-                let now = self.context.runtime.now();
-                for (node, incarnation) in self.gone(&mut superseded, &mut recheck) {
+                look = self.look(&mut memory);
+                for (node, incarnation) in std::mem::take(&mut look.gone) {
                     // A node that registered again at once is reachable, whatever rumour says;
                     // rumour gets time to notice.
-                    let again = proposed.insert((node, incarnation), now);
+                    let now = self.context.runtime.now();
+                    let again = memory.proposed.insert((node, incarnation), now);
+                    look.again_after(RECHECK);
                     if let Some(before) = again
                         && now.saturating_since(before) < PROPOSE_AGAIN_AFTER
                     {
-                        proposed.insert((node, incarnation), before);
-                        recheck = true;
+                        memory.proposed.insert((node, incarnation), before);
                         continue;
                     }
-                    tracing::info!(%node, "proposing that a node is down");
-                    let change = Change::NodeDown { node, incarnation };
-                    // Whatever came of it is seen in the state; if nothing, it is proposed again.
-                    let _ = self.group.propose(change, PROPOSAL_LIMIT).await;
-                    recheck = true;
+                    self.propose_down(node, incarnation);
                 }
             }
             let news = select_all([
@@ -63,34 +89,63 @@ impl Node {
                     true
                 }),
                 Box::pin(async { state.changed().await.is_ok() }),
+                Box::pin(async { routes.changed().await.is_ok() }),
             ]);
-            if recheck {
-                let _ = select(news, self.context.runtime.sleep(RECHECK)).await;
+            if let Some(pause) = look.again_after {
+                let _ = select(news, self.context.runtime.sleep(pause)).await;
             } else if let (false, ..) = news.await {
                 return;
             }
         }
     }
 
-    /// Running nodes, by the config state, that are gone by what this node hears. `superseded`
-    /// remembers since when newer starts of nodes have been heard.
-    fn gone(
-        &self,
-        superseded: &mut BTreeMap<(NodeId, Incarnation), Instant>,
-        recheck: &mut bool,
-    ) -> Vec<(NodeId, Incarnation)> {
+    /// Proposals do not wait for one another: nodes that are gone together go together. Whatever
+    /// came of one is seen in the state; if nothing, it is proposed again.
+    fn propose_down(&self, node: NodeId, incarnation: Incarnation) {
+        tracing::info!(%node, "proposing that a node is down");
+        let group = self.group.clone();
+        let change = Change::NodeDown { node, incarnation };
+        self.context.runtime.spawn("node-down", async move {
+            let _ = group.propose(change, PROPOSAL_LIMIT).await;
+        });
+    }
+
+    fn note_reachable(&self, reachability: &mut Reachability) {
+        let reachable = self.context.rpc.reachable_nodes();
+        let voters = self.group.voters();
+        let reached = voters.iter().filter(|voter| reachable.contains_key(voter));
+        let majority = reached.count() * 2 > voters.len();
+        reachability.note(self.context.runtime.now(), &reachable, majority);
+    }
+
+    /// Running nodes, by the config state, that are gone by what this node hears.
+    fn look(&self, memory: &mut Memory) -> Look {
         let state = self.group.state();
         let health = self.gossip.health().borrow().clone();
         let now = self.context.runtime.now();
-        let mut gone = Vec::new();
-        superseded.retain(|(node, incarnation), _| {
+        let mut look = Look::default();
+        let current = |(node, incarnation): &(NodeId, Incarnation)| {
             let record = state.nodes.get(node);
             record.is_some_and(|record| record.incarnation == *incarnation)
-        });
+        };
+        memory.superseded.retain(|start, _| current(start));
+        memory.proposed.retain(|start, _| current(start));
         for (node, record) in &state.nodes {
             let running = matches!(record.status, NodeStatus::Up | NodeStatus::Leaving);
             if !running || *node == self.id() {
                 continue;
+            }
+            let contact = match memory.reachability.of(now, *node, record.incarnation) {
+                _ if planted::is_active(Bug::TrustRumour) => Contact::Unjudged,
+                contact => contact,
+            };
+            match contact {
+                Contact::Unjudged => {}
+                Contact::Missing => look.again_after(OUT_OF_REACH_FOR),
+                Contact::Lost => {
+                    look.gone.push((*node, record.incarnation));
+                    continue;
+                }
             }
             let Some(belief) = health.get(node) else {
                 continue;
@@ -98,20 +153,21 @@ impl Node {
             let silent = if belief.incarnation == record.incarnation {
                 belief.status == Status::Down
             } else if belief.incarnation < record.incarnation {
-                *recheck = true;
+                look.again_after(RECHECK);
                 now.saturating_since(belief.since) >= NEVER_HEARD_FOR
-                    && self.context.rpc.peer_up(*node) != Some(record.incarnation)
+                    && self.context.rpc.reachable(*node) != Some(record.incarnation)
             } else {
                 // A newer start is about to register itself, or tries in vain, over and over.
-                *recheck = true;
-                let since = superseded.entry((*node, record.incarnation)).or_insert(now);
+                look.again_after(RECHECK);
+                let start = (*node, record.incarnation);
+                let since = memory.superseded.entry(start).or_insert(now);
                 now.saturating_since(*since) >= SUPERSEDED_FOR
             };
             if silent {
-                gone.push((*node, record.incarnation));
+                look.gone.push((*node, record.incarnation));
             }
         }
-        gone
+        look
     }
 
     /// The leader keeps every node a member of the config group, up to the number of voters.

@@ -25,6 +25,7 @@ use crate::moves::Moves;
 use crate::options::NodeOptions;
 use crate::reach::Reach;
 use crate::scrub::{Scrub, ScrubOrder};
+use crate::under_way::UnderWay;
 
 /// Blocks of the largest slice: what the store checks block numbers against.
 const SLICE_BLOCKS: u32 = (holdfast_config::state::SLICE_BYTES / 4096) as u32;
@@ -79,6 +80,7 @@ pub struct Node {
     pub(crate) scrub: Scrub,
     pub(crate) moves: Moves,
     pub(crate) reach: Reach,
+    pub(crate) under_way: UnderWay,
     pub(crate) fullness: Cell<FullnessWatch>,
 }
 
@@ -141,6 +143,7 @@ impl Node {
             scrub,
             moves: Moves::default(),
             reach: Reach::default(),
+            under_way: UnderWay::default(),
         });
         node.connect();
         Ok(node)
@@ -289,6 +292,7 @@ impl Node {
         length: u64,
         operation: Operation,
     ) -> Result<Bytes, AccessError> {
+        let _operating = self.under_way.begin(self.context.runtime.now(), volume);
         self.portal
             .run(volume, offset, length, operation, requester)
             .await

@@ -1,4 +1,11 @@
-//! Leaving in good order: the volumes go first.
+//! Leaving in good order, so that nobody has to find out that this node is gone.
+//!
+//! | step | until | why |
+//! |---|---|---|
+//! | drain owners, `HandOver` | the new owners serve | no lease is waited for |
+//! | `NodeDown`, of itself | no copy here counts any more | a write that needs this node's acknowledgement would wait until its end is noticed |
+//! | destage what can be | it is done | a short recovery at the next start |
+//! | give up leading | another node leads | nothing can be decided until one does |
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -12,9 +19,13 @@ use crate::node::Node;
 const PROPOSAL_LIMIT: Duration = Duration::from_secs(3);
 /// How long the new owners are waited for; they open without this node too.
 const OPENING_LIMIT: Duration = Duration::from_secs(3);
+/// How long the others get to take this node's copies out; its end tells them, too.
+const LEAVING_LIMIT: Duration = Duration::from_secs(1);
+/// An election and a half.
+const SUCCESSION_LIMIT: Duration = Duration::from_millis(800);
 
 impl Node {
-    /// Hands the volumes over, destages what can be, and stops. After it returns the process
+    /// Hands the volumes over, takes its copies out, destages what can be, and stops. After it returns the process
     /// may end at any time.
     pub async fn shutdown(self: &Rc<Self>) {
         self.leaving.set(true);
@@ -24,15 +35,43 @@ impl Node {
         let (node, incarnation) = (self.id(), self.context.incarnation());
         let change = Change::HandOver { node, incarnation };
         if self.group.propose(change, PROPOSAL_LIMIT).await.is_ok() {
-            self.context
-                .runtime
+            let runtime = &self.context.runtime;
+            runtime
                 .timeout(OPENING_LIMIT, self.others_open(&owners))
                 .await;
+            let change = Change::NodeDown { node, incarnation };
+            let leaving = async {
+                let proposed = self.group.propose(change, PROPOSAL_LIMIT).await;
+                if proposed.is_ok() {
+                    self.copies_count_no_more().await;
+                }
+            };
+            runtime.timeout(LEAVING_LIMIT, leaving).await;
         }
         if let Err(error) = self.context.store.flush().await {
             tracing::error!(%error, "stopping with data in the journal; it is recovered next time");
         }
+        self.group.retire(SUCCESSION_LIMIT).await;
         self.group.shutdown().await;
+    }
+
+    /// Resolves when nothing waits for copies on this node, but for those that are the last.
+    async fn copies_count_no_more(&self) {
+        let mut watch = self.group.watch();
+        loop {
+            watch.mark_unchanged();
+            let state = self.group.state();
+            let waited_for = state.volumes.values().any(|volume| {
+                volume.open
+                    && volume
+                        .slices
+                        .iter()
+                        .any(|slice| slice.is_in_sync(self.id()) && slice.in_sync().count() > 1)
+            });
+            if !waited_for || watch.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     async fn others_open(&self, handed_over: &[Rc<Owner>]) {

@@ -1,8 +1,13 @@
 //! What a node says of itself.
 
+use std::time::Duration;
+
+use holdfast_config::state::NodeStatus;
 use holdfast_runtime::NodeId;
+use holdfast_runtime::rpc::MissingLink;
 use holdfast_store::Usage;
 use holdfast_volume::OwnerStatus;
+use holdfast_wire::VolumeId;
 
 use crate::fullness::Fullness;
 use crate::node::Node;
@@ -23,6 +28,10 @@ pub struct NodeReport {
     pub fullness: Fullness,
     /// Its owners.
     pub owners: Vec<OwnerStatus>,
+    /// For each volume with operations of initiators under way here, the age of the oldest.
+    pub oldest_io: Vec<(VolumeId, Duration)>,
+    /// Pairs of nodes without a link to one another, as far as is known here.
+    pub missing_links: Vec<MissingLink>,
     /// Something on its disk is damaged, as far as that is known, and not healed yet.
     pub damaged: bool,
     /// Blocks known to be damaged.
@@ -51,12 +60,26 @@ impl Node {
                 .values()
                 .map(|owner| owner.status())
                 .collect(),
+            oldest_io: self.under_way.oldest(self.context.runtime.now()),
+            missing_links: self.missing_links(),
             damaged: self.context.store.damaged(),
             damaged_blocks: self.context.store.damaged_block_count(),
             lost_blocks: self.lost_blocks(),
             healed_blocks: self.healing.healed.get(),
             scrub: self.scrub.status(),
         }
+    }
+
+    /// Links between nodes that take part: others need none.
+    fn missing_links(&self) -> Vec<MissingLink> {
+        let state = self.state();
+        let up = |node: NodeId| {
+            let record = state.nodes.get(&node);
+            record.is_some_and(|record| record.status == NodeStatus::Up)
+        };
+        let mut missing = self.context.rpc.missing_links();
+        missing.retain(|link| up(link.nodes.0) && up(link.nodes.1));
+        missing
     }
 
     fn lost_blocks(&self) -> u64 {

@@ -19,6 +19,7 @@ use holdfast_wire::volume::{Io, IoStatus};
 
 use crate::owner::{Owner, Phase};
 use crate::takeover::{FenceWaits, Setback, Settled, present, reconciled};
+use crate::waiting::WaitReason;
 
 /// Pause before a growth that failed is begun again.
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
@@ -53,8 +54,8 @@ impl Owner {
                 Err(Setback::Over) => return self.close(),
                 Err(Setback::Again(why)) => {
                     let (volume, view) = (self.volume, self.view);
-                    tracing::debug!(%volume, %view, why, "growing again");
-                    why.clone_into(&mut self.waits_for.borrow_mut());
+                    tracing::debug!(%volume, %view, ?why, "growing again");
+                    self.wait_for(why);
                     self.context.runtime.sleep(RETRY_PAUSE).await;
                 }
             }
@@ -89,7 +90,7 @@ impl Owner {
         let witnesses = self.fence_all(&record, added.clone(), FENCE_WAITS).await?;
         let settled = self.reconcile_all(added, &witnesses).await?;
         if patient && self.lacks_copies(&record, known, &settled) {
-            return Err(Setback::Again("every copy of the new slices"));
+            return Err(Setback::Again(WaitReason::NewSlices));
         }
         let change = Change::Grown {
             volume: self.volume,
@@ -99,12 +100,12 @@ impl Owner {
         match self.context.config.propose(change, PROPOSAL_LIMIT).await {
             Some(Outcome::Done) => {}
             Some(Outcome::Refused(Refusal::LastCopy)) => {
-                return Err(Setback::Again("copies whose node restarted meanwhile"));
+                return Err(Setback::Again(WaitReason::RestartedCopy));
             }
             Some(_) | None => return Err(Setback::Over),
         }
         self.take_in(known, settled, &present(&witnesses));
-        self.waits_for.borrow_mut().clear();
+        self.waits_for.clear();
         // What has become of the new copies since they were reconciled is acted on now.
         self.follow_config();
         let size_bytes = self.size_bytes.get();

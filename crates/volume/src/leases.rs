@@ -1,7 +1,7 @@
 //! The owner's leases on the copies: asked for regularly, given back when its office ends
 //! while it lives. The answers also say how much space the copies have.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use holdfast_wire::replica::{Lease, ReplicaReply, VolumeView, replica_request};
 use prost::Message;
 
 use crate::owner::{Owner, Phase};
+use crate::waiting::{WaitReason, Waiting};
 
 /// A lease outlives two lost renewals.
 const RENEW_EVERY: Duration = Duration::from_millis(430);
@@ -30,7 +31,8 @@ impl Owner {
     /// Renews the leases while the volume is in use, until the owner closes.
     pub(crate) async fn keep_leases(self: Rc<Self>) {
         let local = self.context.node();
-        while self.phase.get() == Phase::Open {
+        // One that drains gives its leases back: a renewal behind that would bring one to life again.
+        while self.phase.get() == Phase::Open && !self.draining.get() {
             let wanted = self.lease_wanted.notified();
             let idle = (self.context.runtime.now()).saturating_since(self.used.get());
             if idle >= IDLE_AFTER {
@@ -57,6 +59,9 @@ impl Owner {
 
     /// Asks one copy's node for a lease now.
     pub(crate) async fn renew_lease(&self, node: NodeId) {
+        if self.draining.get() {
+            return;
+        }
         let sent = self.context.runtime.now();
         let lease = self.lease(false);
         let frame = messages::request(replica_request::Body::Lease(lease), Bytes::new());
@@ -99,6 +104,25 @@ impl Owner {
             // on it.
             let _ = join_all(givers.into_iter().map(release)).await;
         }
+    }
+
+    /// The leases that an owner in use lacks.
+    pub(crate) fn lapsed_leases(&self) -> Option<Waiting> {
+        let now = self.context.runtime.now();
+        if now.saturating_since(self.used.get()) >= IDLE_AFTER {
+            return None;
+        }
+        let leases = self.leases.borrow();
+        let mut lapsed = BTreeMap::new();
+        for node in self.lease_givers() {
+            let ended = leases.get(&node).copied().unwrap_or(self.since);
+            if ended <= now {
+                lapsed.insert(node, ended);
+            }
+        }
+        let since = lapsed.values().min().copied()?;
+        let reason = WaitReason::Lease(lapsed.into_keys().collect());
+        Some(Waiting { reason, since })
     }
 
     fn lease(&self, release: bool) -> Lease {

@@ -36,6 +36,7 @@ mod reservations;
 mod resync;
 mod slice;
 mod takeover;
+mod waiting;
 mod writes;
 
 pub use context::{Config, Context};
@@ -43,3 +44,4 @@ pub use heal::{HEAL_BLOCKS_MAX, serve_healing};
 pub use owner::{Owner, OwnerStatus, ResyncStatus};
 pub use paths::GIVEN_UP_BOUND;
 pub use portal::{AccessError, CUT_OFF_AFTER, IoError, Operation, Portal};
+pub use waiting::{WaitReason, Waiting};

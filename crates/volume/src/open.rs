@@ -1,7 +1,7 @@
 //! An open owner: follows the config group's decisions, repeats what was lost, removes copies
 //! that fail.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -9,19 +9,22 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use holdfast_config::state::{Change, Outcome, Refusal};
 use holdfast_replica::stream::Role;
-use holdfast_runtime::{Incarnation, NodeId};
+use holdfast_runtime::{Incarnation, Instant, NodeId};
 use holdfast_wire::Seq;
 use holdfast_wire::replica::{ReadBlocks, replica_request};
 
 use crate::owner::{Owner, Phase};
 use crate::slice::Slice;
 use crate::takeover::Settled;
+use crate::waiting::{WaitReason, Waiting};
 
 /// While some copy owes an acknowledgement, or a stable position, it is looked after this often.
 const TICK: Duration = Duration::from_millis(100);
 /// A required copy that has not moved for this long is taken out of the in-sync set, although
 /// its node counts as running: the initiator's timeouts are near.
 const REMOVE_AFTER: Duration = Duration::from_millis(3000);
+/// A copy that owes an acknowledgement for this long is named in the status.
+const NOTABLE: Duration = Duration::from_millis(500);
 /// Records kept for a joining copy that does not keep up; beyond, it has to begin again.
 const JOINING_WINDOW_BYTES: usize = 8 << 20;
 const PROPOSAL_LIMIT: Duration = Duration::from_millis(3000);
@@ -54,7 +57,7 @@ impl Owner {
         self.phase.set(Phase::Open);
         self.takeover_took
             .set(Some(now.saturating_since(self.since)));
-        self.waits_for.borrow_mut().clear();
+        self.waits_for.clear();
         tracing::info!(volume = %self.volume, view = %self.view, "owner opened");
         self.busy.notify_one();
         self.spawn("owner-leases", self.clone().keep_leases());
@@ -285,6 +288,38 @@ impl Owner {
                 None => owner.busy.notify_one(),
             }
         });
+    }
+
+    /// What keeps an open owner from answering, if anything has for a while.
+    pub(crate) fn stalled(&self) -> Option<Waiting> {
+        if self.phase.get() != Phase::Open {
+            return None;
+        }
+        let now = self.context.runtime.now();
+        let mut silent: BTreeMap<NodeId, Instant> = BTreeMap::new();
+        for slice in &*self.slices.borrow() {
+            for (node, member) in slice.stream.members() {
+                let owes = member.durable.next() < slice.stream.next();
+                let silence = member.silent_for(now);
+                if member.role == Role::Required && owes && silence >= NOTABLE {
+                    let since = Instant::from_nanos(
+                        now.as_nanos().saturating_sub(silence.as_nanos() as u64),
+                    );
+                    let first = silent.entry(*node).or_insert(since);
+                    *first = since.min(*first);
+                }
+            }
+        }
+        let Some(since) = silent.values().min().copied() else {
+            return self.lapsed_leases();
+        };
+        let removing: BTreeSet<NodeId> = self.removing.borrow().clone();
+        let reason = if removing.is_empty() {
+            WaitReason::Acknowledgement(silent.into_keys().collect())
+        } else {
+            WaitReason::Removal(removing)
+        };
+        Some(Waiting { reason, since })
     }
 
     /// Nobody knows what a write above this was; used by status and tests.

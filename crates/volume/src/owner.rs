@@ -28,6 +28,7 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use crate::context::Context;
 use crate::paths::Paths;
 use crate::slice::{Outgoing, Slice};
+use crate::waiting::{Waiting, WaitsFor};
 
 /// Data of writes under way in one volume, in KiB: bounds memory, and what a takeover has to
 /// reconcile.
@@ -58,8 +59,8 @@ pub struct OwnerStatus {
     pub view: View,
     /// Whether it serves.
     pub open: bool,
-    /// What it waits for, empty if nothing.
-    pub waits_for: String,
+    /// What it waits for.
+    pub waits_for: Option<Waiting>,
     /// Time since it took office.
     pub age: Duration,
     /// Time from taking office to serving.
@@ -119,7 +120,7 @@ pub struct Owner {
     pub(crate) removing: RefCell<BTreeSet<NodeId>>,
     /// Streams set up so far: later ones have larger numbers, so that holders can tell.
     sessions: Cell<u64>,
-    pub(crate) waits_for: RefCell<String>,
+    pub(crate) waits_for: WaitsFor,
     pub(crate) since: Instant,
     pub(crate) takeover_took: Cell<Option<Duration>>,
     pub(crate) resyncs: RefCell<BTreeMap<(u32, NodeId), ResyncStatus>>,
@@ -151,7 +152,7 @@ impl Owner {
             draining: Cell::new(false),
             removing: RefCell::default(),
             sessions: Cell::new(0),
-            waits_for: RefCell::default(),
+            waits_for: WaitsFor::default(),
             takeover_took: Cell::new(None),
             resyncs: RefCell::default(),
             context,
@@ -236,7 +237,7 @@ impl Owner {
             volume: self.volume,
             view: self.view,
             open: self.is_open(),
-            waits_for: self.waits_for.borrow().clone(),
+            waits_for: self.waits_for.get().or_else(|| self.stalled()),
             age: self.context.runtime.now().saturating_since(self.since),
             takeover: self.takeover_took.get(),
             resyncs: self.resyncs.borrow().values().cloned().collect(),

@@ -108,7 +108,7 @@ impl Owner {
 
     async fn bring_back(self: &Rc<Self>, target: Target) {
         let Target { slice, node, .. } = target;
-        if self.context.rpc.peer_up(node) != Some(target.incarnation) {
+        if self.context.rpc.reachable(node) != Some(target.incarnation) {
             return;
         }
         if self.join(&target).await.is_some() {

@@ -22,7 +22,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::future::join_all;
 use futures::stream::{self, StreamExt};
-use holdfast_config::state::{Change, CopyRecord, CopyStatus, Outcome, Reconciled, VolumeRecord};
+use holdfast_config::state::{
+    Change, CopyRecord, CopyStatus, Outcome, Owner as OwnerRecord, Reconciled, VolumeRecord,
+};
 use holdfast_replica::holder_takeover::union_of_tails;
 use holdfast_replica::{LEASE_GRACE, messages};
 use holdfast_runtime::planted::{self, Bug};
@@ -37,6 +39,7 @@ use prost::Message;
 
 use crate::owner::{Owner, Phase};
 use crate::slice::Memory;
+use crate::waiting::WaitReason;
 
 /// How long copies on nodes that count as running are waited for, beyond any lease they may
 /// have to wait out.
@@ -53,7 +56,7 @@ const SLICES_AT_ONCE: usize = 16;
 /// Why a takeover attempt ended without opening.
 pub(crate) enum Setback {
     /// Try again from the fence.
-    Again(&'static str),
+    Again(WaitReason),
     /// The office is over.
     Over,
 }
@@ -92,8 +95,8 @@ impl Owner {
                 Err(Setback::Over) => return self.close(),
                 Err(Setback::Again(why)) => {
                     let (volume, view) = (self.volume, self.view);
-                    tracing::debug!(%volume, %view, why, "takeover again");
-                    *self.waits_for.borrow_mut() = why.to_owned();
+                    tracing::debug!(%volume, %view, ?why, "takeover again");
+                    self.wait_for(why);
                     self.context.runtime.sleep(RETRY_PAUSE).await;
                 }
             }
@@ -142,7 +145,9 @@ impl Owner {
                 }
             }
             wanted.retain(|node, _| !witnesses.contains_key(node));
-            *self.waits_for.borrow_mut() = waiting_for(wanted.keys());
+            if !wanted.is_empty() {
+                self.wait_for(WaitReason::Fence(wanted.keys().copied().collect()));
+            }
             let limit = waits.answer;
             let asked = wanted
                 .into_iter()
@@ -168,21 +173,21 @@ impl Owner {
                 return Ok(witnesses);
             }
             if !covered && !missing {
-                *self.waits_for.borrow_mut() =
-                    "a complete in-sync copy: the nodes that hold one are down".to_owned();
+                self.wait_for(WaitReason::CompleteCopy);
             }
             self.context.runtime.sleep(RETRY_PAUSE).await;
         }
     }
 
     async fn fence(&self, node: NodeId, slices: Vec<u32>, limit: Duration) -> Option<Witness> {
-        let incarnation = self.context.rpc.peer_up(node)?;
+        let incarnation = self.context.rpc.reachable(node)?;
         let mut witness = Witness {
             incarnation,
             free_bytes: 0,
             copies: BTreeMap::new(),
         };
         let fresh_from = self.context.config.state().first_fresh_slice(self.volume);
+        let predecessor = self.predecessor();
         let (fresh, used): (Vec<u32>, Vec<u32>) =
             slices.into_iter().partition(|slice| *slice >= fresh_from);
         // What was ever open goes first: its fence waits for leases, that of the rest does not.
@@ -195,6 +200,8 @@ impl Owner {
                 view: self.view.0,
                 slices,
                 fresh,
+                predecessor: predecessor.map_or(0, |owner| owner.node.0),
+                predecessor_incarnation: predecessor.map_or(0, |owner| owner.incarnation.0),
             };
             let body = replica_request::Body::Fence(fence);
             let (reply, _) = self.ask(node, body, Bytes::new(), limit).await.ok()?;
@@ -205,7 +212,18 @@ impl Owner {
             let reports = copies.into_iter().map(|copy| (copy.slice, copy));
             witness.copies.extend(reports);
         }
-        (self.context.rpc.peer_up(node) == Some(incarnation)).then_some(witness)
+        (self.context.rpc.reachable(node) == Some(incarnation)).then_some(witness)
+    }
+
+    /// Who opened the volume last, while this owner is the one that is to open it next.
+    fn predecessor(&self) -> Option<OwnerRecord> {
+        let in_office = self.record_in_office().is_some_and(|record| !record.open);
+        let state = self.context.config.state();
+        state
+            .last_open
+            .get(&self.volume)
+            .copied()
+            .filter(|_| in_office)
     }
 
     pub(crate) async fn reconcile_all(
@@ -213,7 +231,7 @@ impl Owner {
         slices: Range<u32>,
         witnesses: &BTreeMap<NodeId, Witness>,
     ) -> Result<Vec<Settled>, Setback> {
-        "the copies to become identical".clone_into(&mut self.waits_for.borrow_mut());
+        self.wait_for(WaitReason::Reconcile);
         let settling = slices.map(|slice| {
             let copies: Vec<(NodeId, &CopyReport)> = witnesses
                 .iter()
@@ -261,7 +279,7 @@ impl Owner {
         let sessions: BTreeMap<NodeId, u64> =
             join_all(repairing).await.into_iter().flatten().collect();
         if sessions.is_empty() {
-            return Err(Setback::Again("a copy that answers while it is reconciled"));
+            return Err(Setback::Again(WaitReason::CopyUnderRepair));
         }
         let in_union = union.iter().map(|(header, _)| {
             let operation = OperationId {
@@ -376,9 +394,13 @@ impl Owner {
         None
     }
 
+    pub(crate) fn wait_for(&self, reason: WaitReason) {
+        self.waits_for.set(self.context.runtime.now(), reason);
+    }
+
     /// Agrees on the opening with the config group.
     async fn agree_opened(&self, reconciled: Reconciled) -> Result<(), Setback> {
-        "the config group to agree on the opening".clone_into(&mut self.waits_for.borrow_mut());
+        self.wait_for(WaitReason::Opening);
         let change = Change::Opened {
             volume: self.volume,
             view: self.view,
@@ -386,9 +408,9 @@ impl Owner {
         };
         match self.context.config.propose(change, STEP_LIMIT * 2).await {
             Some(Outcome::Done) => Ok(()),
-            Some(Outcome::Refused(holdfast_config::state::Refusal::LastCopy)) => Err(
-                Setback::Again("copies whose node restarted during the takeover"),
-            ),
+            Some(Outcome::Refused(holdfast_config::state::Refusal::LastCopy)) => {
+                Err(Setback::Again(WaitReason::RestartedCopy))
+            }
             // Refused: another view is in force. Unknown: this owner leaves, and asks for a new
             // view; an opening that takes effect later is undone by it.
             Some(_) | None => Err(Setback::Over),
@@ -445,13 +467,4 @@ pub(crate) fn present(
     let present =
         |(node, witness): (&NodeId, &Witness)| (*node, (witness.incarnation, witness.free_bytes));
     witnesses.iter().map(present).collect()
-}
-
-fn waiting_for<'a>(nodes: impl Iterator<Item = &'a NodeId>) -> String {
-    let names: Vec<String> = nodes.map(NodeId::to_string).collect();
-    if names.is_empty() {
-        String::new()
-    } else {
-        format!("copies on nodes {}", names.join(", "))
-    }
 }

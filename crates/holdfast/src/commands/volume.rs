@@ -144,6 +144,10 @@ fn show(args: &ShowVolumeArgs) -> Result<(), Failure> {
             "waits for",
             owner_report(&volume, |report| report.waits_for.clone()),
         ),
+        (
+            "oldest I/O",
+            volume.oldest_io_ms.map_or_else(String::new, seconds),
+        ),
         ("brought back", owner_report(&volume, resyncs)),
         ("target", volume.target.clone()),
         ("LUN", volume.lun.to_string()),

@@ -100,6 +100,7 @@ fn status(phase: ClusterPhase, explanation: &str) -> ClusterStatus {
         view: 0,
         nodes_up: 0,
         nodes: 0,
+        missing_links: Vec::new(),
         volumes_open: 0,
         volumes: 0,
     }
