@@ -3,3 +3,4 @@
 pub mod cluster;
 pub mod content;
 pub mod linearizability;
+pub mod service;

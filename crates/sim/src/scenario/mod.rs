@@ -14,6 +14,7 @@ pub fn named(name: &str) -> Option<&'static dyn Scenario> {
 /// Every scenario.
 pub const ALL: &[&dyn Scenario] = &[
     &cluster::Cluster,
+    &cluster::link_cuts::LinkCuts,
     &ping_pong::PingPong,
     &store::StoreCrashes,
 ];

@@ -179,7 +179,7 @@ async fn answer(
 }
 
 async fn call_once(rpc: &Rpc, observed: &Shared, peer: NodeId, world: &Simulation) {
-    if rpc.peer_up(peer).is_none() {
+    if rpc.reachable(peer).is_none() {
         // A call would fail at once.
         return;
     }

@@ -224,7 +224,7 @@ impl Audit {
         self.lost.borrow().len() as u64
     }
 
-    async fn expect_redundancy(&self) -> Result<(), Failure> {
+    pub(super) async fn expect_redundancy(&self) -> Result<(), Failure> {
         let simulation = &self.workload.nodes.simulation;
         let begin_ns = simulation.now_ns();
         let deadline = simulation.runtime().now() + REDUNDANCY_BOUND;

@@ -27,6 +27,7 @@ mod audit;
 mod client;
 mod eviction;
 mod growth;
+pub mod link_cuts;
 mod moving;
 mod node;
 mod shape;

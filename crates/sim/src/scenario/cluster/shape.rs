@@ -164,6 +164,30 @@ impl Shape {
     }
 }
 
+impl Shape {
+    /// Without any fault of its own: what happens to links is the scenario's.
+    pub(super) fn draw_for_cuts(random: &Random) -> Self {
+        let drawn = Self::draw(random);
+        let still = |volume: VolumeShape| VolumeShape {
+            growth: None,
+            ..volume
+        };
+        Self {
+            mood: Mood::Hostile,
+            nodes: (1..=[5, 5, 3][random.below(3) as usize])
+                .map(NodeId)
+                .collect(),
+            copies: 3,
+            volumes: drawn.volumes.into_iter().map(still).collect(),
+            clients: 2,
+            doom: None,
+            victim: None,
+            gossip: GossipOptions::default(),
+            ..drawn
+        }
+    }
+}
+
 fn draw_nemesis(random: &Random, mood: Mood, nodes: usize, damage: bool) -> NemesisOptions {
     // Mostly within what the redundancy bears; sometimes anything goes, for safety alone.
     let disturbed_max = match random.below(4) {
