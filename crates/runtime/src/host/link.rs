@@ -29,13 +29,14 @@ use crate::links::{Frame, Incarnation};
 pub(super) const QUEUE_BYTES_MAX: usize = 64 << 20;
 /// What a queued frame costs besides its content.
 const FRAME_OVERHEAD_BYTES: usize = 128;
-/// Ticks end at the node's shared wake-ups, so this is 512 ms in practice.
-const TICK: Duration = Duration::from_millis(480);
+/// Ticks end at the node's shared wake-ups, so this is 256 ms in practice.
+const TICK: Duration = Duration::from_millis(224);
 /// A link that sent nothing for so many ticks sends a ping: a live peer is heard twice before it
 /// would count as silent, and most links carry enough of gossip to need none.
-const QUIET_TICKS_MAX: u32 = 2;
-/// Whole ticks without a byte after which the peer counts as silent: 2 s to 2.6 s.
-const SILENT_TICKS_MAX: u32 = 4;
+const QUIET_TICKS_MAX: u32 = 4;
+/// Whole ticks without a byte after which the peer counts as silent: 2 s to 2.3 s. What is to be
+/// done then, for a cut link or a silent node, has to fit into the rest of 3 s.
+const SILENT_TICKS_MAX: u32 = 8;
 const _: () = assert!(QUIET_TICKS_MAX * 2 <= SILENT_TICKS_MAX);
 /// Frames taken from the queue at once. Several TLS records, so that small frames share them.
 const STAGE_BYTES: usize = 256 << 10;
