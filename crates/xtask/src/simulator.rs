@@ -76,13 +76,17 @@ pub(crate) fn run(amount: Amount) -> anyhow::Result<()> {
     let Amount::Seeds(seeds) = amount else {
         return Ok(());
     };
-    // One store alone meets its own faults far oftener than a cluster's stores do.
-    let amount = Amount::Seeds(seeds.div_ceil(4));
-    let mut command = Command::new(release_binary()?);
-    command
-        .args(["sim", "run", "--scenario", "store"])
-        .args(amount.arguments());
-    process::run(&mut command, amount.limit())
+    // One store alone meets its own faults far oftener than a cluster's stores do. Cut links last
+    // long, and each seed has three rounds of them.
+    for (scenario, share) in [("store", 4), ("link-cuts", 20)] {
+        let amount = Amount::Seeds(seeds.div_ceil(share));
+        let mut command = Command::new(release_binary()?);
+        command
+            .args(["sim", "run", "--scenario", scenario])
+            .args(amount.arguments());
+        process::run(&mut command, amount.limit())?;
+    }
+    Ok(())
 }
 
 /// Which crash states of a store are opened.
