@@ -14,7 +14,7 @@ use holdfast_runtime::{Incarnation, Instant, NodeId};
 
 /// News of links arrives one after another, and a link may be replaced: a node counts as lost
 /// when nothing leads to it for so long.
-pub(crate) const OUT_OF_REACH_FOR: Duration = Duration::from_millis(150);
+pub(crate) const OUT_OF_REACH_FOR: Duration = Duration::from_millis(100);
 
 /// Whether a start of a node can be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,8 +98,8 @@ mod tests {
         reachability.note(at(1_000), &nodes(&[1, 2, 3]), true);
         for (ms, reach) in [
             (1_000, Contact::Missing),
-            (1_149, Contact::Missing),
-            (1_150, Contact::Lost),
+            (1_099, Contact::Missing),
+            (1_100, Contact::Lost),
         ] {
             assert_eq!(judged(&reachability, ms, 4), reach);
             assert_eq!(judged(&reachability, ms, 5), reach);
@@ -136,9 +136,9 @@ mod tests {
         reachability.note(at(9_000), &nodes(&[1, 2]), false);
         assert_eq!(judged(&reachability, 9_000, 3), Contact::Missing);
         reachability.note(at(9_010), &nodes(&[1, 2, 3]), true);
-        assert_eq!(judged(&reachability, 9_100, 4), Contact::Missing);
-        assert_eq!(judged(&reachability, 9_100, 3), Contact::Unjudged);
-        assert_eq!(judged(&reachability, 9_150, 4), Contact::Lost);
+        assert_eq!(judged(&reachability, 9_090, 4), Contact::Missing);
+        assert_eq!(judged(&reachability, 9_090, 3), Contact::Unjudged);
+        assert_eq!(judged(&reachability, 9_110, 4), Contact::Lost);
     }
 
     #[test]

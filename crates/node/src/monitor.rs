@@ -11,8 +11,8 @@ use holdfast_gossip::Status;
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Incarnation, Instant, NodeId};
 
-use crate::node::Node;
 use crate::connectivity::{Contact, OUT_OF_REACH_FOR, Reachability};
+use crate::node::Node;
 
 const PROPOSAL_LIMIT: Duration = Duration::from_secs(2);
 /// A node of which this leader has never heard, since it started itself, counts as gone after

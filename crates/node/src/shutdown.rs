@@ -25,8 +25,8 @@ const LEAVING_LIMIT: Duration = Duration::from_secs(1);
 const SUCCESSION_LIMIT: Duration = Duration::from_millis(800);
 
 impl Node {
-    /// Hands the volumes over, takes its copies out, destages what can be, and stops. After it returns the process
-    /// may end at any time.
+    /// Hands the volumes over, takes its copies out, destages what can be, and stops. After it
+    /// returns the process may end at any time.
     pub async fn shutdown(self: &Rc<Self>) {
         self.leaving.set(true);
         let owners: Vec<Rc<Owner>> = self.owners.borrow().values().cloned().collect();

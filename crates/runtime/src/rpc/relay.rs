@@ -5,7 +5,7 @@
 //! steps as the list is long. One that cannot be passed on is dropped, and whoever sent it learns
 //! which links there are now.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -39,9 +39,9 @@ pub struct MissingLink {
 /// What is known of links, and who waits for news of it.
 pub(super) struct Spreading {
     /// Statements that neighbours have not been sent.
-    pub(super) unsent: BTreeMap<NodeId, ()>,
+    pub(super) unsent: BTreeSet<NodeId>,
     /// Peers that have to hear everything.
-    pub(super) new_peers: BTreeMap<NodeId, ()>,
+    pub(super) new_peers: BTreeSet<NodeId>,
     pub(super) missing: BTreeMap<(NodeId, NodeId), Instant>,
     pub(super) wake: Rc<Notify>,
     pub(super) version: watch::Sender<u64>,
@@ -50,8 +50,8 @@ pub(super) struct Spreading {
 impl Default for Spreading {
     fn default() -> Self {
         Self {
-            unsent: BTreeMap::new(),
-            new_peers: BTreeMap::new(),
+            unsent: BTreeSet::new(),
+            new_peers: BTreeSet::new(),
             missing: BTreeMap::new(),
             wake: Rc::default(),
             version: watch::Sender::new(0),
@@ -104,9 +104,9 @@ impl Rpc {
     pub(super) fn on_link(&self, peer: NodeId, incarnation: Option<Incarnation>) {
         self.routes.borrow_mut().set_link(peer, incarnation);
         let mut spreading = self.spreading.borrow_mut();
-        spreading.unsent.insert(self.local_node(), ());
+        spreading.unsent.insert(self.local_node());
         if incarnation.is_some() {
-            spreading.new_peers.insert(peer, ());
+            spreading.new_peers.insert(peer);
         }
         drop(spreading);
         self.after_change();
@@ -120,7 +120,7 @@ impl Rpc {
             let learned = self.routes.borrow_mut().learn(statement);
             match learned {
                 Learned::News => {
-                    self.spreading.borrow_mut().unsent.insert(node, ());
+                    self.spreading.borrow_mut().unsent.insert(node);
                     news = true;
                 }
                 Learned::Known => {}
@@ -245,13 +245,13 @@ impl Rpc {
         let missing = !spreading.missing.is_empty();
         drop(spreading);
         for peer in routes.own().peers.keys() {
-            if new_peers.contains_key(peer) {
+            if new_peers.contains(peer) {
                 let header = statements_header(routes.all());
                 self.links.send(*peer, Frame::new(header));
                 continue;
             }
             let news: Vec<&Statement> = unsent
-                .keys()
+                .iter()
                 .filter(|node| *node != peer)
                 .filter_map(|node| routes.of(*node))
                 .collect();

@@ -9,6 +9,7 @@
 //! * a node that nobody reachable has a link to is forgotten, so that what is kept here is
 //!   bounded by the nodes that are there.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::links::{Incarnation, NodeId};
@@ -163,8 +164,8 @@ impl Routes {
         let mut next = VecDeque::from([self.own.node]);
         while let Some(from) = next.pop_front() {
             for (to, incarnation) in self.links_of(from) {
-                if !reached.contains_key(&to) {
-                    reached.insert(to, incarnation);
+                if let Entry::Vacant(entry) = reached.entry(to) {
+                    entry.insert(incarnation);
                     next.push_back(to);
                 }
             }

@@ -256,7 +256,7 @@ impl Portal {
             };
             return Attempt::Answered(reply, data);
         }
-        if self.context.rpc.peer_up(owner.node).is_none() {
+        if self.context.rpc.reachable(owner.node).is_none() {
             return Attempt::NotSent;
         }
         let frame = Frame::with_payload(io.encode_to_vec(), payload);

@@ -44,6 +44,61 @@ fn a_leader_known_to_be_gone_is_replaced_within_300_ms() {
     assert!(worst < Some(Duration::from_millis(300)), "{worst:?}");
 }
 
+/// From the kill of a leader that is started again at once, with nobody refused in between,
+/// until a proposal has an outcome from its successor.
+fn restart(seed: u64) -> Duration {
+    let scenario = async move |world: Rc<World>| {
+        grown(&world, 5).await;
+        let leader = agreed_leader(&world).await;
+        let pause = Duration::from_millis(500 + world.draw(500));
+        world.sleep(pause).await;
+        let killed = world.elapsed();
+        world.kill(leader, DownReason::Lost);
+        let known = GroupOptions {
+            may_create: false,
+            ..options()
+        };
+        world.start(leader, known).await.expect("starts");
+        let proposer = nodes(5).into_iter().find(|node| *node != leader);
+        propose(&world, proposer.expect("others"), 1).await;
+        world.elapsed() - killed
+    };
+    simulate(seed, scenario).0
+}
+
+#[test]
+fn a_leader_that_is_restarted_at_once_is_replaced_within_350_ms() {
+    let worst = (0..100).map(restart).max();
+    println!("restarted leader: at most {worst:?} of 100 runs");
+    assert!(worst < Some(Duration::from_millis(350)), "{worst:?}");
+}
+
+#[test]
+fn a_leader_that_retires_is_succeeded_while_it_is_still_there() {
+    simulate(21, |world| async move {
+        grown(&world, 5).await;
+        let leader = agreed_leader(&world).await;
+        let (group, limit) = (world.group(leader), Duration::from_secs(5));
+        let begun = world.elapsed();
+        let retiring = async move {
+            group.retire(limit).await;
+            group.leader()
+        };
+        let successor = world.run_on(leader, retiring).await.expect("alive");
+        assert!(successor.is_some_and(|successor| successor != leader));
+        let took = world.elapsed() - begun;
+        assert!(took < Duration::from_millis(700), "{took:?}");
+        world.kill(leader, DownReason::Refused);
+        let begun = world.elapsed();
+        propose(&world, successor.expect("elected"), 1).await;
+        let took = world.elapsed() - begun;
+        assert!(
+            took < Duration::from_millis(100),
+            "no election is due: {took:?}"
+        );
+    });
+}
+
 #[test]
 fn a_node_back_from_a_partition_deposes_nobody() {
     simulate(4, |world| async move {

@@ -387,10 +387,10 @@ mod tests {
     fn cut_links_cost_no_more_than_the_silence_bound() {
         let plan = Plan {
             start: 0,
-            amount: Amount::Seeds(8),
+            amount: Amount::Seeds(4),
             threads: 2,
             trace: TraceText::Off,
-            repeat_every: 8,
+            repeat_every: 4,
             stop_at_failure: false,
             bug: None,
         };
