@@ -30,7 +30,7 @@ pub struct RunArgs {
     /// Say everything that happens, on standard error; only with --seed
     #[arg(long, requires = "seed")]
     pub trace: bool,
-    /// Which scenario: cluster, ping-pong, store
+    /// Which scenario: cluster, link-cuts, ping-pong, store
     #[arg(long, default_value = "cluster")]
     pub scenario: String,
     /// Threads; each runs whole simulations
