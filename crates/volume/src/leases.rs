@@ -31,7 +31,7 @@ impl Owner {
     /// Renews the leases while the volume is in use, until the owner closes.
     pub(crate) async fn keep_leases(self: Rc<Self>) {
         let local = self.context.node();
-        // One that drains gives its leases back: a renewal behind that would bring one to life again.
+        // One that drains gives its leases back: a renewal behind that would revive one.
         while self.phase.get() == Phase::Open && !self.draining.get() {
             let wanted = self.lease_wanted.notified();
             let idle = (self.context.runtime.now()).saturating_since(self.used.get());
