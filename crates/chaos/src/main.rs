@@ -43,8 +43,6 @@ use report::Strictness;
 use run::Wanted;
 use scenarios::Scenario;
 
-const SHORTEST_FAULT_S: u64 = 4;
-
 /// Faults on real node processes under checked load.
 #[derive(Parser)]
 #[command(name = "cargo xtask chaos")]
@@ -65,7 +63,7 @@ struct Options {
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=8))]
     hosts: u8,
     /// The longest time that a fault lasts, in seconds.
-    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u64).range(SHORTEST_FAULT_S..=40))]
+    #[arg(long, default_value_t = 12, value_parser = fault_seconds())]
     longest: u64,
     /// Only these faults; may be given several times.
     #[arg(long, value_enum)]
@@ -91,6 +89,11 @@ struct Options {
     /// Write the report there, too.
     #[arg(long, value_name = "PATH")]
     json: Option<PathBuf>,
+}
+
+/// What is to be noticed lasts for four seconds; clients wait for fifteen at most.
+fn fault_seconds() -> clap::builder::RangedU64ValueParser<u64> {
+    clap::value_parser!(u64).range(4..=40)
 }
 
 fn main() -> ExitCode {

@@ -250,8 +250,9 @@ impl Scenario {
         Ok(note)
     }
 
-    /// The node behind the path in use stands still, the kernel gives the path up, repeats elsewhere
-    /// and overwrites. The load ends before the node wakes, so nothing hides what lands late.
+    /// The node behind the path in use stands still; the kernel gives the path up, repeats
+    /// elsewhere and overwrites. The load ends before the node wakes, so nothing hides what lands
+    /// late.
     fn xfs_pause(&mut self) -> anyhow::Result<String> {
         let volume = self.xfs.clone();
         self.follows_owner(&volume)?;
