@@ -1,5 +1,5 @@
-//! Names of initiators in requests: prepared before they are proposed, so that the access list holds
-//! the form in which they are compared.
+//! Names of initiators in requests: prepared before they are proposed, so that the access list
+//! holds the form in which they are compared.
 
 use holdfast_config::state::Front;
 use holdfast_name::{IscsiName, NameError};
