@@ -287,7 +287,17 @@ impl Initiator {
     async fn read_block(&mut self) -> Bytes {
         let pdu = self.command(0xc1, 512, &[0x28, 0, 0, 0, 0, 0, 0, 0, 1], Bytes::new());
         self.send(pdu).await;
-        self.receive().await.expect("data").data
+        self.answer().await.data
+    }
+
+    /// The next PDU that is no ping.
+    async fn answer(&mut self) -> Pdu {
+        loop {
+            let pdu = self.receive().await.expect("an answer");
+            if pdu.opcode() != 0x20 {
+                return pdu;
+            }
+        }
     }
 }
 
@@ -631,14 +641,14 @@ fn a_parameter_list_is_taken_from_more_data_and_refused_from_less() {
             (&[0x5f, 6, 0, 0, 0, 0, 0, 0, 24], register),
         ];
         initiator.start_write(7).await;
-        assert_eq!(initiator.receive().await.expect("a response").header[3], 0);
+        assert_eq!(initiator.answer().await.header[3], 0);
         for (cdb, list) in &lists {
             let bytes = list.len() as u32;
             let mut more = list.clone();
             more.resize(512, 0);
             let pdu = initiator.command(0xa1, 512, cdb, more.into());
             initiator.send(pdu).await;
-            let response = initiator.receive().await.expect("a response");
+            let response = initiator.answer().await;
             assert_eq!(
                 (response.opcode(), response.header[3]),
                 (0x21, 0),
@@ -652,7 +662,7 @@ fn a_parameter_list_is_taken_from_more_data_and_refused_from_less() {
             let less = list[..list.len() - 4].to_vec();
             let pdu = initiator.command(0xa1, less.len() as u32, cdb, less.into());
             initiator.send(pdu).await;
-            let response = initiator.receive().await.expect("a response");
+            let response = initiator.answer().await;
             assert_eq!(response.header[3], 2, "{cdb:x?}: CHECK CONDITION");
         }
     });
