@@ -433,13 +433,19 @@ impl SliceIndex {
         extents
     }
 
-    /// The first extent at or after `from` of which the journal holds a version.
-    pub(crate) fn extent_from(&self, from: u32) -> Option<u32> {
-        let zeroed = self.zeroes.range(from..).next().map(|(extent, _)| *extent);
-        let first = from.checked_mul(EXTENT_BLOCKS);
-        let written = first.and_then(|first| self.blocks.range(first..).next());
-        let written = written.map(|(block, _)| block / EXTENT_BLOCKS);
-        zeroed.into_iter().chain(written).min()
+    /// The first extent at or after `from` of which the journal holds more than zeroed ranges.
+    pub(crate) fn data_extent_from(&self, from: u32) -> Option<u32> {
+        let first = from.checked_mul(EXTENT_BLOCKS)?;
+        let (block, _) = self.blocks.range(first..).next()?;
+        Some(block / EXTENT_BLOCKS)
+    }
+
+    /// Whether the journal holds nothing of an extent.
+    pub(crate) fn is_silent_on(&self, extent: u32) -> bool {
+        let found = extent.checked_mul(EXTENT_BLOCKS);
+        let found = found.and_then(|first| self.blocks.range(first..).next());
+        let is_within = found.is_some_and(|(block, _)| block / EXTENT_BLOCKS == extent);
+        !is_within && !self.zeroes.contains_key(&extent)
     }
 
     /// Whether the journal holds nothing of this slice that a destage round could move.

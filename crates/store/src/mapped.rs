@@ -77,9 +77,13 @@ impl Inner {
             runs.extend_to(begin, false);
             let last = end.min((extent + 1).saturating_mul(EXTENT_BLOCKS));
             let state = self.extent(slice, extent).await;
-            for block in begin..last {
-                let within = (block % EXTENT_BLOCKS) as u8;
-                runs.extend_to(block + 1, state.contains(within));
+            if state.is_empty() || state.count() == u64::from(EXTENT_BLOCKS) {
+                runs.extend_to(last, !state.is_empty());
+            } else {
+                for block in begin..last {
+                    let within = (block % EXTENT_BLOCKS) as u8;
+                    runs.extend_to(block + 1, state.contains(within));
+                }
             }
             from = extent + 1;
         }
@@ -91,7 +95,8 @@ impl Inner {
     fn known_extent(&self, slice: SliceKey, from: u32) -> Option<u32> {
         let journaled = {
             let slices = self.slices.borrow();
-            slices.get(&slice).and_then(|index| index.extent_from(from))
+            let index = slices.get(&slice);
+            index.and_then(|index| index.data_extent_from(from))
         };
         let occupied = self.home.occupied_extent(slice, from);
         journaled.into_iter().chain(occupied).min()
@@ -125,8 +130,16 @@ impl Inner {
         let Some(index) = slices.get(&slice) else {
             return state;
         };
-        for (block, version) in index.effective_in(extent) {
-            let within = (block % EXTENT_BLOCKS) as u8;
+        if index.is_silent_on(extent) {
+            return state;
+        }
+        // What is neither occupied nor in the journal's data is not mapped, zeroed or not.
+        let candidates = occupied.union(&index.data_in(extent));
+        for within in (0..=u8::MAX).filter(|within| candidates.contains(*within)) {
+            let block = extent * EXTENT_BLOCKS + u32::from(within);
+            let Some(version) = index.newest_effective(block) else {
+                continue;
+            };
             match version.content {
                 // A version from before a restart, or a copied one, may be older than the home's.
                 // Then the home may have zeroed the block, and mapped is the safe thing to say.
