@@ -179,6 +179,7 @@ impl Node {
         runtime.spawn("node-heal", self.clone().keep_healing());
         runtime.spawn("node-scrub", self.clone().keep_scrubbing());
         runtime.spawn("node-links", self.clone().keep_noting_links());
+        runtime.spawn("node-reach", self.clone().keep_reach());
     }
 
     /// A node that cannot write can keep no promise: it ends, so that its copies are taken out
@@ -301,8 +302,8 @@ impl Node {
     /// Whether initiators cannot reach the volume through this node at present and should look
     /// for another path: the node is cut off from a majority of the cluster, and no owner on its
     /// side of the cut serves the volume.
-    pub fn is_unreachable(self: &Rc<Self>, volume: VolumeId) -> bool {
-        self.portal.is_cut_off() && !self.reach.serves(self, volume)
+    pub fn is_unreachable(&self, volume: VolumeId) -> bool {
+        self.portal.is_cut_off() && self.reach.has_failed(volume)
     }
 
     /// Tells the scrub what to do.

@@ -1,66 +1,66 @@
 //! What a node that is cut off from the cluster still reaches.
 //!
-//! The owner of a volume and its copies may be on this node's side of the cut: then I/O goes on.
-//! Whether they are is tried, by a read, when somebody asks, and not more often than needed: a
-//! node that is not cut off tries nothing. Until a try has succeeded the answer is no.
+//! The owner of a volume and its copies may be on this node's side of the cut: then I/O goes on,
+//! and hosts must not be sent away. So a node that is out of touch tries each volume by a read,
+//! over and over. Only a volume whose last try has failed, since this cut began, counts as
+//! unreachable: a node that merely stood still has tried nothing yet when it wakes.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use holdfast_runtime::{Instant, PAGE_BYTES};
+use futures::stream::{self, StreamExt as _};
+use holdfast_runtime::PAGE_BYTES;
 use holdfast_volume::Operation;
 use holdfast_wire::VolumeId;
 
 use crate::node::Node;
 
-/// A try is repeated after this long.
-const TRY_AGAIN_AFTER: Duration = Duration::from_millis(500);
-const TRY_LIMIT: Duration = Duration::from_millis(1000);
-/// What a try found counts for so long.
-const GOOD_FOR: Duration = Duration::from_millis(2000);
+/// How often a node looks whether it is out of touch.
+const LOOK_EVERY: Duration = Duration::from_millis(400);
+/// Silence after which the tries begin. They cost little where it is a leader that is replaced.
+const TRIED_AFTER: Duration = Duration::from_millis(600);
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(200);
+const TRY_LIMIT: Duration = Duration::from_millis(500);
+const TRIES_AT_ONCE: usize = 32;
 
-#[derive(Clone, Copy, Debug)]
-struct Try {
-    begun: Instant,
-    served: Option<Instant>,
-}
-
-/// See the module's header.
+/// Whether each volume was served at its last try in this cut.
 #[derive(Debug, Default)]
 pub(crate) struct Reach {
-    tries: RefCell<BTreeMap<VolumeId, Try>>,
+    served: RefCell<BTreeMap<VolumeId, bool>>,
 }
 
 impl Reach {
-    /// Whether the volume was served through this node a moment ago; begins another try if the
-    /// last one is old.
-    pub(crate) fn serves(&self, node: &Rc<Node>, volume: VolumeId) -> bool {
-        let now = node.context.runtime.now();
-        let mut tries = self.tries.borrow_mut();
-        tries.retain(|_, known| now.saturating_since(known.begun) < GOOD_FOR + TRY_LIMIT);
-        let known = tries.get(&volume).copied();
-        if known.is_none_or(|known| now.saturating_since(known.begun) >= TRY_AGAIN_AFTER) {
-            let served = known.and_then(|known| known.served);
-            tries.insert(volume, Try { begun: now, served });
-            let trying = node.clone().try_volume(volume);
-            node.context.runtime.spawn("node-reach", trying);
-        }
-        let served = known.and_then(|known| known.served);
-        served.is_some_and(|at| now.saturating_since(at) < GOOD_FOR)
+    /// Whether the volume has been tried in this cut, in vain.
+    pub(crate) fn has_failed(&self, volume: VolumeId) -> bool {
+        self.served.borrow().get(&volume) == Some(&false)
     }
 }
 
 impl Node {
-    async fn try_volume(self: Rc<Self>, volume: VolumeId) {
+    pub(crate) async fn keep_reach(self: Rc<Self>) {
         let runtime = &self.context.runtime;
-        let begun = runtime.now();
+        loop {
+            if self.group.out_of_touch() < TRIED_AFTER {
+                self.reach.served.borrow_mut().clear();
+                runtime.sleep_roughly(LOOK_EVERY).await;
+                continue;
+            }
+            let volumes: Vec<VolumeId> = self.state().volumes.keys().copied().collect();
+            stream::iter(volumes)
+                .for_each_concurrent(TRIES_AT_ONCE, |volume| self.try_volume(volume))
+                .await;
+            runtime.sleep(TRY_AGAIN_AFTER).await;
+        }
+    }
+
+    async fn try_volume(&self, volume: VolumeId) {
         let read = self.run(volume, 0, PAGE_BYTES as u64, Operation::Read);
-        if let Some(Ok(_)) = runtime.timeout(TRY_LIMIT, read).await
-            && let Some(known) = self.reach.tries.borrow_mut().get_mut(&volume)
-        {
-            known.served = Some(begun);
+        let outcome = self.context.runtime.timeout(TRY_LIMIT, read).await;
+        let served = matches!(outcome, Some(Ok(_)));
+        if self.group.out_of_touch() >= TRIED_AFTER {
+            self.reach.served.borrow_mut().insert(volume, served);
         }
     }
 }

@@ -116,6 +116,15 @@ impl Path {
         self.changed.notify_waiters();
     }
 
+    /// The host has answered the challenge. If that proved less than somebody waits for, it is
+    /// asked again.
+    pub fn challenge_answered(&self) {
+        if let Challenge::Sent(_) = self.challenge.get() {
+            self.challenge.set(Challenge::Idle);
+            self.changed.notify_waiters();
+        }
+    }
+
     /// The path is over: nothing that came by it may begin to take effect.
     pub fn end(&self) {
         self.ended.set(true);
@@ -279,6 +288,18 @@ mod tests {
         path.held(sent);
         assert_eq!(confirmed.as_mut().now_or_never(), Some(Ok(())));
         assert_eq!(again.as_mut().now_or_never(), None);
+    }
+
+    #[test]
+    fn an_answer_that_proves_too_little_is_asked_for_again() {
+        let (path, _) = path();
+        let mut confirmed = Box::pin(path.confirm(Duration::ZERO));
+        assert_eq!(confirmed.as_mut().now_or_never(), None);
+        let sent = path.challenged();
+        path.held(sent - Duration::from_millis(5));
+        path.challenge_answered();
+        assert_eq!(confirmed.as_mut().now_or_never(), None);
+        assert_eq!(path.challenge_wanted().now_or_never(), Some(()));
     }
 
     #[test]

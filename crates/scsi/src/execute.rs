@@ -1,5 +1,6 @@
 //! Execution of the commands that touch the medium or that change reservations.
 
+use std::cell::Cell;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -51,6 +52,7 @@ async fn run(
             standing,
             path: link.path.clone(),
         },
+        begun: Cell::new(false),
         block_bytes: u64::from(identity.logical_block_bytes),
     };
     match command {
@@ -141,7 +143,13 @@ async fn set_port_groups(link: &Link, list: &[u8]) -> Result<(), Failure> {
         return Ok(());
     };
     let _asking = link.unit.changes_access(&link.nexus);
-    let outcome = groups.optimize(wanted).await;
+    let path = &link.path;
+    let held = path.confirm(CONFIRMED_WITHIN).await;
+    held.map_err(|_| Failure::OutcomeUnknown)?;
+    let outcome = match select(groups.optimize(wanted), pin!(path.ended())).await {
+        Either::Left((outcome, _)) => outcome,
+        Either::Right(_) => return Err(Failure::OutcomeUnknown),
+    };
     link.unit.note_access(groups.fingerprint());
     outcome.map_err(|NotOptimized| Sense::SET_PORT_GROUPS_FAILED.into())
 }
@@ -205,6 +213,8 @@ struct Medium<'a> {
     link: &'a Link,
     requester: Requester,
     block_bytes: u64,
+    /// A part of the command has changed the medium, or may have.
+    begun: Cell<bool>,
 }
 
 impl Medium<'_> {
@@ -218,6 +228,10 @@ impl Medium<'_> {
 
     fn failure(&self, error: DeviceError, medium_error: Sense) -> Failure {
         match error {
+            // Both say that nothing was done. Of a command in several parts that may be untrue.
+            DeviceError::Busy | DeviceError::Unreachable if self.begun.get() => {
+                Failure::OutcomeUnknown
+            }
             DeviceError::Busy => Failure::Status(Status::Busy),
             DeviceError::Full => Sense::SPACE_ALLOCATION_FAILED.into(),
             DeviceError::Medium { offset } => medium_error
@@ -237,6 +251,22 @@ impl Medium<'_> {
 
     fn write_failure(&self, error: DeviceError) -> Failure {
         self.failure(error, Sense::WRITE_ERROR)
+    }
+
+    /// The outcome of a part that changes the medium.
+    fn changed<T>(&self, outcome: Result<T, DeviceError>) -> Result<T, Failure> {
+        let failed = match outcome {
+            Ok(done) => {
+                self.begun.set(true);
+                return Ok(done);
+            }
+            Err(error) => error,
+        };
+        let failure = self.write_failure(failed);
+        if failed == DeviceError::Unknown {
+            self.begun.set(true);
+        }
+        Err(failure)
     }
 
     async fn read_bytes(&self, offset_bytes: u64, length_bytes: u32) -> Result<Bytes, Failure> {
@@ -279,7 +309,7 @@ impl Medium<'_> {
         let written = device
             .write(self.requester.clone(), offset_bytes, data)
             .await;
-        written.map_err(|error| self.write_failure(error))
+        self.changed(written)
     }
 
     /// EXTENDED COPY: segment by segment, and within one piece by piece.
@@ -351,8 +381,12 @@ impl Medium<'_> {
                 .device
                 .compare_and_write(self.requester.clone(), offset, present, merged)
                 .await;
-            match outcome.map_err(|error| self.write_failure(error))? {
-                CompareOutcome::Written => done += bytes,
+            let outcome = outcome.map_err(|error| self.write_failure(error))?;
+            match outcome {
+                CompareOutcome::Written => {
+                    self.begun.set(true);
+                    done += bytes;
+                }
                 // Somebody else wrote there in between: again.
                 CompareOutcome::Miscompare { .. } => {}
             }
@@ -398,7 +432,7 @@ impl Medium<'_> {
             .device
             .zero(self.requester.clone(), offset_bytes, length_bytes)
             .await;
-        zeroed.map_err(|error| self.write_failure(error))
+        self.changed(zeroed)
     }
 
     /// WRITE SAME: zeroes need no data on the medium, with or without the UNMAP bit; any other
@@ -431,8 +465,18 @@ impl Medium<'_> {
             .map(|extent| self.zero(self.offset(extent), self.length(extent)));
         // All of them are awaited, also after a failure: what has begun may still take effect.
         let outcomes = stream::iter(zeroing).buffer_unordered(UNMAPS_AT_ONCE);
-        let outcomes: Vec<_> = outcomes.collect().await;
-        outcomes.into_iter().collect()
+        let outcomes: Vec<Result<(), Failure>> = outcomes.collect().await;
+        let begun = self.begun.get();
+        let failures = outcomes.into_iter().filter_map(Result::err);
+        let told = failures.reduce(|first, next| match (first, next) {
+            (_, Failure::OutcomeUnknown) => next,
+            _ => first,
+        });
+        match told {
+            None => Ok(()),
+            Some(Failure::Status(Status::Busy)) if begun => Err(Failure::OutcomeUnknown),
+            Some(failure) => Err(failure),
+        }
     }
 
     /// The default self-test: whether the way to the data is there, shown by a read of the first

@@ -45,10 +45,12 @@ impl Owner {
             self.end_path(path_of(io));
             return ended(IoStatus::Done);
         }
+        if io.view == self.view.0 {
+            self.take_evidence(io);
+        }
         if self.phase.get() != Phase::Open || self.draining.get() || io.view != self.view.0 {
             return ended(IoStatus::NotOwner);
         }
-        self.take_evidence(io);
         if io.kind() == IoKind::Hold {
             return ended(IoStatus::Done);
         }
@@ -108,10 +110,6 @@ impl Owner {
     }
 
     async fn change(&self, io: &Io, standing: Standing, payload: Bytes) -> (IoStatus, u64) {
-        let kib = (payload.len() as u32).div_ceil(1024).max(WRITE_KIB_MIN);
-        let Ok(_permit) = self.in_flight.acquire_many(kib).await else {
-            return (IoStatus::Interrupted, 0);
-        };
         let asked = Asked {
             operation: OperationId {
                 origin: io.origin,
@@ -124,22 +122,40 @@ impl Owner {
         };
         let give_up = self.context.runtime.now() + EVIDENCE_PATIENCE;
         loop {
-            let news = self.paths_changed.notified();
             let (status, at) = self.try_change(&asked, io, payload.clone()).await;
-            if status != IoStatus::Stale {
+            if status != IoStatus::Stale || self.draining.get() {
                 return (status, at);
             }
-            // It has waited here for long. Its portal sends newer evidence all the while, so it
-            // need not wait again.
+            // It has waited here for long. Its portal sends newer evidence all the while, so its
+            // data need not come again.
             let left = give_up.saturating_since(self.context.runtime.now());
-            if left.is_zero() || self.context.runtime.timeout(left, news).await.is_none() {
+            let vouched = self.vouched(asked.path);
+            if left.is_zero() || self.context.runtime.timeout(left, vouched).await.is_none() {
                 return (IoStatus::Stale, 0);
             }
         }
     }
 
+    /// Resolves when the path is no longer doubtful.
+    async fn vouched(&self, path: PathKey) {
+        loop {
+            let news = self.paths_changed.notified();
+            if self.judge_path(path) != Err(IoStatus::Stale) || self.phase.get() == Phase::Closed {
+                return;
+            }
+            news.await;
+        }
+    }
+
     async fn try_change(&self, asked: &Asked, io: &Io, payload: Bytes) -> (IoStatus, u64) {
         let (offset, length) = (io.offset, io.length);
+        let kib = (payload.len() as u32).div_ceil(1024).max(WRITE_KIB_MIN);
+        let Ok(_permit) = self.in_flight.acquire_many(kib).await else {
+            return (IoStatus::Interrupted, 0);
+        };
+        if let Err(status) = self.judge_path(asked.path) {
+            return (status, 0);
+        }
         let result = match io.kind() {
             IoKind::Write => self
                 .write(asked, offset, length, Effect::Data(payload))

@@ -393,6 +393,18 @@ impl Owner {
                 .all(|node| leases.get(&node).is_some_and(|ends| *ends > now))
     }
 
+    /// Whether the leases of all slices in the range are alive at this moment.
+    pub(crate) fn is_leased(&self, offset: u64, length: u64) -> bool {
+        self.is_open()
+            && self
+                .segments(offset, length)
+                .into_iter()
+                .all(|(slice, _, _)| {
+                    self.with_slice(slice, |slice| self.leased(slice))
+                        .unwrap_or(false)
+                })
+    }
+
     /// A lease was granted to a request sent at `sent`.
     pub(crate) fn note_lease(&self, node: NodeId, sent: Instant) {
         if self.draining.get() {

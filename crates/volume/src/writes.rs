@@ -65,7 +65,10 @@ impl Owner {
             done += bytes;
         }
         let results = futures::future::join_all(pending).await;
-        let begun = results.iter().any(Result::is_ok);
+        let begun = results.iter().any(|result| match result {
+            Ok(()) => true,
+            Err(status) => matches!(status, IoStatus::Interrupted | IoStatus::Uncertain),
+        });
         results
             .into_iter()
             .collect::<Result<(), _>>()

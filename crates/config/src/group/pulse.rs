@@ -42,6 +42,8 @@ pub(super) struct Pulse {
     runtime: Runtime,
     timing: Timing,
     heard: Cell<Instant>,
+    /// When this node, as a leader that is none any more, was last in touch with a majority.
+    led_until: Cell<Option<Instant>>,
     leading_since: Cell<Option<Instant>>,
     retired: Cell<bool>,
     metrics: RefCell<Option<watch::Receiver<RaftDataMetrics<NodeId>>>>,
@@ -58,6 +60,7 @@ impl Pulse {
             runtime,
             timing,
             heard,
+            led_until: Cell::default(),
             leading_since: Cell::default(),
             retired: Cell::default(),
             metrics: RefCell::default(),
@@ -127,6 +130,11 @@ impl Pulse {
 
     /// This node has become the leader, or is none any more.
     pub(super) fn set_leading(&self, leading: bool) {
+        if !leading && self.leading_since.get().is_some() {
+            let silence = u64::try_from(self.out_of_touch().as_nanos()).unwrap_or(u64::MAX);
+            let until = self.runtime.now().as_nanos().saturating_sub(silence);
+            self.led_until.set(Some(Instant::from_nanos(until)));
+        }
         self.leading_since
             .set(match (leading, self.leading_since.get()) {
                 (false, _) => None,
@@ -167,7 +175,8 @@ impl Pulse {
     pub(super) fn out_of_touch(&self) -> Duration {
         let now = self.runtime.now();
         let Some(since) = self.leading_since.get() else {
-            return now.saturating_since(self.heard.get());
+            let last = self.led_until.get().max(Some(self.heard.get()));
+            return last.map_or(Duration::ZERO, |last| now.saturating_since(last));
         };
         let metrics = self.metrics.borrow();
         let silence_ms = metrics

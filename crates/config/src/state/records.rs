@@ -105,7 +105,7 @@ pub struct NodeRecord {
 }
 
 /// The node that orders a volume's I/O.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, PartialOrd, Ord)]
 pub struct Owner {
     /// The node.
     pub node: NodeId,

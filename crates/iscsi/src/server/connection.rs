@@ -35,6 +35,7 @@ use super::sessions::{Control, Place};
 use super::{Counted, HalfOpen, Server, until_true};
 use crate::login::LoginStatus;
 use crate::negotiation::RECEIVE_BYTES_MAX;
+use crate::pdu::InitiatorOpcode;
 use crate::pdu::framing::{Decoder, Digests, FrameError};
 use crate::session::{Action, Evidence, Front, Session, SessionError, TaskId};
 use crate::targets::TargetSummary;
@@ -42,6 +43,10 @@ use crate::targets::TargetSummary;
 /// Time that commands under way get to be answered once an initiator that was asked to leave has
 /// not: a takeover takes less, and a node that is told to stop must not wait for long.
 const FINISH_TIME: Duration = Duration::from_secs(1);
+
+/// A reset that lay unread for longer than this is not carried out before the initiator has given
+/// a sign of life: it may have given the session up since.
+const RESET_CONFIRMED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Time that the last PDUs get to reach the initiator.
 const FAREWELL_TIME: Duration = Duration::from_secs(1);
@@ -171,6 +176,13 @@ pub(super) struct NodeFront {
     pub(super) place: Option<Place>,
 }
 
+impl Drop for NodeFront {
+    /// However the connection ends, also by a panic.
+    fn drop(&mut self) {
+        self.path.end();
+    }
+}
+
 impl Front for NodeFront {
     fn admit(&self, lun: u64, cdb: &[u8; 16]) -> Admission {
         match &self.attachment {
@@ -240,6 +252,9 @@ impl Connection<'_> {
             while !finishing && let Some(pdu) = self.decoder.decode(&mut self.input.buffer)? {
                 if let Some(at) = self.evidence.received(&pdu) {
                     self.front.path.held(at);
+                }
+                if InitiatorOpcode::from_code(pdu.opcode()) == Some(InitiatorOpcode::NopOut) {
+                    self.front.path.challenge_answered();
                 }
                 self.session.receive(pdu, &self.front)?;
                 self.act();
@@ -429,7 +444,12 @@ impl Connection<'_> {
         };
         let (sessions, target) = (self.server.sessions.clone(), target.clone());
         let (unit, own) = (attachment.unit().clone(), attachment.nexus().clone());
+        let path = self.front.path.clone();
         self.resets.push(Box::pin(async move {
+            if path.confirm(RESET_CONFIRMED_WITHIN).await.is_err() {
+                // The connection ends, and this with it.
+                std::future::pending::<()>().await;
+            }
             sessions.abort(&target, |nexus| *nexus != own).await;
             unit.reset(&own).await;
             ticket

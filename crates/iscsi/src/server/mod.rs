@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use holdfast_path::Path;
@@ -35,6 +36,9 @@ use crate::targets::{Target, Targets};
 use accepting::Accepting;
 use admission::{Admission, Bounds, Decision, Visitor};
 use sessions::{Sessions, TargetAborter};
+
+/// Path numbers are never used again by this process: owners tell paths apart by them.
+static NEXT_PATH: AtomicU64 = AtomicU64::new(1);
 
 /// Bounds on what initiators may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,7 +111,6 @@ pub struct Server {
     evictions: RefCell<BTreeMap<Visitor, oneshot::Sender<()>>>,
     started: Instant,
     connections: Rc<Cell<usize>>,
-    last_path: Cell<u64>,
 }
 
 impl Server {
@@ -128,15 +131,14 @@ impl Server {
             evictions: RefCell::default(),
             started: Instant::now(),
             connections: Rc::default(),
-            last_path: Cell::default(),
         })
     }
 
     /// The path of a session that is being opened.
     fn new_path(self: &Rc<Self>) -> Rc<Path> {
-        self.last_path.set(self.last_path.get() + 1);
         let server = self.clone();
-        Path::new(self.last_path.get(), move || server.clock())
+        let number = NEXT_PATH.fetch_add(1, Ordering::Relaxed);
+        Path::new(number, move || server.clock())
     }
 
     /// See [`Targets::clock`].

@@ -29,6 +29,11 @@ impl Marks {
         {
             return;
         }
+        self.mark(number, now);
+    }
+
+    /// The same, with a mark of its own: somebody waits for this very number to be answered.
+    fn mark(&mut self, number: u32, now: Duration) {
         if self.0.len() == MARKS_MAX {
             self.0.pop_front();
         }
@@ -71,7 +76,7 @@ impl Evidence {
             }
             TargetOpcode::NopIn => {
                 if own_tag != RESERVED_TAG {
-                    self.tags.issue(own_tag, now);
+                    self.tags.mark(own_tag, now);
                 }
                 pdu.task_tag() != RESERVED_TAG
             }
@@ -186,6 +191,14 @@ mod tests {
         evidence.sent(&ping(3), ms(100));
         assert_eq!(received(&mut evidence, NOP_OUT, RESERVED_TAG, 0), None);
         assert_eq!(received(&mut evidence, NOP_OUT, 3, 0), Some(ms(100)));
+    }
+
+    #[test]
+    fn a_ping_right_after_a_transfer_tag_proves_its_own_time() {
+        let mut evidence = Evidence::default();
+        evidence.sent(&build::ready_to_transfer(0, 7, 3, 0, 0, 512), ms(100));
+        evidence.sent(&ping(4), ms(104));
+        assert_eq!(received(&mut evidence, NOP_OUT, 4, 0), Some(ms(104)));
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub(super) const TICK: Duration = Duration::from_millis(100);
 /// Evidence of this age is renewed while the owner has not answered.
 const RENEWED_AFTER: Duration = Duration::from_millis(200);
 const _: () = assert!(RENEWED_AFTER.as_millis() + 2 * TICK.as_millis() < HELD_FOR.as_millis());
+/// How long newer evidence is waited for before the operation's own patience is looked at.
+const RENEWAL_LIMIT: Duration = Duration::from_millis(1000);
 /// Limit of a message that only tells an owner of a path.
 const PATH_LIMIT: Duration = Duration::from_millis(500);
 /// The owner orders nothing on evidence that is older than this, seen from here.
@@ -49,7 +51,10 @@ const FORGOTTEN_AFTER: Duration = Duration::from_millis(700);
 const _: () = assert!(HELD_FOR.as_millis() < FORGOTTEN_AFTER.as_millis());
 /// A node that has heard nothing of a majority for so long is cut off: a leader that has died
 /// is replaced in half the time.
-pub const CUT_OFF_AFTER: Duration = Duration::from_millis(1500);
+pub const CUT_OFF_AFTER: Duration = Duration::from_millis(1300);
+/// Ticks for which it has to last: a process that stood still finds itself out of touch when it
+/// wakes, and the news that say otherwise unread.
+pub(super) const CUT_OFF_TICKS: u32 = 4;
 /// A node that is cut off gives an owner that may be on its side this long to answer.
 const CUT_OFF_PATIENCE: Duration = Duration::from_millis(1000);
 
@@ -122,6 +127,8 @@ impl Portal {
         let mut watch = self.context.config.watch();
         let mut fate = Fate::NotDone;
         let mut renewed = false;
+        // Whom an unanswered change was sent to.
+        let mut asked: Vec<OwnerRecord> = Vec::new();
         io.path = path.number();
         loop {
             watch.mark_unchanged();
@@ -140,7 +147,9 @@ impl Portal {
                     IoStatus::Stale => {
                         let Some((owner, _)) = office else { continue };
                         let was_renewed = std::mem::replace(&mut renewed, true);
-                        if self.renew_evidence(owner, path).await.is_ok() && !was_renewed {
+                        let renewing = self.renew_evidence(owner, path);
+                        let outcome = runtime.timeout(RENEWAL_LIMIT, renewing).await;
+                        if outcome == Some(Ok(())) && !was_renewed {
                             continue;
                         }
                     }
@@ -148,23 +157,27 @@ impl Portal {
                     IoStatus::NotOwner | IoStatus::Over => {}
                 },
                 Attempt::NotSent => {}
-                Attempt::Silence => fate = Fate::Open,
-                Attempt::CutOff => return Err(cut_off(Fate::Open, changes).into()),
-                Attempt::PathEnded => {
-                    if changes && let Some((owner, _)) = office {
-                        self.release(volume, owner, path).await;
-                    }
-                    return Err(IoError::PathEnded.into());
+                Attempt::Silence => {
+                    fate = Fate::Open;
+                    asked.extend(office.map(|(owner, _)| owner));
                 }
+                Attempt::CutOff => return Err(cut_off(Fate::Open, changes).into()),
+                Attempt::PathEnded => asked.extend(office.map(|(owner, _)| owner)),
             }
             if path.has_ended() {
+                asked.sort();
+                asked.dedup();
+                for owner in asked.into_iter().filter(|_| changes) {
+                    self.release(volume, owner, path).await;
+                }
                 return Err(IoError::PathEnded.into());
             }
             let now = runtime.now();
             if now >= give_up {
                 return Err(out_of_patience(fate, changes).into());
             }
-            if self.is_cut_off() && now >= started + CUT_OFF_PATIENCE {
+            let unheard = office.is_none_or(|(owner, _)| self.is_unheard(owner, &io));
+            if self.is_cut_off() && unheard && now >= started + CUT_OFF_PATIENCE {
                 return Err(cut_off(fate, changes).into());
             }
             let (news, ended) = (pin!(watch.changed()), pin!(path.ended()));
@@ -220,35 +233,61 @@ impl Portal {
         }
         self.put_vouch(io, owner, path);
         let started = self.context.runtime.now();
-        let mut asking = pin!(self.ask(volume, owner, io, payload));
+        let mut asking = self
+            .clone()
+            .ask(volume, owner, io.clone(), payload)
+            .boxed_local();
         loop {
             let tick = self.tick.notified();
             let (tick, ended) = (pin!(tick), pin!(path.ended()));
-            match select(asking.as_mut(), select(ended, tick)).await {
+            let interrupted = match select(&mut asking, select(ended, tick)).await {
                 Either::Left((answer, _)) => return Ok((answer, office)),
-                Either::Right((Either::Left(_), _)) => {
-                    return Ok((Attempt::PathEnded, office));
-                }
-                Either::Right((Either::Right(_), _)) => {}
-            }
+                Either::Right((Either::Left(_), _)) => Some(Attempt::PathEnded),
+                Either::Right((Either::Right(_), _)) => None,
+            };
             let waited = self.context.runtime.now().saturating_since(started);
-            if self.is_cut_off() && waited >= CUT_OFF_PATIENCE {
-                return Ok((Attempt::CutOff, office));
+            let cut_off = self.is_cut_off();
+            let useless = cut_off && waited >= CUT_OFF_PATIENCE && self.is_unheard(owner, io);
+            if let Some(end) = interrupted.or(useless.then_some(Attempt::CutOff)) {
+                if changes {
+                    // What it has begun counts among what the owner has in flight to its end.
+                    let left = asking.map(drop);
+                    self.context.runtime.spawn("portal-abandoned", left);
+                }
+                return Ok((end, office));
             }
-            if waited >= RENEWED_AFTER && changes {
+            if waited >= RENEWED_AFTER && (changes || cut_off) {
                 self.keep_vouching(volume, path);
             }
         }
     }
 
+    /// Whether the owner has not answered anything for so long that waiting is useless on a node
+    /// that is cut off. An owner on this node is judged by its leases.
+    fn is_unheard(&self, owner: OwnerRecord, io: &Io) -> bool {
+        if owner.node == self.context.node() {
+            let owner = self.owners.borrow().get(&VolumeId(io.volume)).cloned();
+            return owner.is_none_or(|owner| !owner.is_leased(io.offset, io.length));
+        }
+        let now = self.context.runtime.now();
+        let heard = self.stamps.borrow().heard(owner);
+        heard.is_none_or(|at| now.saturating_since(at) >= CUT_OFF_PATIENCE)
+    }
+
     /// Asks an owner, this node or another.
-    async fn ask(&self, volume: VolumeId, owner: OwnerRecord, io: &Io, payload: Bytes) -> Attempt {
+    async fn ask(
+        self: Rc<Self>,
+        volume: VolumeId,
+        owner: OwnerRecord,
+        io: Io,
+        payload: Bytes,
+    ) -> Attempt {
         if owner.node == self.context.node() {
             let owner = self.owners.borrow().get(&volume).cloned();
             let Some(owner) = owner else {
                 return Attempt::NotSent;
             };
-            let (status, offset, data) = owner.io(io, payload).await;
+            let (status, offset, data) = owner.io(&io, payload).await;
             let reply = IoReply {
                 status: status as i32,
                 offset,
@@ -379,7 +418,7 @@ impl Portal {
     /// Resolves when nothing that came by the path, which has ended, will be ordered any more
     /// by this owner: it has said so, or the evidence that it has is too old.
     async fn release(self: &Rc<Self>, volume: VolumeId, owner: OwnerRecord, path: &Rc<Path>) {
-        let key = (volume, path.number());
+        let key = (volume, path.number(), owner);
         let known = self.releases.borrow().get(&key).cloned();
         let release = match known {
             Some(release) => release,

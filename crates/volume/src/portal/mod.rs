@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::future::join_all;
+use holdfast_config::state::Owner as OwnerRecord;
 use holdfast_path::{Path, Requester};
 use holdfast_runtime::rpc::Incoming;
 use holdfast_runtime::{Frame, NodeId, PAGE_BYTES, Service};
@@ -109,12 +110,14 @@ pub struct Portal {
     busy: Notify,
     /// Comes regularly while operations are under way.
     tick: Notify,
+    /// Ticks in a row at which this node was out of touch with the cluster.
+    silent_ticks: Cell<u32>,
     /// What the clocks of owners' nodes said.
     stamps: RefCell<Stamps>,
     /// Paths of which an owner is being told that they are held.
     vouching: RefCell<BTreeSet<(VolumeId, u64)>>,
     /// Paths of which an owner is being told that they have ended.
-    releases: RefCell<BTreeMap<(VolumeId, u64), Release>>,
+    releases: RefCell<BTreeMap<(VolumeId, u64, OwnerRecord), Release>>,
 }
 
 impl Portal {
@@ -138,6 +141,7 @@ impl Portal {
             under_way: RefCell::default(),
             busy: Notify::new(),
             tick: Notify::new(),
+            silent_ticks: Cell::default(),
             stamps: RefCell::default(),
             vouching: RefCell::default(),
             releases: RefCell::default(),
@@ -152,6 +156,9 @@ impl Portal {
             self.busy.notified().await;
             while !self.under_way.borrow().is_empty() {
                 self.context.runtime.sleep_roughly(attempt::TICK).await;
+                let silent = self.context.config.out_of_touch() >= CUT_OFF_AFTER;
+                let ticks = self.silent_ticks.get().saturating_add(1);
+                self.silent_ticks.set(if silent { ticks } else { 0 });
                 self.tick.notify_waiters();
             }
         }
@@ -160,7 +167,8 @@ impl Portal {
     /// Whether this node has heard nothing of a majority of the config group for so long that
     /// the others may go on without it.
     pub fn is_cut_off(&self) -> bool {
-        self.context.config.out_of_touch() >= CUT_OFF_AFTER
+        self.silent_ticks.get() >= attempt::CUT_OFF_TICKS
+            && self.context.config.out_of_touch() >= CUT_OFF_AFTER
     }
 
     fn lowest_under_way(&self) -> Option<u64> {
@@ -311,9 +319,12 @@ impl Portal {
 fn all_or_unknown(pieces: Vec<Result<Bytes, AccessError>>) -> Result<Vec<Bytes>, AccessError> {
     let begun = pieces.iter().any(|piece| match piece {
         Ok(data) => data.is_empty(),
-        Err(AccessError::Io(IoError::Unknown)) => true,
         Err(_) => false,
     });
+    let unknown = AccessError::Io(IoError::Unknown);
+    if pieces.iter().any(|piece| *piece == Err(unknown)) {
+        return Err(unknown);
+    }
     let whole: Result<Vec<Bytes>, AccessError> = pieces.into_iter().collect();
     whole.map_err(|error| match error {
         AccessError::Io(IoError::Busy | IoError::Unreachable) if begun => IoError::Unknown.into(),

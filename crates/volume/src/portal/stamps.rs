@@ -34,6 +34,8 @@ struct Stamp {
     received: Instant,
     /// Since this moment the own clock has not stood still.
     trusted_from: Instant,
+    /// When this process last answered anything.
+    heard: Instant,
 }
 
 /// What is said of a path to an owner.
@@ -56,13 +58,17 @@ impl Stamps {
             sent,
             received,
             trusted_from: received,
+            heard: received,
         };
         let known = self.0.get_mut(&from.node);
         let Some(known) = known.filter(|known| known.incarnation == from.incarnation) else {
             self.0.insert(from.node, new);
             return;
         };
-        if received.saturating_since(sent) > ROUND_TRIP_MAX || stamp < known.stamp {
+        known.heard = received;
+        let slow = received.saturating_since(sent) > ROUND_TRIP_MAX;
+        let usable = received.saturating_since(known.received) <= USED_FOR;
+        if (slow && usable) || stamp < known.stamp {
             return;
         }
         let here = received.saturating_since(known.sent);
@@ -81,6 +87,12 @@ impl Stamps {
     /// Whether there is a stamp of this process that can be used.
     pub(super) fn has(&self, owner: OwnerRecord, now: Instant) -> bool {
         self.usable(owner, now).is_some()
+    }
+
+    /// When this process of an owner's node last answered.
+    pub(super) fn heard(&self, owner: OwnerRecord) -> Option<Instant> {
+        let known = self.0.get(&owner.node)?;
+        (known.incarnation == owner.incarnation).then_some(known.heard)
     }
 
     /// Evidence from before this moment is worth nothing to the owner.
@@ -179,6 +191,15 @@ mod tests {
             .vouch(OWNER, at(55_100), at(55_000))
             .expect("a stamp");
         assert_eq!(vouch.stamp, ns(3_651_015), "the slow answer is not taken");
+        take(&mut stamps, 120_000, 121_000, 120_500);
+        let vouch = stamps
+            .vouch(OWNER, at(121_000), at(120_900))
+            .expect("a stamp");
+        assert_eq!(
+            vouch.stamp,
+            ns(3_720_500),
+            "better than one of a minute ago"
+        );
     }
 
     #[test]
