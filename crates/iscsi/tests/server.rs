@@ -450,6 +450,7 @@ fn a_reset_waits_for_the_commands_of_other_sessions_which_are_never_answered() {
         writer.start_write(1).await;
         bench.begun(1).await;
         let mut reset = Pdu::new(0x42);
+        reset.put_u32(28, resetter.status + 1);
         reset.header[1] = 0x85;
         reset.put_u32(16, 99);
         resetter.send(reset).await;
