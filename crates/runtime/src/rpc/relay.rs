@@ -117,10 +117,16 @@ impl Rpc {
         let mut news = false;
         for statement in statements {
             let node = statement.node;
+            // What was told before the peer's own link was up, it has forgotten.
+            let linked_now = node == from && self.is_new_link(&statement);
             let learned = self.routes.borrow_mut().learn(statement);
             match learned {
                 Learned::News => {
-                    self.spreading.borrow_mut().unsent.insert(node);
+                    let mut spreading = self.spreading.borrow_mut();
+                    spreading.unsent.insert(node);
+                    if linked_now {
+                        spreading.new_peers.insert(from);
+                    }
                     news = true;
                 }
                 Learned::Known => {}
@@ -134,6 +140,18 @@ impl Rpc {
         if news {
             self.after_change();
         }
+    }
+
+    /// Whether a peer states a link to this start of this node that it had not stated before.
+    fn is_new_link(&self, statement: &Statement) -> bool {
+        let (local, start) = (self.local_node(), self.local_incarnation());
+        let names_local = |stated: &Statement| stated.peers.get(&local) == Some(&start);
+        let routes = self.routes.borrow();
+        let before = routes.of(statement.node);
+        let named_before = before
+            .filter(|before| before.incarnation == statement.incarnation)
+            .is_some_and(names_local);
+        names_local(statement) && !named_before
     }
 
     /// A frame that another node is the origin of: passes it on, or takes it in.
