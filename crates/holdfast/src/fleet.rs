@@ -195,7 +195,18 @@ impl Fleet {
 
     /// Starts a node's process.
     pub fn start(&mut self, index: usize, token: Option<&str>) -> Result<(), FleetError> {
+        self.start_with(index, token, &[])
+    }
+
+    /// Starts a node's process with more arguments.
+    pub fn start_with(
+        &mut self,
+        index: usize,
+        token: Option<&str>,
+        more: &[&str],
+    ) -> Result<(), FleetError> {
         let mut command = self.command(index);
+        command.args(more);
         let member = &mut self.members[index];
         if let Some(token) = token {
             // Not an argument: those are shown in process lists.
@@ -252,28 +263,34 @@ impl Fleet {
 
     /// Tells a node to end in good order and waits for it.
     pub async fn stop(&mut self, index: usize, limit: Duration) -> Result<ExitStatus, FleetError> {
-        let what = || format!("stopping node {}", index + 1);
+        let what = format!("stopping node {}", index + 1);
+        self.signal(index, Signal::TERM, &what)?;
+        let ended = timeout(limit, self.reap(index)).await;
+        ended.unwrap_or(Err(FleetError::TimedOut { what, limit }))
+    }
+
+    /// Lets a node stand still, as a suspended machine does.
+    pub fn pause(&self, index: usize) -> Result<(), FleetError> {
+        self.signal(index, Signal::STOP, &format!("pausing node {}", index + 1))
+    }
+
+    /// Lets a node that stands still go on.
+    pub fn resume(&self, index: usize) -> Result<(), FleetError> {
+        let what = format!("resuming node {}", index + 1);
+        self.signal(index, Signal::CONT, &what)
+    }
+
+    fn signal(&self, index: usize, signal: Signal, what: &str) -> Result<(), FleetError> {
+        let failed = |error| FleetError::System {
+            what: what.to_owned(),
+            error,
+        };
         let process = self.members[index].process.as_ref();
         let pid = process
             .and_then(Child::id)
             .and_then(|id| Pid::from_raw(id as i32));
-        let Some(pid) = pid else {
-            let error = io::ErrorKind::NotFound.into();
-            return Err(FleetError::System {
-                what: what(),
-                error,
-            });
-        };
-        kill_process(pid, Signal::TERM).map_err(|error| FleetError::System {
-            what: what(),
-            error: error.into(),
-        })?;
-        timeout(limit, self.reap(index)).await.unwrap_or_else(|_| {
-            Err(FleetError::TimedOut {
-                what: what(),
-                limit,
-            })
-        })
+        let pid = pid.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+        kill_process(pid, signal).map_err(|error| failed(error.into()))
     }
 
     /// Waits for a node's process to end.

@@ -101,11 +101,17 @@ pub enum Bug {
     RelayInOwnName,
     /// A node that no link leads to counts as running for as long as rumour has it so.
     TrustRumour,
+    /// A new node's config log stays blank until a leader has spoken to it.
+    ForgetEmptyLog,
+    /// No volume moves to a node that bears less.
+    NeverRebalance,
+    /// Where nodes say that they are now is not heard before the config group has agreed on it.
+    IgnoreAnnouncedAddress,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 41] = [
         Self::AcknowledgeBeforeJournal,
         Self::SkipFence,
         Self::SkipLeaseWait,
@@ -144,6 +150,9 @@ impl Bug {
         Self::NeverRelay,
         Self::RelayInOwnName,
         Self::TrustRumour,
+        Self::ForgetEmptyLog,
+        Self::NeverRebalance,
+        Self::IgnoreAnnouncedAddress,
     ];
 
     /// The name on command lines: `skip-fence` for `SkipFence`.
@@ -180,7 +189,10 @@ impl Bug {
             | Self::SkipHomeSync
             | Self::AssumeHeld
             | Self::SkipPathCheck
-            | Self::HideOldChanges => Finder::Cluster,
+            | Self::HideOldChanges
+            | Self::ForgetEmptyLog
+            | Self::NeverRebalance
+            | Self::IgnoreAnnouncedAddress => Finder::Cluster,
             Self::NeverRelay | Self::RelayInOwnName | Self::TrustRumour => Finder::LinkCuts,
             Self::AcceptStaleLap | Self::DestageUnread => Finder::Store,
             Self::CountUnsyncedEdit

@@ -15,6 +15,7 @@ use std::ops::RangeBounds;
 use std::rc::Rc;
 
 use bytes::Bytes;
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Allocation, Directory, DiskOptions, NodeId};
 use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{AnyError, LogState, RaftLogReader, StorageIOError};
@@ -104,8 +105,9 @@ enum Step<M: Machine> {
 }
 
 impl<M: Machine> Store<M> {
-    /// Opens the node's store. `may_create` allows an area that holds nothing; `Ok(None)` says
-    /// that it does and may not.
+    /// Opens the node's store. `may_create` allows an area that holds nothing, and makes it hold
+    /// an empty log at once: so one that is blank later on was lost, however short the node's
+    /// life was. `Ok(None)` says that the area is blank and may not be.
     pub(super) async fn open(
         directory: &dyn Directory,
         node: NodeId,
@@ -121,10 +123,16 @@ impl<M: Machine> Store<M> {
             allocation: Allocation::Written,
         };
         let disk = directory.open(AREA, options).await?;
-        let (area, contents) = Area::open(disk, node, half_bytes).await?;
+        let (mut area, contents) = Area::open(disk, node, half_bytes).await?;
         let memory = match contents {
             Some(contents) => Memory::recover(contents)?,
-            None if may_create => Memory::empty(),
+            None if may_create => {
+                let memory = Memory::empty();
+                if !planted::is_active(Bug::ForgetEmptyLog) {
+                    area.replace(&memory.image(None)).await?;
+                }
+                memory
+            }
             None => return Ok(None),
         };
         let inner = Inner {

@@ -188,6 +188,62 @@ fn an_empty_log_is_refused_where_one_has_been() {
     });
 }
 
+fn must_exist() -> GroupOptions {
+    GroupOptions {
+        may_create: false,
+        ..options()
+    }
+}
+
+#[test]
+fn a_log_that_no_leader_ever_reached_is_not_a_lost_one() {
+    simulate(10, |world| async move {
+        for start in 0..3 {
+            let options = if start == 0 { options() } else { must_exist() };
+            let started = world.start(NODE, options).await;
+            started.expect("a member that nobody has spoken to");
+            world.kill(NODE, DownReason::Lost);
+        }
+        // Wiped afterwards, it is lost as before.
+        world.disk(NODE, "config").borrow_mut().fill(0);
+        let result = world.start(NODE, must_exist()).await;
+        assert_eq!(result.err(), Some(GroupError::Missing));
+    });
+}
+
+#[test]
+fn a_first_start_that_ends_between_any_two_writes_is_followed_by_another() {
+    simulate(11, |world| async move {
+        world.start(NODE, options()).await.expect("starts");
+        world.kill(NODE, DownReason::Lost);
+        let whole = world.disk(NODE, "config").borrow().clone();
+        // The empty log's writes in their order: header, the other half's retirement. Its image,
+        // before both, is a page of zeroes.
+        let written = [0, HALF + PAGE];
+        for page in written {
+            assert!(whole[page..page + PAGE].iter().any(|byte| *byte != 0));
+        }
+        for durable in 0..=written.len() {
+            for torn in [false, true] {
+                let mut bytes = vec![0; whole.len()];
+                for page in &written[..durable] {
+                    bytes[*page..page + PAGE].copy_from_slice(&whole[*page..page + PAGE]);
+                }
+                if torn && let Some(page) = written.get(durable) {
+                    bytes[*page..page + 16].copy_from_slice(&whole[*page..page + 16]);
+                }
+                *world.disk(NODE, "config").borrow_mut() = bytes;
+                let started = world.start(NODE, options()).await;
+                started.unwrap_or_else(|error| panic!("{durable} writes, torn {torn}: {error}"));
+                world.kill(NODE, DownReason::Lost);
+                let again = world.start(NODE, must_exist()).await;
+                again.expect("the second start has completed it");
+                world.kill(NODE, DownReason::Lost);
+            }
+        }
+    });
+}
+
 #[test]
 fn kills_at_any_moment_of_many_changes_of_half_leave_a_readable_log() {
     for seed in 0..6 {
