@@ -188,6 +188,11 @@ impl From<Refusal> for Problem {
                 ProblemKind::Conflict,
                 "`holdfast volume show` shows where the volume's copies are".into(),
             ),
+            Refusal::TooManySlices { .. } => (
+                ProblemKind::Unavailable,
+                "`holdfast volume list` shows the sizes of the volumes: thin ones count in full"
+                    .into(),
+            ),
             Refusal::ViewStale => (ProblemKind::Unavailable, "try again".into()),
             Refusal::SuccessorNotUp(_) => (
                 ProblemKind::Unavailable,

@@ -51,6 +51,7 @@ impl ClusterState {
                     self.growing.remove(&volume);
                     self.fronts.remove(&volume);
                     self.last_open.remove(&volume);
+                    self.placed.remove(&volume);
                     Ok(Outcome::Done)
                 }
                 None => Err(Refusal::VolumeUnknown(volume)),
@@ -97,6 +98,12 @@ impl ClusterState {
                 revoke,
             } => self.rotate_secret(volume, chap, now_unix_ms, old_until_unix_ms, revoke),
             Change::MoveVolume { volume, view, to } => self.move_volume(volume, view, to),
+            Change::PlaceVolume { volume, view, to } => self.place_volume(volume, view, to),
+            Change::SetRebalancing { automatic } => {
+                self.rebalancing_off = !automatic;
+                Ok(Outcome::Done)
+            }
+            Change::EndGrace { now_unix_ms } => self.end_grace(now_unix_ms),
         };
         self.rehome();
         result.unwrap_or_else(Outcome::Refused)
@@ -228,10 +235,11 @@ impl ClusterState {
             return Err(Refusal::NameTaken(spec.name));
         }
         let up = self.nodes_for(spec.copies)?;
-        self.last_volume += 1;
-        let volume = VolumeId(self.last_volume);
+        let volume = VolumeId(self.last_volume + 1);
         let slice_count = spec.size_bytes.div_ceil(spec.slice_bytes) as u32;
         let slices = placed(&up, volume, 0..slice_count, spec.copies);
+        self.check_capacity(&slices)?;
+        self.last_volume = volume.0;
         let record = VolumeRecord {
             target_name: format!("{TARGET_NAME_PREFIX}{}", spec.name),
             naa: naa(volume, spec.naa_random),

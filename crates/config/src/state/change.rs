@@ -6,6 +6,7 @@ use holdfast_wire::{View, VolumeId};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::COPIES_PER_NODE_MAX;
 use super::front::{FrontChange, INITIATORS_MAX, RETIRING_MAX};
 use super::records::{Chap, ClusterIdentity};
 
@@ -172,6 +173,27 @@ pub enum Change {
         incarnation: Incarnation,
         /// The node's wall clock, in milliseconds since the Unix epoch.
         now_unix_ms: u64,
+    },
+    /// What has run out by this clock is over for good, whatever clocks say later: replaced
+    /// secrets, join tokens.
+    EndGrace {
+        /// The proposer's wall clock, in milliseconds since the Unix epoch.
+        now_unix_ms: u64,
+    },
+    /// The same as `MoveVolume`, on the wish of an operator or a host: it is remembered, and no
+    /// rebalancing takes the volume away from there by itself.
+    PlaceVolume {
+        /// The volume.
+        volume: VolumeId,
+        /// The owner's view that the proposer saw.
+        view: View,
+        /// The new owner.
+        to: NodeId,
+    },
+    /// Whether the cluster moves volumes by itself to spread their load.
+    SetRebalancing {
+        /// Whether it does.
+        automatic: bool,
     },
 }
 
@@ -389,4 +411,13 @@ pub enum Refusal {
          block from others"
     )]
     SuccessorWithoutCopy(NodeId),
+    /// A node would hold more copies than its store can keep account of.
+    #[error(
+        "node {node} would hold copies of more than {COPIES_PER_NODE_MAX} slices of 1 GiB: more \
+         than a node keeps account of. Add nodes, or make the volume smaller"
+    )]
+    TooManySlices {
+        /// The node.
+        node: NodeId,
+    },
 }

@@ -1,7 +1,8 @@
 //! How initiators reach a volume: who may log in, with which secrets, and where.
 //!
 //! Time is the proposers': a deadline is an absolute time that came in a change, and whoever lets
-//! an initiator in compares it with its own clock. Nothing here ends by itself.
+//! an initiator in compares it with its own clock. Once the leader's clock has passed it, the
+//! leader says so (`EndGrace`): what has ended stays ended when clocks go back.
 
 use std::collections::BTreeSet;
 
@@ -199,6 +200,27 @@ impl ClusterState {
         Ok(Outcome::Done)
     }
 
+    /// What has run out by this clock is over, also if clocks go back.
+    pub(super) fn end_grace(&mut self, now_unix_ms: u64) -> Result<Outcome, Refusal> {
+        let over = |until_unix_ms: u64| until_unix_ms <= now_unix_ms;
+        self.tokens.retain(|_, token| !over(token.expires_unix_ms));
+        let volumes: Vec<VolumeId> = self.fronts.keys().copied().collect();
+        for volume in volumes {
+            let mut front = self.front(volume).clone();
+            front.retiring.retain(|secret| !over(secret.until_unix_ms));
+            self.set_front(volume, front);
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// When the next secret or join token runs out, in milliseconds since the Unix epoch.
+    pub fn next_end_unix_ms(&self) -> Option<u64> {
+        let secrets = self.fronts.values().flat_map(|front| &front.retiring);
+        let secrets = secrets.map(|secret| secret.until_unix_ms);
+        let tokens = self.tokens.values().map(|token| token.expires_unix_ms);
+        secrets.chain(tokens).min()
+    }
+
     fn set_front(&mut self, volume: VolumeId, front: Front) {
         if front == DEFAULT {
             self.fronts.remove(&volume);
@@ -226,6 +248,7 @@ fn initiator_name(name: &str) -> Result<String, Refusal> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Change;
     use super::*;
 
     const NAME: &str = "iqn.2026-11.io.holdfast:a";
@@ -275,6 +298,60 @@ mod tests {
         assert_eq!(front.stored_spellings(composed), [decomposed]);
         assert_eq!(front.stored_spellings(odd), [odd], "it can be taken off");
         assert!(front.stored_spellings(NAME).is_empty());
+    }
+
+    #[test]
+    fn what_has_run_out_stays_over_when_clocks_go_back() {
+        let mut state = super::super::tests::cluster();
+        let volume = VolumeId(1);
+        let chap = |secret: &str| Chap {
+            username: "db".into(),
+            secret: secret.into(),
+            mutual: None,
+        };
+        state.volumes.get_mut(&volume).expect("db").chap = Some(chap("first"));
+        for (secret, old_until_unix_ms) in [("second", 2_000), ("third", 9_000)] {
+            state.apply(Change::RotateSecret {
+                volume,
+                chap: chap(secret),
+                now_unix_ms: 1_000,
+                old_until_unix_ms,
+                revoke: false,
+            });
+        }
+        for (token, expires_unix_ms) in [(1, 2_500), (2, 9_000)] {
+            state.apply(Change::AddToken {
+                secret_hash: [token; 32],
+                expires_unix_ms,
+            });
+        }
+        assert_eq!(state.next_end_unix_ms(), Some(2_000));
+        let good = |state: &ClusterState, now_unix_ms| {
+            let front = state.front(volume);
+            let good = front
+                .retiring_at(now_unix_ms)
+                .map(|s| s.chap.secret.clone());
+            good.collect::<Vec<_>>()
+        };
+        assert_eq!(good(&state, 1_500), ["first", "second"]);
+        let change = Change::EndGrace { now_unix_ms: 2_500 };
+        assert_eq!(state.apply(change), Outcome::Done);
+        assert_eq!(good(&state, 0), ["second"], "the clock of 1970");
+        assert_eq!(state.next_end_unix_ms(), Some(9_000));
+        let admission = |token| {
+            Change::Admit(super::super::Admission {
+                secret_hash: [token; 32],
+                uuid: [77; 16],
+                link_address: String::new(),
+                now_unix_ms: 0,
+            })
+        };
+        let refused = Outcome::Refused(Refusal::TokenUnknown);
+        assert_eq!(state.apply(admission(1)), refused);
+        state.apply(Change::EndGrace { now_unix_ms: 9_000 });
+        assert_eq!(good(&state, 0), Vec::<String>::new());
+        assert_eq!(state.next_end_unix_ms(), None);
+        assert_eq!(state.apply(admission(2)), refused);
     }
 
     #[test]

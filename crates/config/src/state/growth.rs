@@ -18,6 +18,7 @@ use std::ops::Range;
 use holdfast_runtime::NodeId;
 use holdfast_wire::{View, VolumeId};
 
+use super::COPIES_PER_NODE_MAX;
 use super::apply::validate_size;
 use super::change::{Outcome, Reconciled, Refusal};
 use super::records::{
@@ -40,6 +41,22 @@ impl ClusterState {
             });
         }
         Ok(up)
+    }
+
+    /// Refuses new slices with which a node would hold more than it can.
+    pub(super) fn check_capacity(&self, added: &[SliceRecord]) -> Result<(), Refusal> {
+        let volumes = self.volumes.values().flat_map(|volume| &volume.slices);
+        let mut held: BTreeMap<NodeId, usize> = BTreeMap::new();
+        for copy in volumes.chain(added).flat_map(|slice| &slice.copies) {
+            *held.entry(copy.node).or_default() += 1;
+        }
+        let added = added.iter().flat_map(|slice| &slice.copies);
+        for CopyRecord { node, .. } in added {
+            if held[node] > COPIES_PER_NODE_MAX {
+                return Err(Refusal::TooManySlices { node: *node });
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn grow_volume(
@@ -87,6 +104,7 @@ impl ClusterState {
         } else {
             Vec::new()
         };
+        self.check_capacity(&added)?;
         let growth = Growth {
             size_bytes,
             first_slice,

@@ -38,6 +38,9 @@ pub use records::{
 pub const SLICE_BYTES: u64 = 1 << 30;
 /// Largest volume: bounds the slice directory, which lives in memory on every node.
 pub const VOLUME_BYTES_MAX: u64 = 4 << 40;
+/// Most slices of which one node has copies: its store keeps durable account of each, in an area of
+/// fixed size that holds some more, and a volume that no store can take would never open.
+pub const COPIES_PER_NODE_MAX: usize = 16_384;
 /// Most copies of a slice.
 pub const COPIES_MAX: u32 = 7;
 /// Longest volume name in bytes; it is a part of the iSCSI name, which ends at 223.

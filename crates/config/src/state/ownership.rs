@@ -6,18 +6,47 @@
 //! | node leaving | nothing (its copies serve on) | the volumes it owns get a new owner |
 //! | somebody moves the volume | new view: the named owner, takeover | the same |
 //!
+//! Who is appointed: of the nodes that are up and have (nearly) as many slices in sync as any, the
+//! owner so far, else the one that owns fewest volumes. So new volumes, and those of a node that
+//! is gone, spread over the nodes by themselves; what I/O they bear is known to nobody here (see
+//! the rebalancing of the `node` crate).
+//!
 //! In-sync sets change only by the word of an owner in office: what it reconciled (`Opened`),
 //! took out, or brought up to date. The owner of record may itself be dead, and after a power
 //! cut most of what counts as up is not: a copy marked stale on such grounds could be the only
 //! one to return.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use holdfast_runtime::NodeId;
 use holdfast_wire::{View, VolumeId};
 
 use super::change::{Outcome, Refusal};
-use super::records::{ClusterState, NodeStatus, Owner, VolumeRecord};
+use super::records::{ClusterState, NodeStatus, Owner, SliceRecord, VolumeRecord};
+
+/// A node with so many quarters of the slices that the best one has in sync is as good: reads
+/// of the others cost a way over the network.
+const NEAR_QUARTERS: usize = 3;
+
+/// How many volumes each node owns.
+struct Offices(BTreeMap<NodeId, usize>);
+
+impl Offices {
+    fn of(&self, node: NodeId) -> usize {
+        self.0.get(&node).copied().unwrap_or(0)
+    }
+
+    fn pass(&mut self, from: Option<Owner>, to: Option<Owner>) {
+        if let Some(count) = from.and_then(|owner| self.0.get_mut(&owner.node)) {
+            *count -= 1;
+        }
+        if let Some(owner) = to {
+            *self.0.entry(owner.node).or_default() += 1;
+        }
+    }
+}
 
 impl ClusterState {
     /// The current start of `node` is gone.
@@ -43,9 +72,7 @@ impl ClusterState {
             .filter(|(_, volume)| volume.owner.is_some_and(|owner| owner.node == node))
             .map(|(id, _)| *id)
             .collect();
-        for volume in owned {
-            self.appoint(volume);
-        }
+        self.appoint_all(owned);
     }
 
     /// The sessions of a process that is gone are, too. Relative port identifiers are node
@@ -64,16 +91,15 @@ impl ClusterState {
 
     fn settle(&mut self, node: NodeId) {
         self.lose_sessions(node);
-        let volumes: Vec<VolumeId> = self.volumes.keys().copied().collect();
-        for id in volumes {
-            let volume = &self.volumes[&id];
+        let concerned = |volume: &VolumeRecord| {
             let owned = volume.owner.is_some_and(|owner| owner.node == node);
             // A takeover under way sees by itself who is there, and what it agrees on names
             // the starts that it reconciled.
-            if owned || volume.open && !self.others_serve(volume, node) {
-                self.appoint(id);
-            }
-        }
+            owned || volume.open && !self.others_serve(volume, node)
+        };
+        let volumes = self.volumes.iter().filter(|(_, volume)| concerned(volume));
+        let volumes: Vec<VolumeId> = volumes.map(|(id, _)| *id).collect();
+        self.appoint_all(volumes);
         self.appoint_missing();
     }
 
@@ -120,6 +146,18 @@ impl ClusterState {
         Ok(Outcome::Done)
     }
 
+    /// The same, and remembers that somebody wants it there.
+    pub(super) fn place_volume(
+        &mut self,
+        id: VolumeId,
+        view: View,
+        to: NodeId,
+    ) -> Result<Outcome, Refusal> {
+        let outcome = self.move_volume(id, view, to)?;
+        self.placed.insert(id, to);
+        Ok(outcome)
+    }
+
     fn appoint_missing(&mut self) {
         let orphans: Vec<VolumeId> = self
             .volumes
@@ -127,35 +165,67 @@ impl ClusterState {
             .filter(|(_, v)| v.owner.is_none())
             .map(|(id, _)| *id)
             .collect();
-        for volume in orphans {
-            self.appoint(volume);
+        self.appoint_all(orphans);
+    }
+
+    /// Gives the volume a new view and the best owner there is, by this module's header.
+    pub(super) fn appoint(&mut self, id: VolumeId) {
+        self.appoint_all(vec![id]);
+    }
+
+    fn appoint_all(&mut self, volumes: Vec<VolumeId>) {
+        if volumes.is_empty() {
+            return;
+        }
+        let mut offices = Offices(BTreeMap::new());
+        for volume in self.volumes.values() {
+            offices.pass(None, volume.owner);
+        }
+        for id in volumes {
+            let before = self.volumes[&id].owner;
+            let owner = self.best_owner(id, &offices);
+            offices.pass(before, owner);
+            self.begin_view(id, owner);
         }
     }
 
-    /// Gives the volume a new view and the best owner there is: the node with most in-sync
-    /// slices, the owner so far among equals, then by turns over the volumes.
-    pub(super) fn appoint(&mut self, id: VolumeId) {
-        let volume = &self.volumes[&id];
-        let owner_now = volume.owner.map(|owner| owner.node);
-        let rank = |node: NodeId| {
-            let in_sync = volume
-                .slices
-                .iter()
-                .filter(|slice| slice.is_in_sync(node))
-                .count();
-            let turn = (node.0 + id.0) % 1024;
-            (in_sync, owner_now == Some(node), turn)
+    /// The nodes that are up and have (nearly) as many slices of the volume in sync as any: those
+    /// that make good owners of it.
+    pub fn good_owners(&self, id: VolumeId) -> Vec<NodeId> {
+        let Some(volume) = self.volumes.get(&id) else {
+            return Vec::new();
         };
-        let owner = self
-            .nodes
-            .iter()
-            .filter(|(_, record)| record.status == NodeStatus::Up)
-            .max_by_key(|(node, _)| rank(**node))
-            .map(|(node, record)| Owner {
-                node: *node,
-                incarnation: record.incarnation,
-            });
-        self.begin_view(id, owner);
+        let mut in_sync: BTreeMap<NodeId, usize> = BTreeMap::new();
+        for node in volume.slices.iter().flat_map(SliceRecord::in_sync) {
+            *in_sync.entry(node).or_default() += 1;
+        }
+        let up = self.nodes.iter();
+        let up = up.filter(|(_, record)| record.status == NodeStatus::Up);
+        let slices = up.map(|(node, _)| (*node, in_sync.get(node).copied().unwrap_or(0)));
+        let slices: Vec<(NodeId, usize)> = slices.collect();
+        let most = slices.iter().map(|(_, slices)| *slices).max().unwrap_or(0);
+        let near = slices.into_iter();
+        near.filter(|(_, slices)| slices * 4 >= most * NEAR_QUARTERS)
+            .map(|(node, _)| node)
+            .collect()
+    }
+
+    fn best_owner(&self, id: VolumeId, offices: &Offices) -> Option<Owner> {
+        let owner_now = self.volumes[&id].owner.map(|owner| owner.node);
+        let near = self.good_owners(id);
+        // Among equals by turns, so that volumes that come and go one by one spread too.
+        let count = near.len() as u64;
+        let turn = |index: usize| (index as u64 + count - id.0 % count) % count;
+        let rank = |index: usize, node: NodeId| {
+            let stays = owner_now == Some(node);
+            (Reverse(stays), offices.of(node), turn(index))
+        };
+        let ranked = near.into_iter().enumerate();
+        let (_, node) = ranked.min_by_key(|(index, node)| rank(*index, *node))?;
+        Some(Owner {
+            node,
+            incarnation: self.nodes[&node].incarnation,
+        })
     }
 
     /// The office of `owner` begins, in a view that is newer than any before.
@@ -172,6 +242,10 @@ impl ClusterState {
         volume.owner = owner;
         volume.view = view;
         volume.open = false;
+        // A wish that could not be kept is over.
+        if self.placed.get(&id).copied() != owner.map(|owner| owner.node) {
+            self.placed.remove(&id);
+        }
     }
 
     /// Asserts the invariants of this module's parent; for tests and the simulator.
@@ -200,7 +274,7 @@ mod tests {
     use holdfast_runtime::Incarnation;
 
     use super::super::tests::{cluster, down, open, start};
-    use super::super::{Change, CopyStatus};
+    use super::super::{Change, CopyStatus, VolumeSpec};
     use super::*;
 
     const DB: VolumeId = VolumeId(1);
@@ -251,6 +325,135 @@ mod tests {
         };
         assert_eq!(state.apply(again), Outcome::Done);
         assert_eq!(state, opened);
+    }
+
+    /// Three copies of each of many small volumes on five nodes.
+    fn many(volumes: u64, copies: u32) -> ClusterState {
+        let mut state = cluster();
+        state.volumes.clear();
+        for number in 0..volumes {
+            let outcome = state.apply(Change::CreateVolume(VolumeSpec {
+                name: format!("v{number}"),
+                size_bytes: 64 << 20,
+                logical_block_bytes: 512,
+                copies,
+                slice_bytes: 1 << 30,
+                chap: None,
+                naa_random: number,
+                now_unix_ms: 0,
+            }));
+            assert!(matches!(outcome, Outcome::Created(_)), "{outcome:?}");
+        }
+        for volume in state.volumes.values_mut() {
+            (volume.open, volume.ever_open) = (true, true);
+        }
+        state
+    }
+
+    /// Fewest and most volumes that a node owns, of those that are up.
+    fn spread(state: &ClusterState) -> (usize, usize) {
+        let owned = |node: &NodeId| {
+            let owners = state.volumes.values().filter_map(|volume| volume.owner);
+            owners.filter(|owner| owner.node == *node).count()
+        };
+        let up = state.nodes.iter();
+        let up = up.filter(|(_, record)| record.status == NodeStatus::Up);
+        let counts: Vec<usize> = up.map(|(node, _)| owned(node)).collect();
+        (*counts.iter().min().unwrap(), *counts.iter().max().unwrap())
+    }
+
+    #[test]
+    fn owners_of_new_volumes_are_spread_over_all_nodes() {
+        assert_eq!(spread(&many(40, 5)), (8, 8));
+        let (fewest, most) = spread(&many(40, 3));
+        assert!(fewest >= 7 && most <= 9, "{fewest} to {most}");
+    }
+
+    #[test]
+    fn volumes_that_come_and_go_one_by_one_take_turns() {
+        let mut state = many(0, 3);
+        let mut owners = std::collections::BTreeSet::new();
+        for _ in 0..10 {
+            let known = state.volumes.len();
+            state.last_volume += 1;
+            state.apply(Change::CreateVolume(VolumeSpec {
+                name: "one".into(),
+                size_bytes: 64 << 20,
+                logical_block_bytes: 512,
+                copies: 5,
+                slice_bytes: 1 << 30,
+                chap: None,
+                naa_random: 0,
+                now_unix_ms: 0,
+            }));
+            assert_eq!(state.volumes.len(), known + 1);
+            let (id, record) = state.volumes.pop_last().expect("one");
+            assert_eq!(id.0, state.last_volume);
+            owners.insert(record.owner.expect("up").node);
+        }
+        assert_eq!(owners.len(), 5, "{owners:?}");
+    }
+
+    #[test]
+    fn the_volumes_of_a_node_that_is_gone_or_leaves_spread_over_the_others() {
+        let leave = Change::HandOver {
+            node: NodeId(2),
+            incarnation: Incarnation(1),
+        };
+        for change in [down(NodeId(2)), leave] {
+            for (copies, slack) in [(5, 0), (3, 2)] {
+                let mut state = many(60, copies);
+                state.apply(change.clone());
+                let (fewest, most) = spread(&state);
+                assert!(
+                    most <= 15 + slack && fewest + slack >= 15,
+                    "{fewest}–{most}"
+                );
+            }
+        }
+        // One that restarts at once keeps its own.
+        let mut state = many(60, 5);
+        state.apply(start(2, 2));
+        assert_eq!(spread(&state), (12, 12));
+    }
+
+    #[test]
+    fn a_wish_for_an_owner_is_remembered_as_long_as_it_can_be_kept() {
+        let mut state = cluster();
+        open(&mut state);
+        let (first, to) = (owner(&state), another(&state));
+        let place = |state: &ClusterState, to| Change::PlaceVolume {
+            volume: DB,
+            view: state.volumes[&DB].view,
+            to: NodeId(to),
+        };
+        let wish = place(&state, to);
+        let encoded = postcard::to_stdvec(&wish).expect("plain data");
+        assert_eq!(encoded[0], 22, "changes keep their numbers in the log");
+        assert_eq!(state.apply(wish), Outcome::Done);
+        assert_eq!(state.placed.get(&DB), Some(&NodeId(to)));
+        let mut other = ClusterState::default();
+        assert!(other.decode_supplement(&state.encode_supplement()));
+        assert_eq!(other.placed, state.placed);
+        open(&mut state);
+        // Where it is, it may be wished for too; a refused wish changes nothing.
+        let before = state.clone();
+        assert_eq!(state.apply(place(&before, to)), Outcome::Done);
+        assert!(matches!(
+            state.apply(place(&before, 77)),
+            Outcome::Refused(_)
+        ));
+        assert_eq!(state, before);
+        // Somebody else's move, and the end of the node, end it.
+        let mut moved = state.clone();
+        moved.apply(moving(&state, first.0));
+        assert_eq!(moved.placed, BTreeMap::new());
+        state.apply(down(NodeId(to)));
+        assert_eq!(state.placed, BTreeMap::new());
+        assert_ne!(owner(&state), NodeId(to));
+        let mut deleted = before;
+        deleted.apply(Change::DeleteVolume { volume: DB });
+        assert_eq!(deleted.placed, BTreeMap::new());
     }
 
     #[test]

@@ -39,6 +39,13 @@ pub struct ClusterState {
     /// lease on one. In the supplement, too.
     #[serde(skip)]
     pub last_open: BTreeMap<VolumeId, Owner>,
+    /// Volumes whose owner somebody has chosen, with that owner, as long as it is the owner. In
+    /// the supplement, too.
+    #[serde(skip)]
+    pub placed: BTreeMap<VolumeId, NodeId>,
+    /// No volume moves just to spread the load. In the supplement, too.
+    #[serde(skip)]
+    pub rebalancing_off: bool,
 }
 
 /// How far a volume is to grow. Its slices are in the directory already, its size is the old one.

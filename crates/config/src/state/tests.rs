@@ -276,6 +276,49 @@ fn a_token_admits_one_node_and_ends() {
 }
 
 #[test]
+fn a_volume_for_which_a_node_could_not_keep_account_is_refused_at_once() {
+    let mut state = cluster();
+    let large = |name: &str| {
+        Change::CreateVolume(VolumeSpec {
+            size_bytes: VOLUME_BYTES_MAX,
+            slice_bytes: SLICE_BYTES,
+            copies: 5,
+            ..spec(name)
+        })
+    };
+    // With the four small slices of the first volume, three large ones fit on each node.
+    for number in 2..=4 {
+        let created = state.apply(large(&format!("large{number}")));
+        assert_eq!(created, Outcome::Created(VolumeId(number)));
+    }
+    let before = state.clone();
+    let outcome = state.apply(large("one-more"));
+    assert!(
+        matches!(outcome, Outcome::Refused(Refusal::TooManySlices { .. })),
+        "{outcome:?}"
+    );
+    assert_eq!(state, before, "not even a number is used up");
+    // A smaller one still fits, and may not grow beyond.
+    let small = VolumeSpec {
+        slice_bytes: SLICE_BYTES,
+        copies: 5,
+        ..spec("small")
+    };
+    let created = state.apply(Change::CreateVolume(small));
+    assert_eq!(created, Outcome::Created(VolumeId(5)));
+    let outcome = state.apply(Change::GrowVolume {
+        volume: VolumeId(5),
+        expected_bytes: None,
+        size_bytes: VOLUME_BYTES_MAX,
+    });
+    assert!(
+        matches!(outcome, Outcome::Refused(Refusal::TooManySlices { .. })),
+        "{outcome:?}"
+    );
+    state.check();
+}
+
+#[test]
 fn volumes_out_of_range_are_refused_and_change_nothing() {
     let mut state = cluster();
     let before = state.clone();
