@@ -11,6 +11,8 @@
 //! neither side's memory did. A stream that breaks any of these rules cannot be followed further
 //! and is closed. Kinds other than data belong to the link itself.
 
+use std::net::{IpAddr, SocketAddr};
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use thiserror::Error;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
@@ -181,6 +183,8 @@ pub(super) struct Hello {
     pub(super) start: u64,
     /// The link's number if the sender is the deciding side and this is its decision, else zero.
     pub(super) link: u64,
+    /// Where the sender listens; the first versions did not say.
+    pub(super) listen: Option<SocketAddr>,
 }
 
 impl Hello {
@@ -196,6 +200,19 @@ impl Hello {
         body.put_slice(&self.uuid.0);
         body.put_u64_le(self.start);
         body.put_u64_le(self.link);
+        if let Some(listen) = self.listen {
+            match listen.ip() {
+                IpAddr::V4(ip) => {
+                    body.put_u8(4);
+                    body.put_slice(&ip.octets());
+                }
+                IpAddr::V6(ip) => {
+                    body.put_u8(6);
+                    body.put_slice(&ip.octets());
+                }
+            }
+            body.put_u16_le(listen.port());
+        }
         encode(Kind::Hello, &body)
     }
 
@@ -212,6 +229,12 @@ impl Hello {
         let mut uuid = NodeUuid([0; 16]);
         body.copy_to_slice(&mut uuid.0);
         let (start, link) = (body.get_u64_le(), body.get_u64_le());
+        let listen = match body {
+            [4, ip @ ..] => address::<4>(ip),
+            [6, ip @ ..] => address::<16>(ip),
+            // An earlier version's greeting ends here; what a later one says is not for us.
+            _ => None,
+        };
         Ok(Self {
             protocol,
             cluster,
@@ -221,8 +244,20 @@ impl Hello {
             uuid,
             start,
             link,
+            listen,
         })
     }
+}
+
+/// An address of so many bytes, and a port.
+fn address<const BYTES: usize>(body: &[u8]) -> Option<SocketAddr>
+where
+    IpAddr: From<[u8; BYTES]>,
+{
+    let (ip, rest) = body.split_first_chunk::<BYTES>()?;
+    let (port, _) = rest.split_first_chunk::<2>()?;
+    let address = SocketAddr::new(IpAddr::from(*ip), u16::from_le_bytes(*port));
+    (!address.ip().is_unspecified() && address.port() != 0).then_some(address)
 }
 
 /// Why a node turns a peer away.
@@ -377,6 +412,7 @@ mod tests {
             uuid: NodeUuid([6; 16]),
             start: 7,
             link: 8,
+            listen: None,
         };
         let (kind, frame) = {
             let mut decoder = Decoder::new(GREETING_BYTES_MAX);
@@ -397,6 +433,37 @@ mod tests {
         assert_eq!(frame.header, golden);
         assert_eq!(Hello::decode(&[&golden[..], b"later"].concat()), Ok(hello));
         assert_eq!(Hello::decode(&golden[1..]), Err(FrameError::Greeting));
+    }
+
+    #[test]
+    fn a_hello_says_where_its_sender_listens() {
+        for listen in ["10.0.0.11:7400", "[fd00::1]:7400"] {
+            let hello = Hello {
+                protocol: 1,
+                cluster: ClusterId([2; 16]),
+                from: NodeId(3),
+                to: NodeId(4),
+                incarnation: Incarnation(5),
+                uuid: NodeUuid([6; 16]),
+                start: 7,
+                link: 8,
+                listen: Some(listen.parse().unwrap()),
+            };
+            let body = hello.encode().slice(HEAD_BYTES..);
+            assert_eq!(Hello::decode(&body), Ok(hello));
+            let later = [&body[..], b"later"].concat();
+            assert_eq!(Hello::decode(&later), Ok(hello));
+            // Cut short it says nothing, as an earlier version's.
+            let cut = Hello::decode(&body[..body.len() - 1]).unwrap();
+            assert_eq!(cut.listen, None);
+        }
+        let v4 = [4, 10, 0, 0, 11, 0xe8, 0x1c];
+        assert_eq!(address::<4>(&v4[1..]), "10.0.0.11:7400".parse().ok());
+        assert_eq!(
+            address::<4>(&[0, 0, 0, 0, 1, 1]),
+            None,
+            "no address to dial"
+        );
     }
 
     #[test]

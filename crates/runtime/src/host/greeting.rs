@@ -28,8 +28,20 @@ const HALF_OPEN_PER_SOURCE_MAX: usize = 32;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 impl Mesh {
+    /// Tries every place where the peer may be. The first one's problem is the one to tell of.
     pub(super) async fn dial(self: &Rc<Self>, peer: &Rc<Peer>) -> Result<(), LinkProblem> {
-        let tcp = self.connect(peer).await?;
+        let mut first = None;
+        for place in self.places(peer) {
+            match self.dial_at(peer, place).await {
+                Ok(()) => return Ok(()),
+                Err(problem) => _ = first.get_or_insert(problem),
+            }
+        }
+        Err(first.unwrap_or(LinkProblem::UnknownAddress))
+    }
+
+    async fn dial_at(self: &Rc<Self>, peer: &Rc<Peer>, place: String) -> Result<(), LinkProblem> {
+        let tcp = self.connect(peer, &place).await?;
         let greeting = async {
             let name = ServerName::try_from(node_name(self.cluster, peer.node))
                 .expect("numbers and a UUID make a DNS name");
@@ -48,6 +60,7 @@ impl Mesh {
         let (stream, hello) = timeout(GREETING_LIMIT, greeting)
             .await
             .unwrap_or(Err(LinkProblem::TimedOut))?;
+        self.learn(peer, Some(place));
         if self.decides(peer) {
             let start = frame::encode(Kind::Start, &self.decide().to_le_bytes());
             return self.install(peer, hello.incarnation, stream, Some(start));
@@ -65,6 +78,7 @@ impl Mesh {
             uuid: self.uuid,
             start: self.start,
             link,
+            listen: self.listen,
         }
     }
 
@@ -188,6 +202,7 @@ impl Mesh {
                     return Err(LinkProblem::RefusedByUs(refusal));
                 }
             };
+            self.learn(&peer, hello.listen.map(|listen| listen.to_string()));
             if self.decides(&peer) {
                 let reply = self.hello(peer.node, self.decide()).encode();
                 return self.install(&peer, hello.incarnation, stream, Some(reply));

@@ -18,8 +18,13 @@
 //!   other dials:     Hello ──►   ◄── Hello{number}                   (link)
 //! ```
 //!
+//! Where a peer is: a greeting says where its sender listens, so a node that has moved is known by
+//! whom it has dialled. Besides, a node may be given addresses at which some peer or other is
+//! ([`HostLinks::seek`]).
+//!
 //! What is known of a peer that is gone: when a connection ends, both sides probe the peer's host
-//! at once. A refusal proves that the process is gone, because a node listens as long as it lives:
+//! at once, where that start of it listened. A refusal proves that the process is gone, because a
+//! node listens as long as it lives:
 //! `Down` says `Refused`. Anything else is `Lost`; if a later attempt is refused, a second `Down`
 //! for the same incarnation says `Refused`.
 
@@ -108,7 +113,8 @@ impl HostLinks {
         let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let (sender, events) = mpsc::unbounded_channel();
-        let mesh = Mesh::new(runtime, &config, acceptor.into(), connector.into(), sender);
+        let (acceptor, connector) = (acceptor.into(), connector.into());
+        let mesh = Mesh::new(runtime, &config, acceptor, connector, sender, address);
         mesh.spawn("link-accept", mesh.clone().accept_all(listener));
         Ok(Self {
             mesh,
@@ -127,12 +133,19 @@ impl HostLinks {
         *self.mesh.join_handler.borrow_mut() = Some(handler);
     }
 
+    /// Looks for peers at these addresses, too: `host:port`, whoever of them is there. Certificates
+    /// say who it is.
+    pub fn seek(&self, addresses: impl IntoIterator<Item = String>) {
+        let mut sought = self.mesh.sought.borrow_mut();
+        sought.extend(addresses.into_iter().map(|address| (address, None)));
+    }
+
     /// The state of the link to each peer, in the order of their numbers.
     pub fn status(&self) -> Vec<PeerStatus> {
         let peers = self.mesh.peers.borrow();
         let status = |peer: &Rc<Peer>| PeerStatus {
             peer: peer.node,
-            address: peer.address.borrow().clone(),
+            address: peer.present_address(),
             up: peer.link.borrow().as_ref().map(|link| link.incarnation),
             problem: peer.problem.borrow().clone(),
         };

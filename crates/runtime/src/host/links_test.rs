@@ -18,19 +18,23 @@ use super::*;
 use crate::links::{DownReason, Frame, Incarnation, LinkEvent, Links, NodeId};
 use crate::task::Runtime;
 
-const ONE: NodeId = NodeId(1);
-const TWO: NodeId = NodeId(2);
-const FIRST: Incarnation = Incarnation(1);
+pub(super) const ONE: NodeId = NodeId(1);
+pub(super) const TWO: NodeId = NodeId(2);
+pub(super) const FIRST: Incarnation = Incarnation(1);
 /// Far above what anything here takes; a test that reaches it has failed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-struct Node {
-    links: HostLinks,
-    events: UnboundedReceiver<LinkEvent>,
+pub(super) struct Node {
+    pub(super) links: HostLinks,
+    pub(super) events: UnboundedReceiver<LinkEvent>,
 }
 
 impl Node {
-    async fn start(runtime: &Runtime, authority: &ClusterAuthority, node: NodeId) -> Self {
+    pub(super) async fn start(
+        runtime: &Runtime,
+        authority: &ClusterAuthority,
+        node: NodeId,
+    ) -> Self {
         let uuid = NodeUuid([node.0 as u8; 16]);
         Self::start_as(runtime, authority, node, uuid, FIRST, 0).await
     }
@@ -54,11 +58,11 @@ impl Node {
         Self { links, events }
     }
 
-    fn address(&self) -> String {
+    pub(super) fn address(&self) -> String {
         self.links.local_address().to_string()
     }
 
-    fn meet(&self, peers: &[(NodeId, &str)]) {
+    pub(super) fn meet(&self, peers: &[(NodeId, &str)]) {
         let peers = peers
             .iter()
             .map(|(node, address)| (*node, (*address).to_owned()));
@@ -70,14 +74,14 @@ impl Node {
         event.expect("nothing happened").expect("the links live")
     }
 
-    async fn expect_up(&mut self, node: NodeId, of: Incarnation) {
+    pub(super) async fn expect_up(&mut self, node: NodeId, of: Incarnation) {
         match self.next().await {
             LinkEvent::Up { peer, incarnation } => assert_eq!((peer, incarnation), (node, of)),
             other => panic!("not up but {other:?}"),
         }
     }
 
-    async fn expect_down(&mut self, node: NodeId, of: Incarnation) -> DownReason {
+    pub(super) async fn expect_down(&mut self, node: NodeId, of: Incarnation) -> DownReason {
         match self.next().await {
             LinkEvent::Down {
                 peer,
@@ -105,7 +109,7 @@ impl Node {
         }
     }
 
-    async fn problem(&self, node: NodeId) -> LinkProblem {
+    pub(super) async fn problem(&self, node: NodeId) -> LinkProblem {
         let found = async {
             loop {
                 let status = self.links.status();
@@ -122,7 +126,7 @@ impl Node {
     }
 }
 
-fn authority() -> ClusterAuthority {
+pub(super) fn authority() -> ClusterAuthority {
     ClusterAuthority::generate(ClusterId([9; 16])).unwrap()
 }
 
@@ -159,6 +163,7 @@ async fn greet_as_two(authority: &ClusterAuthority, node: &mut Node) -> FrameStr
         uuid: NodeUuid([2; 16]),
         start: 5,
         link: 0,
+        listen: None,
     };
     stream.send(&hello.encode()).await.unwrap();
     stream.expect(Kind::Hello).await.unwrap();
@@ -396,6 +401,7 @@ async fn greet_as_one(authority: &ClusterAuthority, two: &Node) -> FrameStream {
         uuid: NodeUuid([1; 16]),
         start: 5,
         link: 0,
+        listen: None,
     };
     stream.send(&hello.encode()).await.unwrap();
     stream.expect(Kind::Hello).await.unwrap();
@@ -473,6 +479,7 @@ fn a_protocol_too_old_is_refused() {
             uuid: NodeUuid([2; 16]),
             start: 5,
             link: 0,
+            listen: None,
         };
         stream.send(&hello.encode()).await.unwrap();
         assert_eq!(

@@ -6,8 +6,8 @@
 //! after its link was gone.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -41,7 +41,11 @@ const COURTESY: Duration = Duration::from_millis(300);
 /// One peer, as long as it is among the node's peers.
 pub(super) struct Peer {
     pub(super) node: NodeId,
+    /// Where it is to be found, as this node was told.
     pub(super) address: RefCell<String>,
+    /// Where the start of it that was last linked listens: what it said itself, or where it was
+    /// dialled. Only there does a refusal prove that this start is gone.
+    pub(super) learned: RefCell<Option<String>>,
     pub(super) link: RefCell<Option<Rc<Link>>>,
     /// The link is gone; `Down` waits for the answer of the peer's host.
     pub(super) unreported: Cell<Option<Incarnation>>,
@@ -54,6 +58,12 @@ pub(super) struct Peer {
 }
 
 impl Peer {
+    /// Where it listens, as far as is known.
+    pub(super) fn present_address(&self) -> String {
+        let learned = self.learned.borrow().clone();
+        learned.unwrap_or_else(|| self.address.borrow().clone())
+    }
+
     fn linked(&self) -> bool {
         self.link.borrow().is_some()
     }
@@ -97,6 +107,10 @@ pub(super) struct Mesh {
     pub(super) known: RefCell<BTreeMap<NodeId, Known>>,
     pub(super) decisions: Cell<u64>,
     pub(super) join_handler: RefCell<Option<JoinHandler>>,
+    /// Where this node itself listens.
+    pub(super) listen: Option<SocketAddr>,
+    /// Addresses at which some peer may be, and which one was found there.
+    pub(super) sought: RefCell<BTreeMap<String, Option<NodeId>>>,
     pub(super) half_open: RefCell<BTreeMap<IpAddr, usize>>,
     pub(super) tasks: RefCell<BTreeMap<u64, Task>>,
     pub(super) task_ids: Cell<u64>,
@@ -109,6 +123,7 @@ impl Mesh {
         acceptor: TlsAcceptor,
         connector: TlsConnector,
         events: mpsc::UnboundedSender<LinkEvent>,
+        listen: SocketAddr,
     ) -> Rc<Self> {
         Rc::new(Self {
             local: config.credentials.node(),
@@ -124,6 +139,8 @@ impl Mesh {
             known: RefCell::default(),
             decisions: Cell::new(0),
             join_handler: RefCell::default(),
+            listen: (!listen.ip().is_unspecified()).then_some(listen),
+            sought: RefCell::default(),
             half_open: RefCell::default(),
             tasks: RefCell::default(),
             task_ids: Cell::new(0),
@@ -174,6 +191,7 @@ impl Mesh {
             let peer = Rc::new(Peer {
                 node,
                 address: RefCell::new(address),
+                learned: RefCell::default(),
                 link: RefCell::default(),
                 unreported: Cell::default(),
                 unrefused: Cell::default(),
@@ -246,7 +264,7 @@ impl Mesh {
 
     /// Asks the host of a peer whose link has just broken whether the process is gone.
     async fn probe(&self, peer: &Peer) {
-        let address = peer.address.borrow().clone();
+        let address = peer.present_address();
         let probes = async {
             for _ in 0..PROBES_MAX {
                 match connect(&address).await {
@@ -272,15 +290,44 @@ impl Mesh {
         }
     }
 
-    /// Connects for a link; a refusal is news of a peer that was only known to be lost.
-    pub(super) async fn connect(&self, peer: &Peer) -> Result<TcpStream, LinkProblem> {
-        let address = peer.address.borrow().clone();
-        let attempt = timeout(CONNECT_LIMIT, connect(&address)).await;
+    /// Where a peer may be found: where it was last, where it is said to be, and where somebody is
+    /// said to be.
+    pub(super) fn places(&self, peer: &Peer) -> Vec<String> {
+        let mut places = vec![peer.present_address(), peer.address.borrow().clone()];
+        let sought = self.sought.borrow();
+        let open = sought.iter();
+        let open = open.filter(|(_, found)| found.is_none_or(|node| node == peer.node));
+        places.extend(open.map(|(address, _)| address.clone()));
+        let mut seen = BTreeSet::new();
+        places.retain(|place| !place.is_empty() && seen.insert(place.clone()));
+        places
+    }
+
+    /// Connects for a link; a refusal is news of a peer that was only known to be lost, if that is
+    /// where it was.
+    pub(super) async fn connect(
+        &self,
+        peer: &Peer,
+        address: &str,
+    ) -> Result<TcpStream, LinkProblem> {
+        let attempt = timeout(CONNECT_LIMIT, connect(address)).await;
         let outcome = attempt.unwrap_or(Err(LinkProblem::TimedOut));
-        if let Err(LinkProblem::NotRunning) = outcome {
+        if let Err(LinkProblem::NotRunning) = outcome
+            && peer.present_address() == address
+        {
             self.report(peer, DownReason::Refused);
         }
         outcome
+    }
+
+    /// The peer was met here.
+    pub(super) fn learn(&self, peer: &Peer, address: Option<String>) {
+        if let Some(address) = address {
+            if let Some(found) = self.sought.borrow_mut().get_mut(&address) {
+                *found = Some(peer.node);
+            }
+            *peer.learned.borrow_mut() = Some(address);
+        }
     }
 
     /// Says `Down`, if that is news.

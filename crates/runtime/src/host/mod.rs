@@ -25,6 +25,8 @@ mod links;
 #[cfg(test)]
 mod links_test;
 mod mesh;
+#[cfg(test)]
+mod moved_test;
 mod problem;
 mod process;
 mod read_only;
