@@ -14,7 +14,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use harness::{Initiator, PATIENCE, VOLUME_BYTES, alone, cluster, options, volume};
 use holdfast::fleet::Fleet;
-use holdfast_initiator::Error;
+use holdfast_api::{SpaceLevel, WhichNodes};
+use holdfast_initiator::{BlockRange, Chap, Error, Secret, Session, SessionOptions};
 use tokio::time::timeout;
 
 const CHUNK_BYTES: usize = 1 << 20;
@@ -70,6 +71,77 @@ fn a_volume_larger_than_the_disks_is_filled_up_to_a_clear_error_and_gives_all_ba
         };
         timeout(PATIENCE, giving_back).await.unwrap();
         assert!(again + (8 << 20) >= filled, "{again} of {filled} bytes");
+    });
+}
+
+#[test]
+fn a_home_is_critical_before_it_refuses_and_writes_wait_for_space_that_is_being_freed() {
+    alone(async |folder| {
+        let sizes = holdfast::fleet::FleetOptions {
+            home_bytes: 128 << 20,
+            ..options(folder, 2)
+        };
+        let mut fleet = Fleet::prepare(sizes).unwrap();
+        fleet.found().await.unwrap();
+        let created = volume(&fleet, "full", 2).await;
+        let chap = created.credentials.as_ref().unwrap();
+        let mut options = SessionOptions::new("iqn.2026-11.io.holdfast:full");
+        options.chap = Some(Chap::new(&chap.username, Secret::new(chap.secret.as_str())));
+        let portal = fleet.portals()[0];
+        let session = Session::connect(portal, &created.volume.target, &options).await;
+        let session = session.unwrap();
+        session.clear_attentions(0).await.unwrap();
+        const BLOCKS: u32 = (CHUNK_BYTES / 512) as u32;
+        let chunk = |number: u64| BlockRange {
+            first: number * u64::from(BLOCKS),
+            blocks: BLOCKS,
+        };
+        let write = async |number: u64| {
+            let data = pattern(number * CHUNK_BYTES as u64);
+            session.write(0, chunk(number), data).await
+        };
+        let is_critical = async || {
+            let nodes = fleet.client(0).nodes(WhichNodes::default()).await.unwrap();
+            let critical = Some(SpaceLevel::Critical);
+            nodes.iter().any(|node| node.space == critical)
+        };
+        let (mut filled, mut said) = (0, false);
+        while write(filled).await.is_ok() {
+            filled += 1;
+            said = is_critical().await;
+        }
+        assert!(said, "before anything was refused");
+        let status = fleet.client(0).cluster().await.unwrap();
+        let said = status.explanations.join("; ");
+        assert!(said.contains("almost full"), "{said}");
+
+        // Full means refused, and that soon: nothing is being freed.
+        let begun = std::time::Instant::now();
+        let refused = write(filled).await.unwrap_err();
+        assert!(
+            matches!(
+                refused,
+                Error::CheckCondition {
+                    key: DATA_PROTECT,
+                    ..
+                }
+            ),
+            "{refused}"
+        );
+        assert!(
+            begun.elapsed() < Duration::from_secs(4),
+            "{:?}",
+            begun.elapsed()
+        );
+        // What was unmapped can be used at once, whatever piece it was.
+        for round in 0..6 {
+            let freed = [round * 2, round * 2 + 1];
+            session.unmap(0, &freed.map(chunk)).await.unwrap();
+            let written = write(filled + round).await;
+            written.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        }
+        session.logout().await.unwrap();
+        fleet.kill_all().await.unwrap();
     });
 }
 

@@ -17,7 +17,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Below a threshold by so much, in percent, it counts as left.
 const HYSTERESIS_PERCENT: u64 = 2;
 
-/// From how much use on a home is low on space, in percent of what it takes from clients.
+/// From how much use on a home is low on space, in percent of what clients can fill: at 100 they
+/// are refused more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Thresholds {
     /// Time to plan for more.
@@ -99,13 +100,21 @@ fn percent(used_bytes: u64, all_bytes: u64) -> u64 {
 }
 
 impl Node {
+    /// How full the store is; of the home what clients can fill, as more is refused to them.
+    pub(crate) fn usage(&self) -> Usage {
+        Usage {
+            home_bytes: self.context.holder.fillable_bytes(),
+            ..self.context.store.usage()
+        }
+    }
+
     /// Looks how full the home is, and logs a crossing.
     pub(crate) fn observe_fullness(&self, usage: &Usage) -> Fullness {
         let mut watch = self.fullness.get();
-        let crossed = watch.observe(usage.home_used_bytes, usage.home_bytes);
-        self.fullness.set(watch);
-        let used_percent = percent(usage.home_used_bytes, usage.home_bytes);
         let (used, all) = (usage.home_used_bytes, usage.home_bytes);
+        let crossed = watch.observe(used, all);
+        self.fullness.set(watch);
+        let used_percent = percent(used, all);
         match crossed {
             None => {}
             Some(Fullness::Enough) => tracing::info!(used_percent, "the home has room again"),
@@ -127,7 +136,7 @@ impl Node {
 
     pub(crate) async fn watch_fullness(self: Rc<Self>) {
         loop {
-            self.observe_fullness(&self.context.store.usage());
+            self.observe_fullness(&self.usage());
             self.context.runtime.sleep_roughly(LOOK_EVERY).await;
         }
     }

@@ -47,7 +47,7 @@ pub struct NodeReport {
 impl Node {
     /// A snapshot for displays.
     pub fn report(&self) -> NodeReport {
-        let usage = self.context.store.usage();
+        let usage = self.usage();
         NodeReport {
             node: self.id(),
             registered: self.is_registered(),

@@ -235,6 +235,7 @@ impl Holder {
             durable: receiver.durable.0,
             free_bytes: self.spare_bytes(),
             failed: receiver.failed,
+            freeing: self.store.is_freeing(),
         };
         let frame = messages::notice(replica_notice::Body::Ack(ack), Bytes::new());
         if owner == self.rpc.local_node() {
@@ -251,10 +252,18 @@ impl Holder {
     /// Bytes free for blocks never written before, beyond what is kept for writes under way.
     pub fn spare_bytes(&self) -> u64 {
         let usage = self.store.usage();
-        let reserve = RESERVE_BYTES_MAX.min(usage.home_bytes / 16);
-        usage
-            .home_bytes
-            .saturating_sub(usage.home_used_bytes + reserve)
+        let spare = self.fillable_bytes().saturating_sub(usage.home_used_bytes);
+        if spare == 0 {
+            // Writes may be waiting for what is about to be free.
+            self.store.free_now();
+        }
+        spare
+    }
+
+    /// Bytes that clients can fill before writes to new blocks are refused.
+    pub fn fillable_bytes(&self) -> u64 {
+        let all = self.store.usage().home_bytes;
+        all - RESERVE_BYTES_MAX.min(all / 16)
     }
 
     async fn on_request(self: Rc<Self>, incoming: Incoming) -> Frame {

@@ -45,6 +45,8 @@ pub struct Member {
     pub durable: Seq,
     /// Bytes free for new blocks, as of its last acknowledgement.
     pub free_bytes: u64,
+    /// More was about to be free then.
+    pub freeing: bool,
     /// It said that it cannot go on.
     pub failed: bool,
     active: bool,
@@ -154,6 +156,7 @@ impl<T: Clone> Stream<T> {
             role,
             durable: Seq(self.next.0 - 1),
             free_bytes: u64::MAX,
+            freeing: false,
             failed: false,
             active: role == Role::Required,
             progress_at: now,
@@ -169,6 +172,15 @@ impl<T: Clone> Stream<T> {
     pub fn set_free_bytes(&mut self, node: NodeId, free_bytes: u64) {
         if let Some(member) = self.members.get_mut(&node) {
             member.free_bytes = free_bytes;
+        }
+    }
+
+    /// Notes whether more is about to be free on a copy, as its acknowledgement says.
+    pub fn set_freeing(&mut self, node: NodeId, session: u64, freeing: bool) {
+        if let Some(member) = self.members.get_mut(&node)
+            && member.session == session
+        {
+            member.freeing = freeing;
         }
     }
 

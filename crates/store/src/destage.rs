@@ -74,9 +74,14 @@ pub(crate) async fn run(inner: Rc<Inner>) {
             inner.destageable.set(true);
             inner.journal.oldest_part()
         };
+        let zeroes = match whole {
+            true => inner.zeroes_at_rest(),
+            false => Vec::new(),
+        };
         // A failure has poisoned the store; whoever waits asks the poison.
         let ended = round(&inner, through_lsn).await;
         if ended.is_ok() && whole {
+            inner.forget_zeroes(&zeroes);
             inner.rounds_ended.set(inner.rounds_begun.get());
         }
         inner.round_ended.notify_waiters();

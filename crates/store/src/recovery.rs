@@ -231,6 +231,8 @@ impl Pieces {
             destageable: Cell::new(false),
             urgent: Cell::new(false),
             whole: Cell::new(false),
+            zeroes: RefCell::default(),
+            removing: Cell::new(0),
             appended: Cell::new(now),
             blocked: Cell::new(false),
             press_above: Cell::new(header.ring_bytes / 2),

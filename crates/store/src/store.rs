@@ -81,6 +81,11 @@ pub(crate) struct Inner {
     pub(crate) urgent: Cell<bool>,
     /// The next round shall empty the whole ring.
     pub(crate) whole: Cell<bool>,
+    /// The newest record of each slice that zeroes blocks and may not be at home yet: what they
+    /// took is not free before it is.
+    pub(crate) zeroes: RefCell<BTreeMap<SliceKey, Seq>>,
+    /// Volumes whose removal goes on.
+    pub(crate) removing: Cell<u32>,
     /// When anything was last appended.
     pub(crate) appended: Cell<Instant>,
     /// The writer waits for room.
@@ -221,6 +226,19 @@ impl Store {
     pub fn has_space_for(&self, slice: SliceKey, first_block: u32, blocks: u32) -> bool {
         (first_block..first_block.saturating_add(blocks))
             .all(|block| self.inner.home.is_claimed(slice, block))
+    }
+
+    /// Whether space is on its way: something was zeroed or removed that still takes some.
+    pub fn is_freeing(&self) -> bool {
+        self.inner.removing.get() > 0 || !self.inner.zeroes.borrow().is_empty()
+    }
+
+    /// Somebody needs the space that is on its way.
+    pub fn free_now(&self) {
+        if !self.inner.zeroes_at_rest().is_empty() {
+            self.inner.whole.set(true);
+            self.inner.press();
+        }
     }
 
     /// Durable records above the stable point, in order.

@@ -114,6 +114,25 @@ impl Inner {
         reserved
     }
 
+    /// Slices whose zeroes are stable, so that a whole round brings them home.
+    pub(crate) fn zeroes_at_rest(&self) -> Vec<(SliceKey, Seq)> {
+        let slices = self.slices.borrow();
+        let stable = |slice| slices.get(slice).map_or(Seq(0), |index| index.stable);
+        let zeroes = self.zeroes.borrow();
+        let rest = zeroes.iter().filter(|(slice, seq)| **seq <= stable(slice));
+        rest.map(|(slice, seq)| (*slice, *seq)).collect()
+    }
+
+    /// A whole round has brought these home.
+    pub(crate) fn forget_zeroes(&self, home: &[(SliceKey, Seq)]) {
+        let mut zeroes = self.zeroes.borrow_mut();
+        for (slice, seq) in home {
+            if zeroes.get(slice) == Some(seq) {
+                zeroes.remove(slice);
+            }
+        }
+    }
+
     pub(crate) fn submit_records(&self, records: Vec<Record>) -> Result<Submitted, StoreError> {
         self.poison.check()?;
         let mut last: BTreeMap<SliceKey, Seq> = BTreeMap::new();
@@ -167,6 +186,11 @@ impl Inner {
             }
         }
         self.reserve(&wanted)?;
+        for record in &records {
+            if let Body::Zero { .. } = record.body {
+                self.zeroes.borrow_mut().insert(record.slice, record.seq);
+            }
+        }
         let mut slices = self.slices.borrow_mut();
         for (slice, seq) in last {
             slices.entry(slice).or_default().reserved = seq;
@@ -292,6 +316,12 @@ impl Inner {
         self.withdraw(|item| {
             item.slice == slice && item.kind.is_stream() && item.seq > keep_through
         });
+        // The newest one is gone, and an earlier one frees its space in its own time.
+        let mut zeroes = self.zeroes.borrow_mut();
+        if zeroes.get(&slice).is_some_and(|seq| *seq > keep_through) {
+            zeroes.remove(&slice);
+        }
+        drop(zeroes);
         // Whatever is submitted from here on goes into this batch or a later one.
         let before_lsn = self.journal.next_lsn();
         let (reply, receiver) = oneshot::channel();
@@ -398,10 +428,16 @@ impl Inner {
         self.poison.check()?;
         self.withdraw(|item| item.slice.volume == volume);
         let before_lsn = self.journal.next_lsn();
+        self.zeroes
+            .borrow_mut()
+            .retain(|slice, _| slice.volume != volume);
+        self.removing.update(|removing| removing + 1);
         let (reply, receiver) = oneshot::channel();
         let inner = self.clone();
         self.runtime.spawn("store remove volume", async move {
-            let _ = reply.send(inner.remove(volume, before_lsn).await);
+            let removed = inner.remove(volume, before_lsn).await;
+            inner.removing.update(|removing| removing - 1);
+            let _ = reply.send(removed);
         });
         Ok(receiver)
     }

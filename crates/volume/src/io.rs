@@ -64,6 +64,7 @@ impl Owner {
         if let Err(status) = self.check_bounds(io).await {
             return ended(status);
         }
+        self.count(io);
         let standing = Standing {
             number: io.registration,
             revision: io.reservation_revision,
@@ -107,6 +108,28 @@ impl Owner {
         let (status, offset) = self.change(io, standing, payload).await;
         running.end(status);
         (status, offset, Bytes::new())
+    }
+
+    fn count(&self, io: &Io) {
+        let mut traffic = self.traffic.get();
+        match io.kind() {
+            IoKind::Read => {
+                traffic.reads += 1;
+                traffic.bytes += io.length;
+            }
+            IoKind::Write | IoKind::CompareAndWrite => {
+                traffic.writes += 1;
+                traffic.bytes += io.length;
+            }
+            IoKind::Zero => traffic.writes += 1,
+            IoKind::Settle
+            | IoKind::Learn
+            | IoKind::Hold
+            | IoKind::Release
+            | IoKind::Map
+            | IoKind::Unknown => {}
+        }
+        self.traffic.set(traffic);
     }
 
     async fn change(&self, io: &Io, standing: Standing, payload: Bytes) -> (IoStatus, u64) {

@@ -41,7 +41,7 @@ mod writes;
 
 pub use context::{Config, Context};
 pub use heal::{HEAL_BLOCKS_MAX, serve_healing};
-pub use owner::{Owner, OwnerStatus, ResyncStatus};
+pub use owner::{Owner, OwnerStatus, ResyncStatus, Traffic};
 pub use paths::GIVEN_UP_BOUND;
 pub use portal::{AccessError, CUT_OFF_AFTER, IoError, Operation, Portal};
 pub use waiting::{WaitReason, Waiting};

@@ -69,6 +69,17 @@ pub struct OwnerStatus {
     pub resyncs: Vec<ResyncStatus>,
 }
 
+/// What an owner was asked for since it took office.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Reads.
+    pub reads: u64,
+    /// Operations that change something.
+    pub writes: u64,
+    /// Bytes of both, zeroed ranges not counted.
+    pub bytes: u64,
+}
+
 /// One copy's resync.
 #[derive(Clone, Debug)]
 pub struct ResyncStatus {
@@ -98,6 +109,8 @@ pub struct Owner {
     /// When each node's lease ends, by this node's clock.
     pub(crate) leases: RefCell<BTreeMap<NodeId, Instant>>,
     pub(crate) lease_granted: Notify,
+    /// What it was asked for.
+    pub(crate) traffic: Cell<Traffic>,
     /// When the volume was last asked for anything.
     pub(crate) used: Cell<Instant>,
     /// Wakes the task that renews leases out of its rest.
@@ -139,6 +152,7 @@ impl Owner {
             slices: RefCell::default(),
             leases: RefCell::default(),
             lease_granted: Notify::new(),
+            traffic: Cell::default(),
             used: Cell::new(context.runtime.now()),
             lease_wanted: Notify::new(),
             paths: RefCell::new(Paths::new(context.runtime.now())),
@@ -173,6 +187,11 @@ impl Owner {
     /// The view in which this owner is in office.
     pub fn view(&self) -> View {
         self.view
+    }
+
+    /// What it was asked for since it took office.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic.get()
     }
 
     /// Whether it serves I/O.
@@ -359,6 +378,7 @@ impl Owner {
         }
         let now = self.context.runtime.now();
         self.with_slice(ack.slice, |slice| {
+            slice.stream.set_freeing(from, ack.session, ack.freeing);
             let commands = slice.stream.on_ack(
                 now,
                 from,

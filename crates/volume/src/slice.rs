@@ -179,6 +179,12 @@ impl Slice {
             .any(|m| m.role == Role::Required && m.free_bytes == 0)
     }
 
+    /// Whether every copy that counts and has too little space is about to have more.
+    pub(crate) fn gets_space(&self) -> bool {
+        let mut members = self.stream.members().values();
+        members.all(|m| m.role != Role::Required || m.free_bytes > 0 || m.freeing)
+    }
+
     /// Where the operation is in the stream, if it is.
     pub(crate) fn recorded(&self, operation: OperationId) -> Option<Seq> {
         self.operations.get(&operation).copied()

@@ -1,6 +1,7 @@
 //! Writes: one record per slice, answered when every required copy has journaled it.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use holdfast_reservation::{Access, Standing};
@@ -44,6 +45,14 @@ impl Effect {
         }
     }
 }
+
+/// How long a write waits for space that is being freed: below any initiator's patience, above the
+/// time that a copy takes to bring a whole journal home.
+const SPACE_LIMIT: Duration = Duration::from_secs(5);
+/// How often it is asked for meanwhile.
+const SPACE_PAUSE: Duration = Duration::from_millis(20);
+/// So many looks may still show what the copies had said before.
+const STALE_LOOKS: u32 = 2;
 
 type Stability = oneshot::Receiver<()>;
 
@@ -107,7 +116,7 @@ impl Owner {
                     blocks: end - first,
                 },
             };
-            let stable = self.submit(operation, index, body)?;
+            let stable = self.submit_with_space(operation, index, body).await?;
             return stable.await.map_err(|_| IoStatus::Interrupted);
         }
         // Parts of blocks: read, merge, write, with the blocks held meanwhile.
@@ -123,7 +132,7 @@ impl Owner {
             first_block: first,
             data: merged.freeze(),
         };
-        let stable = self.submit(operation, index, body)?;
+        let stable = self.submit_with_space(operation, index, body).await?;
         stable.await.map_err(|_| IoStatus::Interrupted)
     }
 
@@ -171,7 +180,8 @@ impl Owner {
             first_block: first,
             data: merged.freeze(),
         };
-        let stable = self.submit(operation, index, body).map_err(Err)?;
+        let stable = self.submit_with_space(operation, index, body).await;
+        let stable = stable.map_err(Err)?;
         stable.await.map_err(|_| Err(IoStatus::Interrupted))
     }
 
@@ -207,6 +217,32 @@ impl Owner {
             }
         })
         .ok_or(IoStatus::Interrupted)?
+    }
+
+    /// The same as [`Self::submit`]; what would be refused for want of space waits while some is
+    /// being freed.
+    async fn submit_with_space(
+        &self,
+        asked: &Asked,
+        index: u32,
+        body: Body,
+    ) -> Result<Stability, IoStatus> {
+        let runtime = &self.context.runtime;
+        let deadline = runtime.now() + SPACE_LIMIT;
+        for look in 0.. {
+            match self.submit(asked, index, body.clone()) {
+                Err(IoStatus::Full) => {}
+                outcome => return outcome,
+            }
+            // The refusal has asked the copies: what they say is news from the second look on.
+            let gets_space = self.with_slice(index, |slice| slice.gets_space());
+            let hopeless = look >= STALE_LOOKS && gets_space != Some(true);
+            if hopeless || runtime.now() >= deadline {
+                break;
+            }
+            runtime.sleep(SPACE_PAUSE).await;
+        }
+        Err(IoStatus::Full)
     }
 
     /// Gives the record its place in the stream and sends it out.

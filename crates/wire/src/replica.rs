@@ -80,6 +80,9 @@ pub struct Ack {
     /// The copy could not journal the record after `durable` and has stopped.
     #[prost(bool, tag = "7")]
     pub failed: bool,
+    /// More is about to be free: something was zeroed or removed.
+    #[prost(bool, tag = "8")]
+    pub freeing: bool,
 }
 
 /// A notice of the replica service.
