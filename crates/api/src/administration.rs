@@ -7,7 +7,7 @@ use std::time::Duration;
 use holdfast_config::state::{
     Change, FrontChange, Outcome, Refusal, SLICE_BYTES, VolumeRecord, VolumeSpec,
 };
-use holdfast_node::{MoveError, Node, ScrubOrder as NodeScrubOrder};
+use holdfast_node::{MoveCause, MoveError, Node, ScrubOrder as NodeScrubOrder};
 use holdfast_runtime::NodeId;
 use holdfast_runtime::host::{ClusterAuthority, HostLinks, JoinToken};
 use holdfast_wire::{View, VolumeId};
@@ -18,7 +18,8 @@ use crate::requests::Request;
 use crate::secrets;
 use crate::types::{
     ClusterStatus, CreatedVolume, JoinTokenText, NewOwner, NewSecret, NewToken, NewVolume,
-    NodeStatus, RotatedSecret, ScrubAction, ScrubOrder, SelfReport, VolumeChange, VolumeStatus,
+    NodeState, NodeStatus, RotatedSecret, ScrubAction, ScrubOrder, SelfReport, VolumeChange,
+    VolumeStatus, WhichNodes,
 };
 use crate::views::{self, Seen};
 use crate::{names, peers};
@@ -58,14 +59,23 @@ impl Administration {
         administration
     }
 
+    /// The node that answers.
+    pub(crate) fn node(&self) -> &Rc<Node> {
+        &self.node
+    }
+
     /// Answers one request. Nobody waiting for the answer any more is no error.
     pub async fn answer(self: Rc<Self>, request: Request) {
         let _ = match request {
             Request::Cluster(reply) => reply.send(Ok(self.cluster().await)).is_ok(),
             Request::Found(_, reply) => reply.send(Err(Refusal::AlreadyFounded.into())).is_ok(),
             Request::AddToken(wanted, reply) => reply.send(self.add_token(&wanted).await).is_ok(),
+            Request::Balance(which, reply) => reply.send(Ok(self.balance(which).await)).is_ok(),
+            Request::ChangeBalance(wanted, reply) => {
+                reply.send(self.change_balance(wanted).await).is_ok()
+            }
             Request::OwnReport(reply) => reply.send(Ok(self.own_report())).is_ok(),
-            Request::Nodes(reply) => reply.send(Ok(self.nodes().await)).is_ok(),
+            Request::Nodes(which, reply) => reply.send(Ok(self.nodes(which).await)).is_ok(),
             Request::Node(id, reply) => reply.send(self.one_node(id).await).is_ok(),
             Request::Evict(id, reply) => reply.send(self.evict(id).await).is_ok(),
             Request::OrderScrub(id, order, reply) => {
@@ -144,11 +154,13 @@ impl Administration {
         views::own_report(&self.node, &self.links)
     }
 
-    async fn nodes(&self) -> Vec<NodeStatus> {
+    async fn nodes(&self, which: WhichNodes) -> Vec<NodeStatus> {
         self.confirm().await;
         let state = self.node.state();
         let reports = self.reports(state.nodes.keys().copied()).await;
-        views::nodes(&self.seen(reports))
+        let mut nodes = views::nodes(&self.seen(reports));
+        nodes.retain(|node| which.evicted || node.state != NodeState::Evicted);
+        nodes
     }
 
     async fn one_node(&self, id: u64) -> Result<NodeStatus, Problem> {
@@ -322,10 +334,14 @@ impl Administration {
         let state = self.node.state();
         let (volume, record) = self.find(&state, name)?;
         let (view, to) = (wanted.view.map_or(record.view, View), NodeId(wanted.node));
+        let cause = match wanted.balance {
+            true => MoveCause::Balance,
+            false => MoveCause::Wish,
+        };
         let moved = self
             .node
-            .move_volume(volume, view, to, PROPOSAL_LIMIT)
-            .await;
+            .move_volume(volume, view, to, cause, PROPOSAL_LIMIT);
+        let moved = moved.await;
         match moved {
             // What the volume waits for is a part of the answer.
             Ok(()) | Err(MoveError::NotServing) => self.volume(name).await,
@@ -388,7 +404,7 @@ impl Administration {
             .ok_or_else(|| unknown_volume(name))
     }
 
-    async fn propose(&self, change: Change) -> Result<Outcome, Problem> {
+    pub(crate) async fn propose(&self, change: Change) -> Result<Outcome, Problem> {
         match self.node.propose(change, PROPOSAL_LIMIT).await? {
             Outcome::Refused(refusal) => Err(refusal.into()),
             outcome @ (Outcome::Done
@@ -399,7 +415,7 @@ impl Administration {
     }
 
     /// Waits until this node knows what the cluster knows; false if no majority says so.
-    async fn confirm(&self) -> bool {
+    pub(crate) async fn confirm(&self) -> bool {
         let barrier = self.node.group().read_barrier(BARRIER_LIMIT).await;
         barrier.is_ok()
     }

@@ -8,10 +8,12 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use crate::DEFAULT_PORT;
+use crate::balance::{Balance, BalanceChange, WhichMoves};
 use crate::problem::Problem;
 use crate::types::{
     ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewOwner, NewSecret, NewToken,
     NewVolume, NodeStatus, RotatedSecret, ScrubOrder, SelfReport, VolumeChange, VolumeStatus,
+    WhichNodes,
 };
 
 /// Why a request has no good answer.
@@ -86,9 +88,31 @@ impl Client {
         self.get(&["v1", "self"]).await
     }
 
-    /// All nodes.
-    pub async fn nodes(&self) -> Result<Vec<NodeStatus>, ClientError> {
-        self.get(&["v1", "nodes"]).await
+    /// How the load is spread.
+    pub async fn balance(&self, which: WhichMoves) -> Result<Balance, ClientError> {
+        let mut url = self.url(&["v1", "cluster", "balance"]);
+        if which.all {
+            url.set_query(Some("all=true"));
+        }
+        let request = self.http.request(Method::GET, url);
+        self.decode(self.send(request).await?).await
+    }
+
+    /// Says whether volumes move by themselves.
+    pub async fn change_balance(&self, wanted: &BalanceChange) -> Result<Balance, ClientError> {
+        let url = self.url(&["v1", "cluster", "balance"]);
+        let request = self.http.request(Method::PATCH, url).json(wanted);
+        self.decode(self.send(request).await?).await
+    }
+
+    /// The nodes.
+    pub async fn nodes(&self, which: WhichNodes) -> Result<Vec<NodeStatus>, ClientError> {
+        let mut url = self.url(&["v1", "nodes"]);
+        if which.evicted {
+            url.set_query(Some("evicted=true"));
+        }
+        let request = self.http.request(Method::GET, url);
+        self.decode(self.send(request).await?).await
     }
 
     /// One node.

@@ -20,6 +20,7 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod administration;
+mod balance;
 mod client;
 mod names;
 mod openapi;
@@ -34,6 +35,7 @@ mod types;
 mod views;
 
 pub use administration::{Administration, NO_CLUSTER};
+pub use balance::{Balance, BalanceChange, BalanceMove, NodeBurden, WhichMoves};
 pub use client::{Client, ClientError};
 pub use openapi::document;
 pub use problem::{Problem, ProblemKind};
@@ -45,7 +47,7 @@ pub use types::{
     JoinTokenText, Knowledge, LinkStatus, MissingLink, NewCluster, NewOwner, NewSecret, NewToken,
     NewVolume, NodeState, NodeStatus, OldestIo, OwnerReport, Redundancy, Resync, RotatedSecret,
     ScrubAction, ScrubOrder, ScrubPass, SelfReport, SpaceLevel, StoreUsage, VolumeChange,
-    VolumeState, VolumeStatus, Wait, WaitKind,
+    VolumeState, VolumeStatus, Wait, WaitKind, WhichNodes,
 };
 
 /// The API's port, where none is given.

@@ -15,6 +15,8 @@ use crate::routes;
         routes::cluster,
         routes::found,
         routes::add_token,
+        routes::balance,
+        routes::change_balance,
         routes::own_report,
         routes::nodes,
         routes::node,

@@ -2,10 +2,12 @@
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::balance::{Balance, BalanceChange, WhichMoves};
 use crate::problem::{Problem, ProblemKind};
 use crate::types::{
     ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewOwner, NewSecret, NewToken,
     NewVolume, NodeStatus, RotatedSecret, ScrubOrder, SelfReport, VolumeChange, VolumeStatus,
+    WhichNodes,
 };
 
 /// Where an answer goes. Nobody waits for it any more if sending fails.
@@ -20,10 +22,14 @@ pub enum Request {
     Found(NewCluster, Reply<ClusterStatus>),
     /// Lets one node join.
     AddToken(NewToken, Reply<JoinTokenText>),
+    /// How the load is spread.
+    Balance(WhichMoves, Reply<Balance>),
+    /// Whether volumes move by themselves.
+    ChangeBalance(BalanceChange, Reply<Balance>),
     /// What this node knows of itself.
     OwnReport(Reply<SelfReport>),
-    /// All nodes.
-    Nodes(Reply<Vec<NodeStatus>>),
+    /// The nodes.
+    Nodes(WhichNodes, Reply<Vec<NodeStatus>>),
     /// One node.
     Node(u64, Reply<NodeStatus>),
     /// Tells a node's scrub what to do.
@@ -53,8 +59,11 @@ impl Request {
         let _ = match self {
             Self::Cluster(reply) | Self::Found(_, reply) => reply.send(Err(problem)).is_ok(),
             Self::AddToken(_, reply) => reply.send(Err(problem)).is_ok(),
+            Self::Balance(_, reply) | Self::ChangeBalance(_, reply) => {
+                reply.send(Err(problem)).is_ok()
+            }
             Self::OwnReport(reply) => reply.send(Err(problem)).is_ok(),
-            Self::Nodes(reply) => reply.send(Err(problem)).is_ok(),
+            Self::Nodes(_, reply) => reply.send(Err(problem)).is_ok(),
             Self::Node(_, reply) | Self::Evict(_, reply) | Self::OrderScrub(_, _, reply) => {
                 reply.send(Err(problem)).is_ok()
             }

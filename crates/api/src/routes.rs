@@ -2,19 +2,21 @@
 
 use std::net::IpAddr;
 
-use axum::extract::rejection::{JsonRejection, PathRejection};
-use axum::extract::{DefaultBodyLimit, Path, Request as HttpRequest, State};
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request as HttpRequest, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 
+use crate::balance::{Balance, BalanceChange, WhichMoves};
 use crate::problem::{Problem, ProblemKind};
 use crate::requests::{Request, RequestSender};
 use crate::types::{
     ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewOwner, NewSecret, NewToken,
     NewVolume, NodeStatus, RotatedSecret, ScrubOrder, SelfReport, VolumeChange, VolumeStatus,
+    WhichNodes,
 };
 
 /// Largest request body; no request comes near it.
@@ -35,6 +37,7 @@ pub fn router(requests: RequestSender, access: Access) -> Router {
     let routes = Router::new()
         .route("/v1/cluster", get(cluster).post(found))
         .route("/v1/cluster/tokens", post(add_token))
+        .route("/v1/cluster/balance", get(balance).patch(change_balance))
         .route("/v1/self", get(own_report))
         .route("/v1/nodes", get(nodes))
         .route("/v1/nodes/{id}", get(node).delete(evict))
@@ -103,6 +106,39 @@ pub(crate) async fn add_token(
     Ok((StatusCode::CREATED, Json(token)))
 }
 
+/// How the load is spread over the nodes, and what would make it more even.
+#[utoipa::path(get, path = "/v1/cluster/balance", tag = "cluster", params(WhichMoves), responses(
+    (status = 200, description = "Nodes and moves", body = Balance),
+    (status = "default", description = "What went wrong", body = Problem,
+        content_type = "application/problem+json"),
+))]
+pub(crate) async fn balance(
+    State(requests): State<RequestSender>,
+    which: Result<Query<WhichMoves>, QueryRejection>,
+) -> Result<Json<Balance>, Problem> {
+    let Query(which) = which?;
+    let balance = requests.ask(|reply| Request::Balance(which, reply));
+    balance.await.map(Json)
+}
+
+/// Says whether volumes move by themselves to spread the load.
+#[utoipa::path(patch, path = "/v1/cluster/balance", tag = "cluster",
+    request_body = BalanceChange,
+    responses(
+        (status = 200, description = "Nodes and moves", body = Balance),
+        (status = "default", description = "What went wrong", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn change_balance(
+    State(requests): State<RequestSender>,
+    body: Result<Json<BalanceChange>, JsonRejection>,
+) -> Result<Json<Balance>, Problem> {
+    let Json(wanted) = body?;
+    let balance = requests.ask(|reply| Request::ChangeBalance(wanted, reply));
+    balance.await.map(Json)
+}
+
 /// What this node knows of itself alone.
 #[utoipa::path(get, path = "/v1/self", tag = "nodes", responses(
     (status = 200, description = "The node's own report", body = SelfReport),
@@ -115,8 +151,8 @@ pub(crate) async fn own_report(
     requests.ask(Request::OwnReport).await.map(Json)
 }
 
-/// All nodes.
-#[utoipa::path(get, path = "/v1/nodes", tag = "nodes", responses(
+/// All nodes that belong to the cluster.
+#[utoipa::path(get, path = "/v1/nodes", tag = "nodes", params(WhichNodes), responses(
     (status = 200, description = "The nodes in the order of their numbers",
         body = Vec<NodeStatus>),
     (status = "default", description = "What went wrong", body = Problem,
@@ -124,8 +160,11 @@ pub(crate) async fn own_report(
 ))]
 pub(crate) async fn nodes(
     State(requests): State<RequestSender>,
+    which: Result<Query<WhichNodes>, QueryRejection>,
 ) -> Result<Json<Vec<NodeStatus>>, Problem> {
-    requests.ask(Request::Nodes).await.map(Json)
+    let Query(which) = which?;
+    let nodes = requests.ask(|reply| Request::Nodes(which, reply));
+    nodes.await.map(Json)
 }
 
 /// One node.
@@ -396,6 +435,17 @@ impl From<PathRejection> for Problem {
             ProblemKind::Invalid,
             rejection.body_text(),
             "nodes are named by their numbers, volumes by their names",
+        )
+        .with_status(rejection.status())
+    }
+}
+
+impl From<QueryRejection> for Problem {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::new(
+            ProblemKind::Invalid,
+            rejection.body_text(),
+            "GET /v1/openapi.json describes the API",
         )
         .with_status(rejection.status())
     }

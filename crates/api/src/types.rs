@@ -1,7 +1,7 @@
 //! What goes over the wire. Sizes are in bytes, times in milliseconds.
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 /// A wanted cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -420,6 +420,17 @@ fn default_grace_s() -> u64 {
     24 * 3600
 }
 
+/// Which nodes to list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct WhichNodes {
+    /// Also those that were evicted.
+    #[serde(default)]
+    #[param(required = false)]
+    pub evicted: bool,
+}
+
 /// A wanted new owner of a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -429,6 +440,10 @@ pub struct NewOwner {
     /// The volume's view, as it was seen: refused if somebody else has changed the owner since.
     #[serde(default)]
     pub view: Option<u64>,
+    /// The move only spreads load. Otherwise the choice is remembered, and the volume is not
+    /// moved elsewhere to spread load.
+    #[serde(default)]
+    pub balance: bool,
 }
 
 /// The answer to a new CHAP secret.

@@ -11,7 +11,9 @@ use clap::{Args, Parser, Subcommand};
 pub(crate) use self::store::*;
 use crate::failure::EXIT_CODES;
 use crate::output::Format;
-use crate::quantity::{NewSize, parse_duration, parse_grace, parse_new_size, parse_size};
+use crate::quantity::{
+    NewSize, parse_duration, parse_grace, parse_new_size, parse_size, parse_switch,
+};
 
 /// Port on which nodes reach each other, where none is given.
 pub(crate) const LINK_PORT: u16 = 7400;
@@ -69,8 +71,8 @@ pub(crate) enum Command {
 pub(crate) enum NodeCommand {
     /// Run one node in the foreground until SIGTERM or SIGINT
     Start(StartArgs),
-    /// List all nodes
-    List(ListArgs),
+    /// List the nodes of the cluster
+    List(ListNodesArgs),
     /// Show one node and what it waits for
     Show(ShowNodeArgs),
     /// Read back everything a node's disk holds, and heal what it has lost
@@ -87,6 +89,8 @@ pub(crate) enum ClusterCommand {
     Token(TokenArgs),
     /// How the cluster is, what it waits for, what to do next
     Status(ListArgs),
+    /// Move volumes to other owners so that all nodes bear alike
+    Rebalance(RebalanceArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -190,6 +194,10 @@ pub(crate) struct StartArgs {
     /// and give it back; a full file system then stops the node
     #[arg(long)]
     pub(crate) home_sparse: bool,
+    /// Where another node of the cluster is now, whichever: for nodes that all have new addresses.
+    /// One is enough; it may be given more than once
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) peer: Vec<String>,
     /// Warn when so much of the home is used, in percent
     #[arg(long, value_name = "PERCENT", default_value_t = 80,
           value_parser = clap::value_parser!(u8).range(1..=100))]
@@ -237,6 +245,31 @@ pub(crate) struct ListArgs {
     /// Form of the listing
     #[arg(short, long, value_enum, default_value_t)]
     pub(crate) output: Format,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct RebalanceArgs {
+    /// Show what would move, and move nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Also volumes whose owner somebody has chosen
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Whether volumes move by themselves from now on; nothing else is done
+    #[arg(long, value_name = "on|off", conflicts_with_all = ["dry_run", "all"],
+          value_parser = parse_switch)]
+    pub(crate) automatic: Option<bool>,
+    #[command(flatten)]
+    pub(crate) list: ListArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ListNodesArgs {
+    /// Also nodes that were evicted
+    #[arg(long)]
+    pub(crate) all: bool,
+    #[command(flatten)]
+    pub(crate) list: ListArgs,
 }
 
 #[derive(Clone, Debug, Args)]

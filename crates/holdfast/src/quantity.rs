@@ -68,6 +68,15 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, QuantityError> {
     Ok(bytes as u64 / 4096 * 4096)
 }
 
+/// `on` or `off`.
+pub(crate) fn parse_switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(format!("{text:?} is neither `on` nor `off`")),
+    }
+}
+
 /// A size for something that has one already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NewSize {

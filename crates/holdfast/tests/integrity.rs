@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use harness::{Initiator, PATIENCE, alone, cluster, holdfast, stderr, volume};
 use holdfast::fleet::Fleet;
-use holdfast_api::{ClusterPhase, Integrity, NodeState, ScrubAction, ScrubOrder};
+use holdfast_api::{ClusterPhase, Integrity, NodeState, ScrubAction, ScrubOrder, WhichNodes};
 use holdfast_initiator::Disk;
 
 const BLOCK: usize = 4096;
@@ -293,7 +293,12 @@ fn a_node_that_lost_its_journal_is_refused_evicted_and_replaced() {
             "{shown:?}"
         );
         expect_all(&initiator.disk, 1).await;
-        let nodes = fleet.client(0).nodes().await.unwrap();
-        assert_eq!(nodes[victim].state, NodeState::Evicted);
+        let list = async |evicted| {
+            let nodes = fleet.client(0).nodes(WhichNodes { evicted }).await;
+            let nodes = nodes.unwrap().into_iter();
+            nodes.map(|node| (node.id, node.state)).collect::<Vec<_>>()
+        };
+        assert!(list(true).await.contains(&(gone, NodeState::Evicted)));
+        assert!(list(false).await.iter().all(|(id, _)| *id != gone));
     });
 }

@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures::future::{Either, select};
 use holdfast_config::state::{Change, ClusterState, Owner as OwnerRecord};
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::rpc::LinkChange;
 use holdfast_runtime::{DownReason, Incarnation, NodeId};
 use holdfast_volume::Owner;
@@ -12,23 +15,50 @@ use holdfast_wire::{View, VolumeId};
 
 use crate::node::{Failure, Node};
 
+/// Where a node publishes its address.
+const ADDRESS_KEY: &str = "address";
+/// How often a node that misses others looks whether somebody has heard where they are.
+const LOOK_FOR_PEERS_EVERY: Duration = Duration::from_secs(1);
 const PROPOSAL_LIMIT: Duration = Duration::from_secs(5);
 /// Pause between two requests for a new view of the same volume.
 const RESIGN_PAUSE: Duration = Duration::from_millis(200);
 
 impl Node {
+    /// Says where this start is to be found: nodes that have moved are heard of before the config
+    /// group can decide anything, and it may be without a majority until they are.
+    pub(crate) fn announce_address(&self) {
+        let address = Bytes::from(self.options.link_address.clone());
+        if let Err(error) = self.gossip.publish(ADDRESS_KEY, address) {
+            tracing::error!(%error, "this node's address is not published");
+        }
+    }
+
     pub(crate) async fn keep_following(self: Rc<Self>) {
         let mut watch = self.group.watch();
+        let mut health = self.gossip.health();
         let mut peers = Vec::new();
         loop {
             watch.mark_unchanged();
+            health.mark_unchanged();
             let state = self.group.state();
             self.follow_peers(&state, &mut peers);
             self.note_deaths(&state);
             self.moves.note(self.context.runtime.now(), &state);
             self.follow_owners(&state);
             self.forget_deleted(&state).await;
-            if watch.changed().await.is_err() {
+            let unlinked = peers
+                .iter()
+                .any(|(peer, _)| self.context.rpc.peer_up(*peer).is_none());
+            let news = select(Box::pin(watch.changed()), Box::pin(health.changed()));
+            let ended = if unlinked {
+                // It may have moved, which whoever has met it tells.
+                let look_again = self.context.runtime.sleep_roughly(LOOK_FOR_PEERS_EVERY);
+                let news = select(news, look_again).await;
+                matches!(news, Either::Left((Either::Left((Err(_), _)), _)))
+            } else {
+                matches!(news.await, Either::Left((Err(_), _)))
+            };
+            if ended {
                 return;
             }
         }
@@ -36,13 +66,32 @@ impl Node {
 
     fn follow_peers(&self, state: &ClusterState, known: &mut Vec<(NodeId, String)>) {
         let local = self.id();
+        let announced = self.gossip.snapshot();
+        let moved = |node: &NodeId, known: Option<Incarnation>| {
+            let published = announced.get(node)?;
+            if planted::is_active(Bug::IgnoreAnnouncedAddress) {
+                return None;
+            }
+            let address = published.values.get(ADDRESS_KEY)?;
+            // What is registered is at least as new as what was said in an earlier start.
+            let newer = known.is_none_or(|known| published.incarnation > known);
+            newer.then(|| String::from_utf8(address.to_vec()).ok())?
+        };
         let mut peers: Vec<(NodeId, String)> = state
             .members()
-            .map(|(node, record)| (node, record.link_address.clone()))
+            .map(|(node, record)| {
+                let moved = moved(&node, Some(record.incarnation));
+                (node, moved.unwrap_or_else(|| record.link_address.clone()))
+            })
             .filter(|(node, address)| *node != local && !address.is_empty())
             .collect();
         if peers.is_empty() {
-            peers.clone_from(&self.options.seeds);
+            let seeds = self.options.seeds.iter();
+            let seeds = seeds.map(|(node, address)| {
+                let moved = moved(node, None);
+                (*node, moved.unwrap_or_else(|| address.clone()))
+            });
+            peers = seeds.collect();
         }
         if *known == peers {
             return;

@@ -16,11 +16,13 @@
 // A log or an output that cannot be written must not panic.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
+mod balance;
 mod config;
 mod connectivity;
 mod device;
 mod follow;
 mod fullness;
+mod grace;
 mod heal;
 mod monitor;
 mod moves;
@@ -34,9 +36,10 @@ mod shutdown;
 mod status;
 mod under_way;
 
+pub use balance::{BalanceOptions, BalanceReport, Effort, PlannedMove, Scope};
 pub use device::VolumeDevice;
 pub use fullness::{Fullness, FullnessWatch, Thresholds};
-pub use moves::{HOST_PAUSE, MoveError};
+pub use moves::{HOST_PAUSE, MoveCause, MoveError};
 pub use node::{Failure, Node, NodeError};
 pub use options::{NodeIdentity, NodeOptions};
 pub use reservations::VolumeReservations;

@@ -5,7 +5,8 @@
 //!
 //! Operators move volumes as they like. Hosts ask through SET TARGET PORT GROUPS, often all paths
 //! of a group at once, each for its own node, and after every failure: a volume whose owner has
-//! changed within [`HOST_PAUSE`] stays where it is.
+//! changed within [`HOST_PAUSE`] stays where it is. What operators and hosts wish is remembered
+//! (`Change::PlaceVolume`): no rebalancing takes it back by itself.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -19,7 +20,10 @@ use thiserror::Error;
 use crate::node::Node;
 
 /// Below the 30 s or more that initiators give a command.
-const HOST_LIMIT: Duration = Duration::from_secs(15);
+const HOST_LIMIT: Duration = Duration::from_secs(12);
+/// How long a node that is asked by a host tries to find out what the cluster knows: one that has
+/// just started knows of nothing yet.
+const BARRIER_LIMIT: Duration = Duration::from_secs(3);
 /// Longer than hosts take to give up the paths to a node that is gone: what they ask for
 /// because of a takeover comes later than that.
 pub const HOST_PAUSE: Duration = Duration::from_secs(60);
@@ -39,6 +43,15 @@ pub enum MoveError {
     /// The new owner was named, and either does not serve yet or has been replaced.
     #[error("the new owner does not serve yet")]
     NotServing,
+}
+
+/// Whose wish a move is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MoveCause {
+    /// An operator's or a host's: the volume stays there as long as it can.
+    Wish,
+    /// The load's: the next look may find another place better.
+    Balance,
 }
 
 /// When each volume's owner last became another node, as this one saw it.
@@ -71,7 +84,8 @@ impl Moves {
         }
     }
 
-    fn permits(&self, now: Instant, volume: VolumeId) -> bool {
+    /// Whether the volume's owner has been the same for [`HOST_PAUSE`], as far as this node knows.
+    pub(crate) fn permits(&self, now: Instant, volume: VolumeId) -> bool {
         let seen = self.seen.borrow();
         seen.get(&volume).is_none_or(|seen| seen.permits(now))
     }
@@ -105,11 +119,15 @@ impl Node {
         volume: VolumeId,
         view: View,
         to: NodeId,
+        cause: MoveCause,
         limit: Duration,
     ) -> Result<(), MoveError> {
         let runtime = &self.context.runtime;
         let give_up = runtime.now() + limit;
-        let change = Change::MoveVolume { volume, view, to };
+        let change = match cause {
+            MoveCause::Wish => Change::PlaceVolume { volume, view, to },
+            MoveCause::Balance => Change::MoveVolume { volume, view, to },
+        };
         match self.group.propose(change, limit).await {
             Ok(Outcome::Refused(refusal)) => return Err(refusal.into()),
             Ok(
@@ -127,19 +145,26 @@ impl Node {
         }
     }
 
-    /// The same on a host's wish, for the view that this node sees.
+    /// The same on a host's wish, for the view that the cluster is in.
     ///
     /// # Errors
     /// Those of [`Node::move_volume`], and [`MoveError::TooSoon`].
     pub async fn move_for_host(&self, volume: VolumeId, to: NodeId) -> Result<(), MoveError> {
+        let confirmed = self.group.read_barrier(BARRIER_LIMIT).await;
         let state = self.state();
-        let record = state.volumes.get(&volume);
-        let record = record.ok_or(Refusal::VolumeUnknown(volume))?;
+        let record = match (state.volumes.get(&volume), confirmed) {
+            (Some(record), Ok(()) | Err(_)) => record,
+            (None, Ok(())) => return Err(Refusal::VolumeUnknown(volume).into()),
+            // What this node does not know may exist.
+            (None, Err(_)) => return Err(MoveError::Undecided),
+        };
         let there = record.owner.is_some_and(|owner| owner.node == to);
         if !there && !self.moves.permits(self.context.runtime.now(), volume) {
             return Err(MoveError::TooSoon);
         }
-        let moved = self.move_volume(volume, record.view, to, HOST_LIMIT).await;
+        let cause = MoveCause::Wish;
+        let moved = self.move_volume(volume, record.view, to, cause, HOST_LIMIT);
+        let moved = moved.await;
         if let Err(error) = &moved {
             tracing::warn!(%volume, %to, %error, "a host's wish for another owner is not met");
         }

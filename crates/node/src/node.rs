@@ -18,6 +18,7 @@ use holdfast_wire::VolumeId;
 use thiserror::Error;
 use tokio::sync::watch;
 
+use crate::balance::Measures;
 use crate::config::GroupConfig;
 use crate::fullness::FullnessWatch;
 use crate::heal::Healing;
@@ -81,6 +82,7 @@ pub struct Node {
     pub(crate) moves: Moves,
     pub(crate) reach: Reach,
     pub(crate) under_way: UnderWay,
+    pub(crate) measures: Measures,
     pub(crate) fullness: Cell<FullnessWatch>,
 }
 
@@ -144,7 +146,9 @@ impl Node {
             moves: Moves::default(),
             reach: Reach::default(),
             under_way: UnderWay::default(),
+            measures: Measures::default(),
         });
+        node.announce_address();
         node.connect();
         Ok(node)
     }
@@ -176,6 +180,9 @@ impl Node {
         runtime.spawn("node-register", self.clone().keep_registered());
         runtime.spawn("node-monitor", self.clone().keep_monitoring());
         runtime.spawn("node-voters", self.clone().keep_voters());
+        runtime.spawn("node-grace", self.clone().keep_ending_grace());
+        runtime.spawn("node-load", self.clone().keep_measuring());
+        runtime.spawn("node-balance", self.clone().keep_balancing());
         runtime.spawn("node-heal", self.clone().keep_healing());
         runtime.spawn("node-scrub", self.clone().keep_scrubbing());
         runtime.spawn("node-links", self.clone().keep_noting_links());

@@ -4,6 +4,7 @@ use holdfast_config::group::GroupOptions;
 use holdfast_gossip::Options as GossipOptions;
 use holdfast_runtime::NodeId;
 
+use crate::balance::BalanceOptions;
 use crate::fullness::Thresholds;
 use crate::scrub::ScrubOptions;
 
@@ -41,6 +42,8 @@ pub struct NodeOptions {
     pub scrub: ScrubOptions,
     /// When to warn of a home that fills up.
     pub fullness: Thresholds,
+    /// How volumes move to spread the load.
+    pub balance: BalanceOptions,
     /// Timing of the config group.
     pub group: GroupOptions,
     /// Timing of gossip.

@@ -29,6 +29,10 @@ pub trait Backend {
     fn spawn(&self, name: &'static str, future: LocalBoxFuture<'static, ()>) -> Task;
     /// 64 random bits; seeded in the simulator, from the operating system on a host.
     fn random_u64(&self) -> u64;
+    /// Processor time that this process has used; zero where nobody counts it.
+    fn cpu_time(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// A cheap handle on the runtime of one shard of one node.
@@ -56,6 +60,12 @@ impl Runtime {
     /// 64 random bits.
     pub fn random_u64(&self) -> u64 {
         self.backend.random_u64()
+    }
+
+    /// Processor time that this process has used, for display and for spreading load; zero where
+    /// nobody counts it.
+    pub fn cpu_time(&self) -> Duration {
+        self.backend.cpu_time()
     }
 
     /// A uniform draw from `0..bound`; `bound` must not be zero.

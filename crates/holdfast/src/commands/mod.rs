@@ -1,5 +1,6 @@
 //! Administration: through the REST API of any node, or of a stopped node's directory.
 
+mod balance;
 pub(crate) mod cluster;
 mod moving;
 pub(crate) mod node;

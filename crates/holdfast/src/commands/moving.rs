@@ -59,6 +59,7 @@ async fn wait_for(
     let wanted = NewOwner {
         node: args.to,
         view: Some(before.view),
+        balance: false,
     };
     let begun = Instant::now();
     loop {

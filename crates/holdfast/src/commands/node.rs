@@ -4,16 +4,19 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use holdfast_api::{
     Integrity, Knowledge, NodeStatus, ScrubAction, ScrubOrder, ScrubPass, SpaceLevel, StoreUsage,
+    WhichNodes,
 };
 
 use super::{confirm, facts, with_client, word};
-use crate::cli::{EvictArgs, ListArgs, ScrubArgs, ScrubChoice, ShowNodeArgs};
+use crate::cli::{EvictArgs, ListNodesArgs, ScrubArgs, ScrubChoice, ShowNodeArgs};
 use crate::failure::Failure;
 use crate::output::{About, Rows, print};
 use crate::quantity::{show_duration, show_size};
 
-pub(crate) fn list(args: &ListArgs) -> Result<(), Failure> {
-    let nodes = with_client(&args.api, async |client| Ok(client.nodes().await?))?;
+pub(crate) fn list(args: &ListNodesArgs) -> Result<(), Failure> {
+    let which = WhichNodes { evicted: args.all };
+    let args = &args.list;
+    let nodes = with_client(&args.api, async |client| Ok(client.nodes(which).await?))?;
     let rows = Rows {
         columns: vec![
             "id",

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::LocalBoxFuture;
-use holdfast_config::state::{Chap, ClusterState, NodeStatus, VolumeRecord};
+use holdfast_config::state::{Chap, ClusterState, NodeRecord, NodeStatus, VolumeRecord};
 use holdfast_iscsi::{
     Credentials, Secret, SessionSummary, Target, TargetAuth, TargetSummary, Targets,
 };
@@ -214,6 +214,15 @@ struct VolumePorts {
     volume: VolumeId,
 }
 
+/// Whether a node is a way to volumes at all: one that was taken out, or has never started, is
+/// not, and would be reported as an offline port for ever.
+fn has_port(known: &NodeRecord) -> bool {
+    match known.status {
+        NodeStatus::Evicted | NodeStatus::Admitted => false,
+        NodeStatus::Up | NodeStatus::Leaving | NodeStatus::Down => true,
+    }
+}
+
 impl VolumePorts {
     fn state_of(
         state: &ClusterState,
@@ -247,6 +256,7 @@ impl PortGroups for VolumePorts {
         state
             .nodes
             .iter()
+            .filter(|(node, known)| has_port(known) || **node == self.node.id())
             .map(|(node, known)| PortGroup {
                 id: group(*node),
                 state: if *node == self.node.id() {

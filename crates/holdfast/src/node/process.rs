@@ -37,6 +37,8 @@ pub(super) struct Process {
     pub(super) thresholds: Thresholds,
     /// How many files and connections the process may have open.
     pub(super) descriptors: u64,
+    /// Addresses at which other nodes may be.
+    pub(super) peers: Vec<String>,
     pub(super) stop: watch::Receiver<bool>,
 }
 
@@ -111,6 +113,7 @@ pub(super) async fn run(runtime: Runtime, args: StartArgs) -> Result<(), Failure
             critical_percent: args.space_critical,
         },
         descriptors: raise_descriptor_limit(),
+        peers: args.peer.clone(),
         stop,
     };
     let mut stop = process.stop.clone();

@@ -77,6 +77,7 @@ async fn start(process: &mut Process) -> Result<(Rc<Node>, Rc<HostLinks>), Failu
         },
     );
     let links = Rc::new(links.await.map_err(Failure::of)?);
+    links.seek(process.peers.iter().cloned());
     let options = NodeOptions {
         identity: NodeIdentity {
             cluster: member.cluster.0,
@@ -96,6 +97,7 @@ async fn start(process: &mut Process) -> Result<(Rc<Node>, Rc<HostLinks>), Failu
             ..GroupOptions::default()
         },
         fullness: process.thresholds,
+        balance: Default::default(),
         gossip: Default::default(),
     };
     let starting = Node::start(

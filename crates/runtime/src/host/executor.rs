@@ -91,6 +91,10 @@ impl Backend for HostRuntime {
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 
+    fn cpu_time(&self) -> Duration {
+        Duration::from_nanos(clock_ns(libc::CLOCK_PROCESS_CPUTIME_ID))
+    }
+
     fn sleep_until(&self, deadline: Instant) -> LocalBoxFuture<'static, ()> {
         Box::pin(async move {
             // tokio's timers run on CLOCK_MONOTONIC; the loop keeps the promise not to wake
@@ -154,16 +158,20 @@ pub(super) fn shared_wake_after(delay: Duration) -> tokio::time::Instant {
 }
 
 fn boot_time() -> Instant {
+    Instant::from_nanos(clock_ns(libc::CLOCK_BOOTTIME))
+}
+
+fn clock_ns(clock: libc::clockid_t) -> u64 {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
     // SAFETY: `time` is a valid, writable timespec for the whole call.
-    let result = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
-    assert!(result == 0, "CLOCK_BOOTTIME exists since Linux 2.6.39");
-    let seconds = u64::try_from(time.tv_sec).expect("boot time is never negative");
-    let nanoseconds = u64::try_from(time.tv_nsec).expect("boot time is never negative");
-    Instant::from_nanos(seconds * 1_000_000_000 + nanoseconds)
+    let result = unsafe { libc::clock_gettime(clock, &raw mut time) };
+    assert!(result == 0, "both clocks exist since Linux 2.6.39");
+    let seconds = u64::try_from(time.tv_sec).expect("neither clock is ever negative");
+    let nanoseconds = u64::try_from(time.tv_nsec).expect("neither clock is ever negative");
+    seconds * 1_000_000_000 + nanoseconds
 }
 
 #[cfg(test)]
