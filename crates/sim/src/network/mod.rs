@@ -25,11 +25,13 @@ use crate::trace::Step;
 pub mod conditions;
 mod delivery;
 mod link;
+mod places;
 #[cfg(test)]
 mod tests;
 
 pub use conditions::Conditions;
 use link::{Link, Phase};
+use places::Places;
 
 /// Everyday behaviour of the network.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +75,7 @@ struct State {
     unpowered: BTreeSet<NodeId>,
     links: BTreeMap<Pair, Link>,
     conditions: BTreeMap<Pair, Conditions>,
+    places: Places,
     /// Numbers connections, so that what was meant for one does not act on its successor.
     next_number: u64,
 }
@@ -138,6 +141,11 @@ impl Network {
         }
     }
 
+    /// From its next start on a node listens at another address, and looks for others at these.
+    pub fn move_to(&self, node: NodeId, address: String, sought: BTreeSet<String>) {
+        self.state.borrow_mut().places.set(node, address, sought);
+    }
+
     /// Connects a new process of `node`.
     pub(crate) fn attach(
         self: &Rc<Self>,
@@ -169,6 +177,7 @@ impl Network {
             let mut state = self.state.borrow_mut();
             state.endpoints.remove(&node);
             state.links.retain(|(from, _), _| *from != node);
+            state.places.forget(node);
         }
         self.reassess_all(node);
     }
@@ -385,6 +394,7 @@ impl Network {
         match answer {
             Answer::Process(process, incarnation) => {
                 link.go_up(fresh, process, incarnation);
+                state.places.meet(pair.0, pair.1);
                 self.tell(
                     state,
                     pair,
@@ -425,6 +435,8 @@ impl Network {
         }
         match state.endpoints.get(&to) {
             Some(endpoint) if self.executor.is_paused(endpoint.process) => Answer::Silence,
+            // Whoever is there instead is somebody else, which proves nothing.
+            Some(_) | None if !state.places.finds(from, to) => Answer::Silence,
             Some(endpoint) => Answer::Process(endpoint.process, endpoint.incarnation),
             None => Answer::Refusal,
         }
@@ -506,8 +518,13 @@ impl Links for SimulatedLinks {
     }
 
     fn set_peers(&self, peers: Vec<(NodeId, String)>) {
-        let peers = peers.into_iter().map(|(peer, _address)| peer).collect();
-        self.network.set_peers(self.node, self.process, &peers);
+        let nodes = peers.iter().map(|(peer, _)| *peer).collect();
+        let mut state = self.network.state.borrow_mut();
+        for (peer, address) in peers {
+            state.places.tell(self.node, peer, address);
+        }
+        drop(state);
+        self.network.set_peers(self.node, self.process, &nodes);
     }
 
     fn send(&self, to: NodeId, frame: Frame) {

@@ -485,7 +485,7 @@ impl Audit {
         nodes[self.turn.get() % nodes.len()]
     }
 
-    fn newest_state(&self) -> Option<Rc<ClusterState>> {
+    pub(super) fn newest_state(&self) -> Option<Rc<ClusterState>> {
         let nodes = &self.workload.nodes;
         let started = nodes.shape.nodes.iter().filter_map(|id| nodes.get(*id));
         let newest = started.max_by_key(|(_, node)| *node.watch().borrow());

@@ -24,13 +24,16 @@ use crate::simulation::{Options, Simulation};
 use crate::trace::TraceText;
 
 mod audit;
+mod birth;
 mod client;
 mod eviction;
 mod growth;
 pub mod link_cuts;
 mod moving;
 mod node;
+mod readdress;
 mod shape;
+mod spread;
 #[cfg(test)]
 mod tests;
 
@@ -125,10 +128,12 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
     runtime.sleep(Duration::from_secs(2)).await;
     stop.set(true);
     audit.after_healing().await?;
+    spread::expect(&audit, &nodes).await?;
     audit.end_calm();
     let all = simulation.hosts();
     simulation.cut_power(&all);
     runtime.sleep(Duration::from_millis(300)).await;
+    readdress::move_all(&nodes);
     for node in &all {
         simulation.restore_power(*node);
     }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use holdfast_config::state::Refusal;
-use holdfast_node::MoveError;
+use holdfast_node::{MoveCause, MoveError};
 use holdfast_runtime::NodeId;
 
 use super::client::Workload;
@@ -64,7 +64,8 @@ async fn ask(workload: &Workload, through: NodeId, volume: usize, to: NodeId, fo
         }
         // As this node sees it: perhaps long out of date.
         let view = node.state().volumes.get(&id)?.view;
-        Some(node.move_volume(id, view, to, LIMIT).await)
+        let cause = MoveCause::Wish;
+        Some(node.move_volume(id, view, to, cause, LIMIT).await)
     });
     let answer = simulation.runtime().timeout(LIMIT * 4, call).await;
     match answer {

@@ -14,6 +14,7 @@ use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::VolumeId;
 
 use super::shape::Shape;
+use super::{birth, spread};
 use crate::report::Failure;
 use crate::simulation::{Machine, ProcessGone, Simulation};
 use crate::trace::{Step, digest};
@@ -29,13 +30,15 @@ pub(super) struct Nodes {
     pub(super) shape: Shape,
     members: BTreeMap<NodeId, Member>,
     pub(super) starts_refused: Cell<u64>,
+    /// Where nodes are that have moved.
+    moved: RefCell<BTreeMap<NodeId, String>>,
     /// The node whose machine is lost for good.
     doomed: Cell<Option<NodeId>>,
 }
 
 #[derive(Default)]
 struct Member {
-    /// Whether the node has been seen running: from then on its config log must exist.
+    /// Whether a start of the node has succeeded: from then on its config log must exist.
     settled: Cell<bool>,
     running: RefCell<Option<(Incarnation, Weak<Node>)>>,
 }
@@ -64,6 +67,7 @@ impl Nodes {
             shape,
             members,
             starts_refused: Cell::new(0),
+            moved: RefCell::default(),
             doomed: Cell::new(None),
         })
     }
@@ -92,6 +96,8 @@ impl Nodes {
                 self.say(id, || format!("does not start: {error}"));
             }
             Ok(node) => {
+                // As the host notes it in the node's identity.
+                self.members[&id].settled.set(true);
                 let running = Some((incarnation, Rc::downgrade(&node)));
                 *self.members[&id].running.borrow_mut() = running;
                 let _memory = FreeAtEnd(node.clone());
@@ -112,7 +118,10 @@ impl Nodes {
                 cluster: CLUSTER,
                 uuid: uuid(id),
             },
-            link_address: address(id),
+            link_address: match self.moved.borrow().get(&id) {
+                Some(moved) => moved.clone(),
+                None => address(id),
+            },
             api_address: String::new(),
             portal_address: String::new(),
             version: "simulated".to_owned(),
@@ -130,6 +139,7 @@ impl Nodes {
                 ..GroupOptions::default()
             },
             fullness: Default::default(),
+            balance: self.shape.balance,
             gossip: self.shape.gossip.clone(),
         }
     }
@@ -143,6 +153,11 @@ impl Nodes {
             .then(|| node.upgrade())
             .flatten()
             .map(|node| (present, node))
+    }
+
+    /// From its next start on this node is to be found elsewhere.
+    pub(super) fn readdress(&self, node: NodeId, address: String) {
+        self.moved.borrow_mut().insert(node, address);
     }
 
     /// From now on this node's machine exists no more.
@@ -238,7 +253,7 @@ impl Nodes {
                 Outcome::Admitted(number) if number == *id => {}
                 outcome => return Err(setup(&format!("admission of node {id}: {outcome:?}"))),
             }
-            self.start(*id);
+            birth::join(self, *id, first).await?;
         }
         let nodes = self.clone();
         self.until("every node is registered", || nodes.all_registered())
@@ -260,8 +275,16 @@ impl Nodes {
                 outcome => return Err(setup(&format!("creating a volume: {outcome:?}"))),
             }
         }
-        for member in self.members.values() {
-            member.settled.set(true);
+        for change in spread::changes(self) {
+            match self.propose(&node, change).await? {
+                Outcome::Created(_) | Outcome::Done => {}
+                outcome => return Err(setup(&format!("a volume to be owned: {outcome:?}"))),
+            }
+        }
+        if self.starts_refused.get() > 0 {
+            return Err(setup(
+                "a node that was ended while it joined did not start again",
+            ));
         }
         Ok(volumes)
     }
@@ -344,7 +367,7 @@ impl Drop for FreeAtEnd {
     }
 }
 
-fn setup(what: &str) -> Failure {
+pub(super) fn setup(what: &str) -> Failure {
     Failure::oracle("set-up without faults", what)
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use holdfast_gossip::Options as GossipOptions;
-use holdfast_node::ScrubOptions;
+use holdfast_node::{BalanceOptions, ScrubOptions};
 use holdfast_runtime::NodeId;
 
 use crate::disk::DiskTiming;
@@ -44,6 +44,9 @@ pub(super) struct Shape {
     pub(super) home_preallocated: bool,
     pub(super) scrub: ScrubOptions,
     pub(super) gossip: GossipOptions,
+    pub(super) balance: BalanceOptions,
+    /// Volumes that nobody uses: there to be owned.
+    pub(super) bystanders: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -159,6 +162,8 @@ impl Shape {
             home_preallocated: random.fork("home").chance(250_000),
             scrub: draw_scrub(&random.fork("scrub")),
             gossip: draw_gossip(random, mood),
+            balance: draw_balance(&random.fork("balance")),
+            bystanders: draw_bystanders(&random.fork("bystanders"), victim),
             nodes,
         }
     }
@@ -233,6 +238,27 @@ fn draw_scrub(random: &Random) -> ScrubOptions {
     ScrubOptions {
         interval: Duration::from_secs([1, 20, 3600][random.below(3) as usize]),
         bytes_per_second: [1 << 30, 8 << 20][random.below(2) as usize],
+    }
+}
+
+/// As it ships, which moves next to nothing in so short a time, or in a hurry.
+fn draw_balance(random: &Random) -> BalanceOptions {
+    if random.chance(400_000) {
+        return BalanceOptions::default();
+    }
+    BalanceOptions {
+        look_every: random.duration(Duration::from_millis(300), Duration::from_secs(2)),
+        looks: random.between(1, 3) as u32,
+        settled_for: random.duration(Duration::ZERO, Duration::from_secs(3)),
+        again_after: Duration::from_secs(20),
+    }
+}
+
+/// Damage may put any volume out of service, and only those that clients use are watched for it.
+fn draw_bystanders(random: &Random, victim: Option<NodeId>) -> u64 {
+    match random.chance(150_000) && victim.is_none() {
+        true => random.between(8, 20),
+        false => 0,
     }
 }
 
