@@ -5,8 +5,8 @@
 //! limit. What is not promised: that a request which failed did not run.
 //!
 //! A message to a node whose own link is down travels over other nodes, if any chain of links
-//! leads there ([`relay`], [`routes`]): it then carries the start that it is from and the one that
-//! it is for, and may be lost, late, repeated or overtaken like any frame. News of links
+//! leads there (modules `relay` and `routes`): it then carries the start that it is from and the
+//! one that it is for, and may be lost, late, repeated or overtaken like any frame. News of links
 //! ([`LinkChange`]) is of a node's own links alone, whatever is reachable over others.
 
 use std::cell::{Cell, RefCell};

@@ -6,7 +6,8 @@
 //! | everything else | a connection failed before it was taken, or something is scarce | pause, go on |
 //!
 //! accept(2) names some of the second row (pending network errors, want of descriptors and memory,
-//! a firewall's `EPERM`); kernels and security modules know more, and a portal must outlive them all.
+//! a firewall's `EPERM`); kernels and security modules know more, and a portal must outlive them
+//! all.
 
 use std::io;
 use std::time::Duration;

@@ -1,8 +1,8 @@
 //! What a process as a whole agrees with the operating system: signals and descriptors.
 
 /// Ignores the signals with which the kernel answers an output that it does not take, so that the
-/// write gets an error instead: SIGPIPE (nobody reads), SIGXFSZ (`ulimit -f`) would end the process,
-/// SIGTTOU (a terminal that belongs to another job, with `stty tostop`) would stop it.
+/// write gets an error instead: SIGPIPE (nobody reads) and SIGXFSZ (`ulimit -f`) would end the
+/// process, SIGTTOU (a terminal that belongs to another job, with `stty tostop`) would stop it.
 ///
 /// Call it before the first thread and the first signal handler. Child processes inherit it.
 pub fn ignore_output_signals() {
