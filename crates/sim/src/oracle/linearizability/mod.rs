@@ -8,6 +8,7 @@
 //! |--------------------|---------------------------------------------------------------------|
 //! | write acknowledged | takes effect at one moment between begin and acknowledgement        |
 //! | write unknown      | takes effect at one moment after its begin, however late, or never  |
+//! | write given up     | takes effect at one moment up to the time that was told, or never   |
 //! | write refused      | never takes effect                                                  |
 //! | read returned      | returns what the register held at one moment between begin and end  |
 //! | read failed        | nothing                                                             |
@@ -122,6 +123,17 @@ impl Checker {
         self.end(now_ns, ticket, Outcome::Unknown)
     }
 
+    /// The write takes effect no later than at `until_ns`, if it ever does: what its path had under
+    /// way when it was given up is dead from then on.
+    pub fn given_up(
+        &mut self,
+        now_ns: u64,
+        ticket: Ticket,
+        until_ns: u64,
+    ) -> Result<(), Violation> {
+        self.end(now_ns, ticket, Outcome::UnknownUntil(until_ns))
+    }
+
     /// The write was refused and has no effect, or the read ended without data.
     pub fn failed(&mut self, now_ns: u64, ticket: Ticket) -> Result<(), Violation> {
         self.end(now_ns, ticket, Outcome::Void)
@@ -145,7 +157,7 @@ impl Checker {
 
     fn begin(&mut self, now_ns: u64, client: u64, address: BlockAddress, kind: Kind) -> Ticket {
         let block = self.blocks.entry(address).or_default();
-        let number = block.register.begin(kind);
+        let number = block.register.begin(now_ns, kind);
         block.note(Line {
             now_ns,
             client,
@@ -170,7 +182,7 @@ impl Checker {
         });
         block
             .register
-            .end(number, outcome)
+            .end(now_ns, number, outcome)
             .map_err(|number| block.violation(address, number))
     }
 }
@@ -225,6 +237,13 @@ impl fmt::Display for Line {
             Event::Began(Kind::Read) => write!(formatter, "client {} reads", self.client),
             Event::Ended(Outcome::Acknowledged) => formatter.write_str("acknowledged"),
             Event::Ended(Outcome::Unknown) => formatter.write_str("outcome unknown"),
+            Event::Ended(Outcome::UnknownUntil(until_ns)) => {
+                write!(
+                    formatter,
+                    "outcome unknown, dead after {}",
+                    Timestamp(until_ns)
+                )
+            }
             Event::Ended(Outcome::Void) => formatter.write_str("without effect or data"),
             Event::Ended(Outcome::Returned(value)) => {
                 write!(formatter, "returned {}", value.0)

@@ -9,9 +9,12 @@
 //! * a read takes effect as soon as the register holds its value: it changes nothing;
 //! * an unknown write takes effect before the operation that ends only if a waiting read wants
 //!   its value: unseen, it might as well not have happened yet;
-//! * of unknown writes of equal value (zeroes) the oldest free one stands for all;
+//! * of unknown writes of equal value (zeroes) the free one that expires first stands for all;
 //! * a configuration is dropped if another one with the same value and the same acknowledged
 //!   writes done has no read less and no unknown write more done.
+//!
+//! An unknown write may expire: after that moment it takes effect no more. Every configuration
+//! without it then goes on twice, with the write done right before and with it gone for ever.
 //!
 //! An operation takes part only once its outcome is known: events wait in order until then.
 
@@ -31,8 +34,10 @@ pub(super) enum Kind {
 pub(super) enum Outcome {
     /// A write took effect.
     Acknowledged,
-    /// A write may have taken effect, or may yet.
+    /// A write may have taken effect, or may yet, at any time.
     Unknown,
+    /// A write has taken effect, or does so up to this time, or never.
+    UnknownUntil(u64),
     /// A write has no effect; a read has no data.
     Void,
     /// A read's data.
@@ -47,6 +52,8 @@ pub(super) struct Register {
     next_number: u64,
     /// Begins and ends that have not been taken in yet.
     waiting: VecDeque<Event>,
+    /// When unknown writes expire that have not yet: time and number.
+    expiring: BTreeSet<(u64, u64)>,
     /// Operations with an event in `waiting`.
     operations: BTreeMap<u64, Operation>,
     /// Operations taken in: acknowledged writes and reads until their end, unknown writes until
@@ -59,6 +66,8 @@ pub(super) struct Register {
 enum Event {
     Begin(u64),
     End(u64),
+    /// An unknown write takes effect no more.
+    Expired(u64),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -71,8 +80,16 @@ struct Operation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Open {
     Write(Value),
-    UnknownWrite(Value),
+    UnknownWrite(Unknown),
     Read(Value),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Unknown {
+    number: u64,
+    value: Value,
+    /// `u64::MAX` if never.
+    expires_ns: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,6 +103,7 @@ impl Default for Register {
         Self {
             next_number: 1,
             waiting: VecDeque::new(),
+            expiring: BTreeSet::new(),
             operations: BTreeMap::new(),
             open: Vec::new(),
             configurations: vec![Configuration {
@@ -98,7 +116,8 @@ impl Default for Register {
 
 impl Register {
     /// Takes the begin of an operation and gives it a number.
-    pub(super) fn begin(&mut self, kind: Kind) -> u64 {
+    pub(super) fn begin(&mut self, now_ns: u64, kind: Kind) -> u64 {
+        self.expire_before(now_ns);
         let number = self.next_number;
         self.next_number += 1;
         self.operations.insert(
@@ -114,7 +133,8 @@ impl Register {
     }
 
     /// Takes an outcome. The error is the number of an operation that cannot be explained.
-    pub(super) fn end(&mut self, number: u64, outcome: Outcome) -> Result<(), u64> {
+    pub(super) fn end(&mut self, now_ns: u64, number: u64, outcome: Outcome) -> Result<(), u64> {
+        self.expire_before(now_ns);
         let operation = self
             .operations
             .get_mut(&number)
@@ -127,9 +147,23 @@ impl Register {
             Outcome::Acknowledged | Outcome::Returned(_) => {
                 self.waiting.push_back(Event::End(number));
             }
+            Outcome::UnknownUntil(until_ns) => {
+                self.expiring.insert((until_ns, number));
+            }
             Outcome::Unknown | Outcome::Void => {}
         }
         self.take_in()
+    }
+
+    /// Puts the ends of those that have expired before whatever happens now.
+    fn expire_before(&mut self, now_ns: u64) {
+        while let Some((until_ns, number)) = self.expiring.first().copied() {
+            if until_ns >= now_ns {
+                return;
+            }
+            self.expiring.pop_first();
+            self.waiting.push_back(Event::Expired(number));
+        }
     }
 
     /// Gives operations without outcome the one that allows most.
@@ -171,6 +205,7 @@ impl Register {
                     self.take_begin(number, operation.kind, outcome);
                 }
                 Event::End(number) => self.take_end(number)?,
+                Event::Expired(number) => self.take_expiry(number),
             }
             self.waiting.pop_front();
         }
@@ -180,7 +215,18 @@ impl Register {
     fn take_begin(&mut self, number: u64, kind: Kind, outcome: Outcome) {
         let open = match (kind, outcome) {
             (Kind::Write(value), Outcome::Acknowledged) => Open::Write(value),
-            (Kind::Write(value), Outcome::Unknown) => Open::UnknownWrite(value),
+            (Kind::Write(value), Outcome::Unknown) => Open::UnknownWrite(Unknown {
+                number,
+                value,
+                expires_ns: u64::MAX,
+            }),
+            (Kind::Write(value), Outcome::UnknownUntil(expires_ns)) => {
+                Open::UnknownWrite(Unknown {
+                    number,
+                    value,
+                    expires_ns,
+                })
+            }
             (Kind::Read, Outcome::Returned(value)) => Open::Read(value),
             (_, Outcome::Void) => {
                 self.operations.remove(&number);
@@ -199,10 +245,15 @@ impl Register {
             }
             Open::Write(_) | Open::UnknownWrite(_) => {}
         }
-        if outcome == Outcome::Unknown {
-            self.operations.remove(&number);
-        } else if let Some(operation) = self.operations.get_mut(&number) {
-            operation.place = Some(place);
+        match open {
+            Open::UnknownWrite(_) => {
+                self.operations.remove(&number);
+            }
+            Open::Write(_) | Open::Read(_) => {
+                if let Some(operation) = self.operations.get_mut(&number) {
+                    operation.place = Some(place);
+                }
+            }
         }
     }
 
@@ -231,6 +282,32 @@ impl Register {
         Ok(())
     }
 
+    /// From here on the write is done, or never will be.
+    fn take_expiry(&mut self, number: u64) {
+        let is_it = |open: &Option<Open>| match open {
+            Some(Open::UnknownWrite(unknown)) => unknown.number == number,
+            Some(Open::Write(_) | Open::Read(_)) | None => false,
+        };
+        // If every configuration had it done, its place is free already.
+        let Some(place) = self.open.iter().position(is_it) else {
+            return;
+        };
+        let mut reached = BTreeSet::new();
+        for configuration in &self.configurations {
+            reached.insert(*configuration);
+            self.explain(*configuration, place, &mut reached);
+        }
+        self.open[place] = None;
+        let forget = |configuration: Configuration| Configuration {
+            done: configuration.done & !(1 << place),
+            ..configuration
+        };
+        let configurations: BTreeSet<Configuration> = reached.into_iter().map(forget).collect();
+        self.configurations = configurations.into_iter().collect();
+        self.drop_dominated();
+        self.free_used();
+    }
+
     /// Adds every configuration with `target` done that can follow from `from`.
     fn explain(&self, from: Configuration, target: usize, reached: &mut BTreeSet<Configuration>) {
         let mut seen = BTreeSet::new();
@@ -244,7 +321,8 @@ impl Register {
                 continue;
             }
             let wanted = self.wanted_values(configuration);
-            let mut unknown_tried = BTreeSet::new();
+            // By value, the one that expires first.
+            let mut unknown: BTreeMap<Value, (u64, usize)> = BTreeMap::new();
             for (place, open) in self.open.iter().enumerate() {
                 if configuration.done >> place & 1 == 1 {
                     continue;
@@ -253,13 +331,21 @@ impl Register {
                     Some(Open::Write(value)) => {
                         stack.push(self.after(configuration, place, *value))
                     }
-                    Some(Open::UnknownWrite(value)) => {
-                        if wanted.contains(value) && unknown_tried.insert(*value) {
-                            stack.push(self.after(configuration, place, *value));
+                    Some(Open::UnknownWrite(write)) if place == target => {
+                        stack.push(self.after(configuration, place, write.value));
+                    }
+                    Some(Open::UnknownWrite(write)) => {
+                        if wanted.contains(&write.value) {
+                            let this = (write.expires_ns, place);
+                            let first = unknown.entry(write.value).or_insert(this);
+                            *first = this.min(*first);
                         }
                     }
                     Some(Open::Read(_)) | None => {}
                 }
+            }
+            for (value, (_, place)) in unknown {
+                stack.push(self.after(configuration, place, value));
             }
         }
     }

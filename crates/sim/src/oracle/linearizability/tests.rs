@@ -8,7 +8,8 @@ const HERE: BlockAddress = BlockAddress {
     block: 0,
 };
 
-/// `w3` begins writing 3, `w3+` acknowledges it, `w3?` leaves it unknown, `w3-` refuses it;
+/// `w3` begins writing 3, `w3+` acknowledges it, `w3?` leaves it unknown, `w3-` refuses it, `w3!`
+/// gives it up: it may take effect during the next step, and not later;
 /// `ra` begins read a, `ra=3` returns 3, `ra-` fails.
 fn check(history: &str) -> Result<(), Violation> {
     let mut checker = Checker::new();
@@ -36,6 +37,7 @@ fn check(history: &str) -> Result<(), Violation> {
         match end.split_at(1) {
             ("+", "") => checker.acknowledged(now_ns, ticket)?,
             ("?", "") => checker.unknown(now_ns, ticket)?,
+            ("!", "") => checker.given_up(now_ns, ticket, now_ns + 1)?,
             ("-", "") => checker.failed(now_ns, ticket)?,
             ("=", value) => {
                 let value = Value(value.parse().expect("a read returns a value"));
@@ -121,6 +123,34 @@ fn the_resurrection_of_an_overwritten_value_is_caught() {
 }
 
 #[test]
+fn a_write_that_was_given_up_takes_effect_in_time_or_never() {
+    for history in [
+        "w1 w1! ra ra=1",
+        "w1 w1! w9 w9- ra ra=0",
+        "w1 w1! w9 w9- ra ra=1 rb rb=1",
+        "w1 w1+ w2 w2! ra ra=1 w3 w3+ rb rb=3",
+        // The read began in time.
+        "w1 w1+ w2 w2! ra w9 w9- ra=2 rb rb=2",
+        "w1 w1+ w2 w2! ra w9 w9- ra=1 rb rb=2",
+        // Not read before the overwriting, which may have begun in time.
+        "w1 w1! w2 w9 w9- w2+ ra ra=1",
+        // Zeroes: the one that expires is used before the one that does not.
+        "w0a w0a? w0b w0b! w1 w1+ ra ra=0 w2 w2+ rb rb=0 w3 w3+ rc rc=3",
+    ] {
+        assert_eq!(check(history), Ok(()), "{history}");
+    }
+    for history in [
+        "w1 w1+ w2 w2! w9 w9- ra ra=1 rb rb=2",
+        "w1 w1! w9 w9- w2 w2+ ra ra=1",
+        "w1 w1! w9 w9- ra ra=0 rb rb=1",
+        "w1 w1+ w2 w2! w9 w9- ra ra=2 rb rb=1",
+        "w0a w0a! w1 w1+ w9 w9- w2 w2+ ra ra=0",
+    ] {
+        assert!(check(history).is_err(), "{history}");
+    }
+}
+
+#[test]
 fn a_value_from_nowhere_or_from_a_refused_write_is_caught() {
     assert!(check("ra ra=7").is_err());
     assert!(check("w1 w1- ra ra=1").is_err());
@@ -184,10 +214,14 @@ struct Planned {
 }
 
 /// Whether some order of the operations explains the history, by trying all.
-fn explained(history: &[Planned], done: u32, value: Value) -> bool {
+fn explained(history: &[Planned], done: u32, value: Value, newest_begin: usize) -> bool {
     let has_end = |operation: &Planned| match operation.outcome {
         Outcome::Acknowledged | Outcome::Returned(_) => true,
-        Outcome::Unknown | Outcome::Void => false,
+        Outcome::Unknown | Outcome::UnknownUntil(_) | Outcome::Void => false,
+    };
+    let expired = |operation: &Planned| match operation.outcome {
+        Outcome::UnknownUntil(until) => (until as usize) < newest_begin,
+        Outcome::Acknowledged | Outcome::Returned(_) | Outcome::Unknown | Outcome::Void => false,
     };
     let left = || (0..history.len()).filter(|index| done >> index & 1 == 0);
     let deadline = left()
@@ -205,7 +239,10 @@ fn explained(history: &[Planned], done: u32, value: Value) -> bool {
             (Kind::Read, outcome) if outcome == Outcome::Returned(value) => value,
             (Kind::Read, _) => return false,
         };
-        operation.begin < deadline && explained(history, done | 1 << index, next)
+        let newest_begin = newest_begin.max(operation.begin);
+        operation.begin < deadline
+            && !expired(operation)
+            && explained(history, done | 1 << index, next, newest_begin)
     })
 }
 
@@ -231,7 +268,8 @@ fn random_history(random: &Random) -> Vec<Planned> {
         let value = Value(values[index]);
         let outcome = match (write, random.below(10)) {
             (true, 0..6) => Outcome::Acknowledged,
-            (true, 6..9) => Outcome::Unknown,
+            (true, 6) => Outcome::Unknown,
+            (true, 7..9) => Outcome::UnknownUntil(end as u64 + random.below(4)),
             (true, _) => Outcome::Void,
             (false, 0) => Outcome::Void,
             (false, _) => Outcome::Returned(Value::ZERO),
@@ -282,11 +320,12 @@ fn verdict(history: &[Planned]) -> bool {
     events.sort_unstable();
     let mut register = Register::default();
     let mut numbers = vec![0; history.len()];
-    for (_, index, begins) in events {
+    for (now, index, begins) in events {
+        let now_ns = now as u64;
         if begins {
-            numbers[index] = register.begin(history[index].kind);
+            numbers[index] = register.begin(now_ns, history[index].kind);
         } else if register
-            .end(numbers[index], history[index].outcome)
+            .end(now_ns, numbers[index], history[index].outcome)
             .is_err()
         {
             return false;
@@ -301,7 +340,7 @@ fn the_verdict_is_that_of_exhaustive_search() {
     let (mut legal, mut illegal) = (0, 0);
     for _ in 0..60_000 {
         let history = random_history(&random);
-        let expected = explained(&history, 0, Value::ZERO);
+        let expected = explained(&history, 0, Value::ZERO, 0);
         assert_eq!(verdict(&history), expected, "{history:#?}");
         if expected {
             legal += 1;
