@@ -47,4 +47,5 @@ pub use scrub::{ScrubOptions, ScrubOrder, ScrubPass, ScrubStatus};
 pub use status::NodeReport;
 
 pub use holdfast_runtime::rpc::MissingLink;
-pub use holdfast_volume::{AccessError, IoError, Operation, WaitReason, Waiting};
+pub use holdfast_store::StoreBounds;
+pub use holdfast_volume::{AccessError, IoError, Operation, VolumeBounds, WaitReason, Waiting};

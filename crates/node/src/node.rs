@@ -101,6 +101,7 @@ impl Node {
             home_bytes: options.home_bytes,
             home_preallocated: options.home_preallocated,
             slice_blocks: SLICE_BLOCKS,
+            bounds: options.store_bounds,
         };
         let (store, recovery) =
             Store::open(runtime.clone(), directory.clone(), store_options).await?;
@@ -125,6 +126,7 @@ impl Node {
             config,
             holder,
             store,
+            bounds: options.volume_bounds,
         };
         let owners: Rc<RefCell<BTreeMap<VolumeId, Rc<Owner>>>> = Rc::default();
         let portal = Portal::start(context.clone(), owners.clone());

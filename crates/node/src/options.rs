@@ -3,6 +3,8 @@
 use holdfast_config::group::GroupOptions;
 use holdfast_gossip::Options as GossipOptions;
 use holdfast_runtime::NodeId;
+use holdfast_store::StoreBounds;
+use holdfast_volume::VolumeBounds;
 
 use crate::balance::BalanceOptions;
 use crate::fullness::Thresholds;
@@ -48,4 +50,8 @@ pub struct NodeOptions {
     pub group: GroupOptions,
     /// Timing of gossip.
     pub gossip: GossipOptions,
+    /// When the store's own work is due.
+    pub store_bounds: StoreBounds,
+    /// When an owner's rarer work is due.
+    pub volume_bounds: VolumeBounds,
 }

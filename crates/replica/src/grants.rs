@@ -16,6 +16,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Incarnation, Instant, NodeId};
 use holdfast_wire::View;
 
@@ -80,7 +81,7 @@ impl Grants {
     /// The owner of `view` gives its lease back.
     pub fn release(&mut self, volume: u64, view: View) {
         if let Some(grants) = self.by_volume.get_mut(&volume) {
-            grants.retain(|grant| grant.view != view);
+            grants.retain(|grant| grant.view != view && !planted::is_active(Bug::ReleaseForAll));
         }
     }
 
@@ -88,6 +89,23 @@ impl Grants {
     pub fn note_dead(&mut self, node: NodeId, incarnation: Incarnation) {
         let newest = self.dead.entry(node).or_insert(incarnation);
         *newest = (*newest).max(incarnation);
+    }
+
+    /// Whether a lease of an earlier view is known to be in force; else a fence that waits does so
+    /// for what a start has forgotten.
+    pub fn is_known(&self, now: Instant, volume: u64, view: View) -> bool {
+        let grants = self.by_volume.get(&volume).into_iter().flatten();
+        grants
+            .into_iter()
+            .any(|grant| grant.view < view && grant.ends > now)
+    }
+
+    /// Whether a lease is not waited for, because its holder is proven dead.
+    pub fn is_spared(&self, now: Instant, volume: u64, view: View) -> bool {
+        let grants = self.by_volume.get(&volume).into_iter().flatten();
+        grants
+            .filter(|grant| grant.view < view && grant.ends > now)
+            .any(|grant| self.is_dead(grant.holder, grant.incarnation))
     }
 
     /// How long the fence of `view` has to be held back; zero: it may be answered.
@@ -101,6 +119,11 @@ impl Grants {
         let forgotten = match predecessor {
             Predecessor::Nobody => return Duration::ZERO,
             Predecessor::Owner(node, incarnation) if self.is_dead(node, incarnation) => None,
+            Predecessor::Owner(..) | Predecessor::Unknown
+                if planted::is_active(Bug::ForgetGrantsAtRestart) =>
+            {
+                None
+            }
             Predecessor::Owner(..) | Predecessor::Unknown => Some(self.started + LEASE_GRACE),
         };
         let grants = self.by_volume.get(&volume);
@@ -114,7 +137,7 @@ impl Grants {
 
     fn is_dead(&self, node: NodeId, incarnation: Incarnation) -> bool {
         let dead = self.dead.get(&node);
-        dead.is_some_and(|dead| *dead >= incarnation)
+        dead.is_some_and(|dead| *dead >= incarnation || planted::is_active(Bug::DeathOfAnyStart))
     }
 }
 

@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use holdfast_runtime::planted::{self, Bug};
+use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::rpc::{Incoming, Rpc};
 use holdfast_runtime::{Frame, Incarnation, NodeId, Runtime, Service};
 use holdfast_store::{Record, Store, StoreError};
@@ -395,6 +396,10 @@ impl Holder {
         first_block: u32,
         blocks: u32,
     ) -> Result<Bytes, ReplicaRefusal> {
+        if planted::is_active(Bug::ReadWithoutView) && self.store.promised(slice.volume) > view {
+            let read = self.store.read(slice, first_block, blocks).await;
+            return read.map_err(refused);
+        }
         self.check_view(slice.volume, view.0)?;
         self.raise_stable(slice, view, stable)?;
         if planted::is_active(Bug::ReadUnstable) {
@@ -441,12 +446,16 @@ impl Holder {
         for VolumeView { volume, view } in &lease.volumes {
             if lease.release {
                 grants.release(*volume, View(*view));
-            } else if self.store.promised(*volume) <= View(*view) {
+            } else if self.store.promised(*volume) <= View(*view)
+                || planted::is_active(Bug::GrantToSuperseded)
+            {
                 grants.grant(now, *volume, View(*view), from, incarnation);
                 granted.push(VolumeView {
                     volume: *volume,
                     view: *view,
                 });
+            } else {
+                reach::note(Row::LeaseRefused);
             }
         }
         drop(grants);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use holdfast_runtime::planted::{self, Bug};
+use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_store::{CopyState, OperationId};
 use holdfast_wire::replica::{
@@ -61,9 +62,16 @@ impl Holder {
         }
         // Nothing from an earlier owner is taken or acknowledged any more. What is on its way
         // into the journal may still become durable: `reconcile` drops it.
-        self.receiving
-            .borrow_mut()
-            .retain(|slice, receiver| slice.volume != fence.volume || receiver.view >= view);
+        let is_earlier = |(slice, receiver): (&SliceKey, &Receiver<_>)| {
+            slice.volume == fence.volume && receiver.view < view
+        };
+        if self.receiving.borrow().iter().any(is_earlier) {
+            reach::note(Row::FenceStopsStream);
+        }
+        self.receiving.borrow_mut().retain(|slice, receiver| {
+            let kept = planted::is_active(Bug::FenceKeepsStreams);
+            slice.volume != fence.volume || receiver.view >= view || kept
+        });
         loop {
             let death = self.death.notified();
             let now = self.runtime.now();
@@ -72,9 +80,18 @@ impl Holder {
                 .grants
                 .borrow()
                 .hold_back(now, fence.volume, view, predecessor);
+            if self.grants.borrow().is_spared(now, fence.volume, view) {
+                reach::note(Row::FenceSpared);
+            }
             if wait.is_zero() || planted::is_active(Bug::SkipLeaseWait) {
                 return Ok(());
             }
+            reach::note(
+                match self.grants.borrow().is_known(now, fence.volume, view) {
+                    true => Row::FenceWaitsLease,
+                    false => Row::FenceWaitsGrace,
+                },
+            );
             self.runtime.timeout(wait, death).await;
         }
     }
@@ -85,6 +102,7 @@ impl Holder {
             && !self.store.suspect_slices().contains(&slice)
             && !tail.iter().any(|entry| entry.damaged);
         if !sound {
+            reach::note(Row::IncompleteCopy);
             tracing::warn!(%slice, "this copy may lack records: it counts for no takeover");
         }
         let complete = sound || planted::is_active(Bug::TrustIncompleteCopy);
@@ -144,10 +162,11 @@ impl Holder {
         self.receiving.borrow_mut().remove(&slice);
         let keep_through = Seq(reconcile.keep_through);
         // Also if nothing is durable beyond: records of an earlier owner may be on their way.
-        self.store
-            .truncate(slice, keep_through)
-            .await
-            .map_err(refused)?;
+        let nothing = self.store.last_seq(slice) <= keep_through;
+        if !nothing || !planted::is_active(Bug::TruncateNothingAhead) {
+            let truncated = self.store.truncate(slice, keep_through).await;
+            truncated.map_err(refused)?;
+        }
         let records = split_records(slice, &reconcile.records, payload)?;
         if !records.is_empty() {
             self.store.append(records).await.map_err(refused)?;
@@ -222,7 +241,12 @@ pub fn union_of_tails<N: Copy>(
             let entry = by_seq
                 .entry(header.seq)
                 .or_insert_with(|| (header.clone(), Vec::new()));
-            if header.view > entry.0.view {
+            let newer = match planted::is_active(Bug::OldestViewWins) {
+                true => header.view < entry.0.view,
+                false => header.view > entry.0.view,
+            };
+            if newer {
+                reach::note(Row::UnionNewerView);
                 *entry = (header.clone(), Vec::new());
             }
             if header.view == entry.0.view {
@@ -235,7 +259,10 @@ pub fn union_of_tails<N: Copy>(
         .into_iter()
         .map_while(|(seq, entry)| {
             expected += 1;
-            (seq == expected).then_some(entry)
+            if seq != expected {
+                reach::note(Row::UnionHole);
+            }
+            (seq == expected || planted::is_active(Bug::UnionOverHoles)).then_some(entry)
         })
         .collect()
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use holdfast_runtime::planted::{self, Bug};
+use holdfast_runtime::reach::{self, Row};
 use holdfast_wire::{Seq, View};
 
 /// Records held back because an earlier one is missing; more are dropped and come again.
@@ -48,6 +49,7 @@ impl<T> Receiver<T> {
             return Vec::new();
         }
         if seq > self.next {
+            reach::note(Row::RecordsHeldBack);
             if self.held_back.len() < HELD_BACK_MAX {
                 self.held_back.entry(seq).or_insert(item);
             }
@@ -71,6 +73,9 @@ impl<T> Receiver<T> {
     pub fn usable_stable(&self) -> Seq {
         if planted::is_active(Bug::DestageUnstable) {
             return self.durable;
+        }
+        if planted::is_active(Bug::StableBeyondHeld) {
+            return self.announced_stable;
         }
         self.announced_stable.min(self.durable)
     }

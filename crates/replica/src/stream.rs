@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use holdfast_runtime::planted::{self, Bug};
+use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::{Incarnation, Instant, NodeId};
 use holdfast_wire::Seq;
 
@@ -280,6 +281,7 @@ impl<T: Clone> Stream<T> {
             .collect();
         let mut commands = Vec::new();
         for node in late {
+            reach::note(Row::WindowRepeated);
             repeated_at.insert(node, now);
             commands.extend(self.window_from_durable(node, REPEAT_RECORDS_MAX));
         }

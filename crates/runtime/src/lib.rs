@@ -19,6 +19,7 @@ pub mod disk;
 pub mod host;
 pub mod links;
 pub mod planted;
+pub mod reach;
 pub mod rpc;
 pub mod task;
 pub mod time;

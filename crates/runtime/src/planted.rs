@@ -107,11 +107,67 @@ pub enum Bug {
     NeverRebalance,
     /// Where nodes say that they are now is not heard before the config group has agreed on it.
     IgnoreAnnouncedAddress,
+    /// A node that restarts does not wait for the leases that it may have granted before.
+    ForgetGrantsAtRestart,
+    /// An owner counts a lease from when it heard of it, and not from when it asked.
+    LeaseFromAnswer,
+    /// A copy goes on granting leases to an owner after it has promised a later view.
+    GrantToSuperseded,
+    /// A lease that is given back ends the leases of every view.
+    ReleaseForAll,
+    /// The proven death of an earlier start counts for the present one.
+    DeathOfAnyStart,
+    /// An owner looks at its leases before it fetches the data, and not after.
+    ConfirmBeforeRead,
+    /// An owner serves reads with a lease of any one copy.
+    LeaseOfOneCopy,
+    /// An owner takes a lease for twice as long as it is.
+    LongLease,
+    /// A fence ends the promise only: the streams of earlier owners go on, and what they had
+    /// under way is acknowledged.
+    FenceKeepsStreams,
+    /// A copy serves an earlier owner's reads after it was fenced, and its leases stay.
+    ReadWithoutView,
+    /// A copy that has nothing durable beyond the kept position drops nothing that is on its way.
+    TruncateNothingAhead,
+    /// A takeover takes the unstable tail of one copy for that of all.
+    TailOfOneCopy,
+    /// Of two records for one position a takeover takes the older one.
+    OldestViewWins,
+    /// A takeover goes on behind a position that no copy holds.
+    UnionOverHoles,
+    /// An owner serves before the config group has agreed on its copies.
+    ServeBeforeOpened,
+    /// A promotion of unknown outcome is taken for refused: the copy is left alone, although it
+    /// may count.
+    ForgetUnknownPromotion,
+    /// A resync ends after its first page.
+    FirstPageOnly,
+    /// The next page of a resync begins one block too late.
+    SkipPageEdge,
+    /// An owner takes what it does not remember for something that never ran.
+    CoverEverything,
+    /// An owner forgets operations that their portals may still repeat.
+    ForgetOperationsEarly,
+    /// An operation that is repeated while it runs is run once more.
+    RunTwiceAtOnce,
+    /// A copy acts on a stable position beyond what it holds.
+    StableBeyondHeld,
+    /// A compare and write holds no lock between comparing and writing.
+    CompareUnlocked,
+    /// A merge of one table forgets the recent facts of all.
+    MergeForgetsAll,
+    /// Deltas that are joined leave out the newest facts.
+    JoinDropsNewest,
+    /// The first step of a pass drops the deltas that the whole pass makes dispensable.
+    DropDeltasAtOnce,
+    /// The config log answers before what it wrote is durable.
+    VoteUnsynced,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 68] = [
         Self::AcknowledgeBeforeJournal,
         Self::SkipFence,
         Self::SkipLeaseWait,
@@ -153,6 +209,33 @@ impl Bug {
         Self::ForgetEmptyLog,
         Self::NeverRebalance,
         Self::IgnoreAnnouncedAddress,
+        Self::ForgetGrantsAtRestart,
+        Self::LeaseFromAnswer,
+        Self::GrantToSuperseded,
+        Self::ReleaseForAll,
+        Self::DeathOfAnyStart,
+        Self::ConfirmBeforeRead,
+        Self::LeaseOfOneCopy,
+        Self::LongLease,
+        Self::FenceKeepsStreams,
+        Self::ReadWithoutView,
+        Self::TruncateNothingAhead,
+        Self::TailOfOneCopy,
+        Self::OldestViewWins,
+        Self::UnionOverHoles,
+        Self::ServeBeforeOpened,
+        Self::ForgetUnknownPromotion,
+        Self::FirstPageOnly,
+        Self::SkipPageEdge,
+        Self::CoverEverything,
+        Self::ForgetOperationsEarly,
+        Self::RunTwiceAtOnce,
+        Self::StableBeyondHeld,
+        Self::CompareUnlocked,
+        Self::MergeForgetsAll,
+        Self::JoinDropsNewest,
+        Self::DropDeltasAtOnce,
+        Self::VoteUnsynced,
     ];
 
     /// The name on command lines: `skip-fence` for `SkipFence`.
@@ -192,7 +275,34 @@ impl Bug {
             | Self::HideOldChanges
             | Self::ForgetEmptyLog
             | Self::NeverRebalance
-            | Self::IgnoreAnnouncedAddress => Finder::Cluster,
+            | Self::IgnoreAnnouncedAddress
+            | Self::ForgetGrantsAtRestart
+            | Self::LeaseFromAnswer
+            | Self::GrantToSuperseded
+            | Self::ReleaseForAll
+            | Self::DeathOfAnyStart
+            | Self::ConfirmBeforeRead
+            | Self::LeaseOfOneCopy
+            | Self::LongLease
+            | Self::FenceKeepsStreams
+            | Self::ReadWithoutView
+            | Self::TruncateNothingAhead
+            | Self::TailOfOneCopy
+            | Self::OldestViewWins
+            | Self::UnionOverHoles
+            | Self::ServeBeforeOpened
+            | Self::ForgetUnknownPromotion
+            | Self::FirstPageOnly
+            | Self::SkipPageEdge
+            | Self::CoverEverything
+            | Self::ForgetOperationsEarly
+            | Self::RunTwiceAtOnce
+            | Self::StableBeyondHeld
+            | Self::CompareUnlocked
+            | Self::MergeForgetsAll
+            | Self::JoinDropsNewest
+            | Self::DropDeltasAtOnce
+            | Self::VoteUnsynced => Finder::Cluster,
             Self::NeverRelay | Self::RelayInOwnName | Self::TrustRumour => Finder::LinkCuts,
             Self::AcceptStaleLap | Self::DestageUnread => Finder::Store,
             Self::CountUnsyncedEdit

@@ -23,6 +23,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use holdfast_runtime::planted::{self, Bug};
+use holdfast_runtime::reach::{self, Row};
 
 use crate::error::StoreError;
 use crate::home::Arrival;
@@ -370,6 +371,7 @@ fn relocate(inner: &Inner) {
     if items.is_empty() || bytes > ring / 16 || already {
         return;
     }
+    reach::note(Row::JournalRelocates);
     // In front: what waits in the queue waits for the room that this makes.
     let items = items.into_iter().map(|(_, item)| item).collect();
     queue.push_front(Submission { items, reply: None });

@@ -20,6 +20,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
+use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::{Buffer, Disk};
 use tokio::sync::{Notify, oneshot};
 
@@ -147,11 +148,17 @@ impl Facts {
             }
         }
         Ok(match best {
-            Some((state, sequence)) => Found::Facts {
-                state,
-                sequence,
-                copy_lost: bad + zero > 0,
-            },
+            Some((state, sequence)) => {
+                let copy_lost = bad + zero > 0;
+                if copy_lost {
+                    reach::note(Row::FactsOtherCopy);
+                }
+                Found::Facts {
+                    state,
+                    sequence,
+                    copy_lost,
+                }
+            }
             // One copy of the very first write may be torn; the caller knows if it was the first.
             None if zero > 0 => Found::Nothing,
             None => Found::Lost,

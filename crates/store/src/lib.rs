@@ -26,6 +26,7 @@
 #![forbid(unsafe_code)]
 
 mod batch;
+mod bounds;
 mod destage;
 mod discard;
 mod encoding;
@@ -55,6 +56,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use bounds::StoreBounds;
 pub use error::StoreError;
 pub use home::{HOME_BYTES_MAX, home_owner};
 pub use journal::journal_owner;

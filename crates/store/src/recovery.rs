@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use holdfast_runtime::planted::{self, Bug};
+use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::{Allocation, Directory, Disk, DiskOptions, PAGE_BYTES, Runtime};
 use tokio::sync::{Mutex, Notify};
 
@@ -107,8 +108,14 @@ pub(crate) async fn open(
         });
     }
 
-    let (home, home_scan) =
-        Home::open(home_disk, identity, report.created, header.home_edits).await?;
+    let opening = Home::open(
+        home_disk,
+        identity,
+        options.bounds,
+        report.created,
+        header.home_edits,
+    );
+    let (home, home_scan) = opening.await?;
     if report.created && !home.is_blank() {
         return Err(StoreError::Lost {
             area: facts::AREA,
@@ -419,6 +426,7 @@ pub(crate) fn replay(
         suspect.extend(joining.map(|(key, _)| *key));
     }
     for key in suspect {
+        reach::note(Row::SliceSuspect);
         let found = state.slices.entry(key).or_default();
         let point = match found.copy {
             CopyState::InSync => found.destaged,
@@ -433,6 +441,9 @@ pub(crate) fn replay(
     }
     *inner.slices.borrow_mut() = slices;
     *inner.released.borrow_mut() = unpinned;
+    if scanned.holes > 0 {
+        reach::note(Row::JournalDamaged);
+    }
     scanned.holes > 0
 }
 

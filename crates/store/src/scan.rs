@@ -29,6 +29,7 @@
 use std::rc::Rc;
 
 use holdfast_runtime::planted::{self, Bug};
+use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::{Disk, PAGE_BYTES};
 
 use crate::batch::Opening;
@@ -114,6 +115,7 @@ pub(crate) async fn scan(
                 let (head, next_lsn) = (scanned.head, scanned.next_lsn);
                 let Some(later) = ring.look_ahead(head, next_lsn, limit).await? else {
                     if matches!(found, Place::Begun) {
+                        reach::note(Row::JournalTorn);
                         scanned.end = JournalEnd::TornHead;
                     }
                     decide_end(&mut ring, &mut scanned, limit).await?;

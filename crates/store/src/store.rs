@@ -9,6 +9,7 @@ use holdfast_runtime::task::TaskGroup;
 use holdfast_runtime::{Directory, Instant, Runtime};
 use tokio::sync::{Mutex, Notify};
 
+use crate::bounds::StoreBounds;
 use crate::destage;
 use crate::discard;
 use crate::error::StoreError;
@@ -41,6 +42,8 @@ pub struct StoreOptions {
     pub home_preallocated: bool,
     /// Blocks of 4 KiB in a slice. Must never change.
     pub slice_blocks: u32,
+    /// When the store's own work is due.
+    pub bounds: StoreBounds,
 }
 
 /// What [`Store::install`] came to.
@@ -295,15 +298,17 @@ impl Store {
         async move { flattened(begun?.await) }
     }
 
-    /// The last 1024 stream records of the slice that were seen since start or found in the
-    /// journal, oldest first.
+    /// The last stream records of the slice that were seen since start or found in the journal,
+    /// oldest first: as many as [`StoreBounds::recent_operations`].
     pub fn recent_operations(&self, slice: SliceKey) -> Vec<(OperationId, View, Seq)> {
-        self.inner
-            .slices
-            .borrow()
+        let slices = self.inner.slices.borrow();
+        let mut recent = slices
             .get(&slice)
             .map(SliceIndex::recent)
-            .unwrap_or_default()
+            .unwrap_or_default();
+        let kept = self.inner.options.bounds.recent_operations;
+        recent.drain(..recent.len().saturating_sub(kept));
+        recent
     }
 
     /// Durably takes in blocks copied from another copy's stable state. A block takes effect

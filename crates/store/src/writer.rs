@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use holdfast_runtime::reach::{self, Row};
 use tokio::sync::oneshot;
 
 use crate::batch::Size;
@@ -43,6 +44,7 @@ pub(crate) async fn run(inner: Rc<Inner>) {
         }
         if queued {
             // No room: only the destage task can make some.
+            reach::note(Row::JournalBlocked);
             inner.blocked.set(true);
             inner.press();
         }

@@ -10,6 +10,8 @@ use holdfast_runtime::{Incarnation, NodeId, Rpc, Runtime};
 use holdfast_store::Store;
 use tokio::sync::watch;
 
+use crate::bounds::VolumeBounds;
+
 /// The config group as an owner sees it.
 pub trait Config {
     /// The state as last applied on this node.
@@ -37,6 +39,8 @@ pub struct Context {
     pub holder: Rc<Holder>,
     /// The store under them.
     pub store: Rc<Store>,
+    /// When an owner's rarer work is due.
+    pub bounds: VolumeBounds,
 }
 
 impl Context {

@@ -15,6 +15,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use holdfast_config::state::{Change, Outcome, Refusal, VolumeRecord};
+use holdfast_runtime::reach::{self, Row};
 use holdfast_wire::volume::{Io, IoStatus};
 
 use crate::owner::{Owner, Phase};
@@ -54,6 +55,7 @@ impl Owner {
                 Err(Setback::Over) => return self.close(),
                 Err(Setback::Again(why)) => {
                     let (volume, view) = (self.volume, self.view);
+                    reach::note(Row::GrowAgain);
                     tracing::debug!(%volume, %view, ?why, "growing again");
                     self.wait_for(why);
                     self.context.runtime.sleep(RETRY_PAUSE).await;

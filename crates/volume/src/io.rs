@@ -5,14 +5,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use holdfast_reservation::Standing;
 use holdfast_runtime::planted::{self, Bug};
+use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::{Instant, PAGE_BYTES};
 use holdfast_store::OperationId;
 use holdfast_wire::View;
 use holdfast_wire::volume::{Io, IoKind, IoStatus};
 use tokio::sync::oneshot;
 
+use crate::bounds::VolumeBounds;
 use crate::mapped::MAP_BYTES_MAX;
-use crate::owner::{IN_FLIGHT_KIB, Owner, Phase, WRITE_KIB_MIN};
+use crate::owner::{Owner, Phase, WRITE_KIB_MIN};
 use crate::paths::{PathKey, Verdict};
 use crate::writes::{Asked, Effect};
 
@@ -28,7 +30,7 @@ const ZERO_BYTES_MAX: u64 = 4 << 30;
 /// sends it more often.
 const EVIDENCE_PATIENCE: Duration = Duration::from_millis(1000);
 
-const _: () = assert!(IO_BYTES_MAX / 1024 <= IN_FLIGHT_KIB as u64);
+const _: () = assert!(IO_BYTES_MAX / 1024 <= VolumeBounds::SERVICE.in_flight_kib as u64);
 
 /// What came of an operation: status, offset of a miscompare, data of a read.
 pub(crate) type IoResult = (IoStatus, u64, Bytes);
@@ -87,13 +89,17 @@ impl Owner {
             };
         }
         if self.is_over(io) {
+            reach::note(Row::RepeatOver);
             return ended(IoStatus::Over);
         }
         let operation = OperationId {
             origin: io.origin,
             number: io.operation,
         };
-        if let Some(answer) = self.join_running(operation) {
+        if let Some(answer) = self.join_running(operation)
+            && !planted::is_active(Bug::RunTwiceAtOnce)
+        {
+            reach::note(Row::RepeatJoins);
             // Asked for again over another link: whoever runs it answers both.
             return ended(answer.await.unwrap_or(IoStatus::Interrupted));
         }

@@ -20,6 +20,7 @@
 //! * nothing is served before the takeover has made all copies that count identical.
 #![forbid(unsafe_code)]
 
+mod bounds;
 mod context;
 mod growth;
 mod heal;
@@ -39,6 +40,7 @@ mod takeover;
 mod waiting;
 mod writes;
 
+pub use bounds::VolumeBounds;
 pub use context::{Config, Context};
 pub use heal::{HEAL_BLOCKS_MAX, serve_healing};
 pub use owner::{Owner, OwnerStatus, ResyncStatus, Traffic};

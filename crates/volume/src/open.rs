@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use holdfast_config::state::{Change, Outcome, Refusal};
 use holdfast_replica::stream::Role;
+use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::{Incarnation, Instant, NodeId};
 use holdfast_wire::Seq;
 use holdfast_wire::replica::{ReadBlocks, replica_request};
@@ -77,7 +78,7 @@ impl Owner {
     ) {
         let now = self.context.runtime.now();
         let slices = (first..).zip(settled).map(|(index, settled)| {
-            let mut slice = Slice::new(self.key(index), settled.last);
+            let mut slice = Slice::new(self.key(index), settled.last, self.context.bounds);
             for (node, session) in settled.sessions {
                 let (incarnation, free_bytes) = present[&node];
                 slice
@@ -251,6 +252,7 @@ impl Owner {
         let required = self.with_slice(index, |slice| {
             let member = slice.stream.members().get(&node);
             if member.is_some_and(|member| member.role == Role::Joining) {
+                reach::note(Row::JoiningDropped);
                 slice.stream.remove(node);
                 return false;
             }
@@ -268,6 +270,7 @@ impl Owner {
         if !self.removing.borrow_mut().insert(node) {
             return;
         }
+        reach::note(Row::CopyRemoved);
         tracing::info!(volume = %self.volume, ?slices, %node, "taking copies out");
         let (volume, view) = (self.volume, self.view);
         let change = Change::RemoveCopies {

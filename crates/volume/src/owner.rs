@@ -30,10 +30,6 @@ use crate::paths::Paths;
 use crate::slice::{Outgoing, Slice};
 use crate::waiting::{Waiting, WaitsFor};
 
-/// Data of writes under way in one volume, in KiB: bounds memory, and what a takeover has to
-/// reconcile.
-pub(crate) const IN_FLIGHT_KIB: u32 = 16 << 10;
-
 /// What a write of any size counts for at least, in KiB: bounds how many are under way, and so
 /// how much space they may newly take (see the holder's reserve).
 pub(crate) const WRITE_KIB_MIN: u32 = 128;
@@ -159,7 +155,7 @@ impl Owner {
             paths_changed: Notify::new(),
             floors: RefCell::default(),
             running: RefCell::default(),
-            in_flight: Semaphore::new(IN_FLIGHT_KIB as usize),
+            in_flight: Semaphore::new(context.bounds.in_flight_kib as usize),
             busy: Notify::new(),
             closing: Notify::new(),
             operation_ended: Notify::new(),
@@ -405,12 +401,12 @@ impl Owner {
         let now = self.context.runtime.now();
         let leases = self.leases.borrow();
         let local = self.context.node();
-        self.context.store.promised(self.volume.0) <= self.view
-            && slice
-                .stream
-                .required()
-                .filter(|node| *node != local)
-                .all(|node| leases.get(&node).is_some_and(|ends| *ends > now))
+        let mut granters = slice.stream.required().filter(|node| *node != local);
+        let is_alive = |node| leases.get(&node).is_some_and(|ends| *ends > now);
+        if planted::is_active(Bug::LeaseOfOneCopy) {
+            return granters.any(is_alive);
+        }
+        self.context.store.promised(self.volume.0) <= self.view && granters.all(is_alive)
     }
 
     /// Whether the leases of all slices in the range are alive at this moment.
@@ -431,7 +427,14 @@ impl Owner {
             // The leases are being given back; an answer under way does not revive one.
             return;
         }
-        self.leases.borrow_mut().insert(node, sent + LEASE);
+        let mut ends = sent + LEASE;
+        if planted::is_active(Bug::LeaseFromAnswer) {
+            ends = self.context.runtime.now() + LEASE;
+        }
+        if planted::is_active(Bug::LongLease) {
+            ends = sent + LEASE * 2;
+        }
+        self.leases.borrow_mut().insert(node, ends);
         self.lease_granted.notify_waiters();
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use holdfast_runtime::planted::{self, Bug};
+use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::{NodeId, PAGE_BYTES};
 use holdfast_wire::Seq;
 use holdfast_wire::replica::{ReadBlocks, ReplicaRefusal, replica_request};
@@ -21,6 +22,10 @@ impl Owner {
     pub(crate) async fn read(&self, offset: u64, length: u64) -> Result<Bytes, IoStatus> {
         let mut data = BytesMut::new();
         let mut single = None;
+        let early = planted::is_active(Bug::ConfirmBeforeRead);
+        if early {
+            self.confirm_leases(offset, length).await?;
+        }
         for (index, start, bytes) in self.segments(offset, length) {
             let part = self.read_segment(index, start, bytes).await?;
             if bytes == length {
@@ -29,7 +34,9 @@ impl Owner {
                 data.extend_from_slice(&part);
             }
         }
-        self.confirm_leases(offset, length).await?;
+        if !early {
+            self.confirm_leases(offset, length).await?;
+        }
         Ok(single.unwrap_or_else(|| data.freeze()))
     }
 
@@ -49,8 +56,10 @@ impl Owner {
             if alive {
                 return Ok(());
             }
+            reach::note(Row::ReadWaitsLease);
             let left = give_up.saturating_since(self.context.runtime.now());
             if left.is_zero() || self.context.runtime.timeout(left, granted).await.is_none() {
+                reach::note(Row::ReadLeaseLost);
                 return Err(IoStatus::Interrupted);
             }
         }
@@ -94,6 +103,7 @@ impl Owner {
                 Ok(data) if data.len() == blocks as usize * PAGE_BYTES => return Ok(data),
                 Ok(_) => intact_elsewhere = true,
                 Err(ReplicaRefusal::Damaged) => {
+                    reach::note(Row::ReadOtherCopy);
                     tracing::warn!(volume = %self.volume, slice = index, first_block, %node,
                         "a copy is damaged here; reading another one");
                 }

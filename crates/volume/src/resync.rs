@@ -20,6 +20,7 @@ use futures::stream::{self, StreamExt};
 use holdfast_config::state::{Change, CopyStatus, Outcome};
 use holdfast_replica::stream::Role;
 use holdfast_runtime::planted::{self, Bug};
+use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::replica::{
     BlockVersion, Changed, JoinBegin, JoinFinish, ReplicaReply, replica_request,
@@ -32,8 +33,6 @@ use crate::slice::Slice;
 
 /// Copies of one volume that are brought back at the same time.
 const JOINS_AT_ONCE: usize = 4;
-/// Blocks copied in one step: large enough for the disks, small enough not to delay writes.
-const BLOCKS_AT_ONCE: u32 = 128;
 /// Pause before a resync that failed is begun again.
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
 const STEP_LIMIT: Duration = Duration::from_millis(3000);
@@ -116,6 +115,7 @@ impl Owner {
             tracing::info!(volume = %self.volume, slice, %node, "copy in sync again");
             return;
         }
+        reach::note(Row::ResyncFailed);
         self.with_slice(slice, |slice| {
             if is_target(slice, &target) {
                 slice.promoting.retain(|promoting| *promoting != node);
@@ -195,9 +195,15 @@ impl Owner {
     async fn copy_difference(&self, target: &Target, key: SliceKey, base: Seq) -> Option<()> {
         let mut from_block = 0;
         loop {
+            if from_block > 0 {
+                reach::note(Row::ResyncMorePages);
+            }
             let (source, reply, payload) = self.changed(target, key, base, from_block).await?;
             if let Some(last) = reply.blocks.last() {
                 from_block = last.block + 1;
+                if planted::is_active(Bug::SkipPageEdge) {
+                    from_block += 1;
+                }
                 let copied = reply.blocks.len() as u64;
                 let (lost, intact): (Vec<BlockVersion>, Vec<BlockVersion>) =
                     reply.blocks.into_iter().partition(|version| version.lost);
@@ -205,7 +211,8 @@ impl Owner {
                 self.copy_lost(target, key, source, lost).await?;
                 self.note_resync(target, |status| status.blocks += copied);
             }
-            if reply.complete || from_block >= self.slice_blocks() {
+            let first_only = planted::is_active(Bug::FirstPageOnly);
+            if reply.complete || from_block >= self.slice_blocks() || first_only {
                 return Some(());
             }
         }
@@ -223,6 +230,7 @@ impl Owner {
         if lost.is_empty() {
             return Some(());
         }
+        reach::note(Row::ResyncLostBlocks);
         let mut sources = self.with_slice(target.slice, |slice| slice.sources_but(source))?;
         sources.retain(|node| *node != target.node);
         let blocks = lost.iter().map(|version| version.block).collect();
@@ -251,7 +259,7 @@ impl Owner {
                 stable: stable.0,
                 after: base.0,
                 from_block,
-                limit: BLOCKS_AT_ONCE,
+                limit: self.context.bounds.resync_blocks,
             };
             let body = replica_request::Body::Changed(changed);
             if let Ok((reply, payload)) = self.ask(source, body, Bytes::new(), STEP_LIMIT).await {
@@ -310,8 +318,13 @@ impl Owner {
                 self.follow_config();
                 Some(())
             }
-            Some(_) => None,
+            Some(_) => {
+                reach::note(Row::PromotionRefused);
+                None
+            }
+            None if planted::is_active(Bug::ForgetUnknownPromotion) => None,
             None => {
+                reach::note(Row::PromotionUnknown);
                 self.close();
                 None
             }

@@ -4,16 +4,16 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use holdfast_replica::stream::{Command, Role, Stream};
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Instant, NodeId};
 use holdfast_store::{OperationId, Record};
 use holdfast_wire::{Seq, SliceKey, View};
 use tokio::sync::oneshot;
 
+use crate::bounds::VolumeBounds;
 use crate::locks::RangeLocks;
 use crate::paths::must_be_shown;
 
-/// Operations remembered per slice, so that a repeated one is answered and not run again.
-const OPERATIONS_KEPT: usize = 4096;
 /// Beyond, they are forgotten even if their portal may ask again.
 const OPERATIONS_MAX: usize = 1 << 16;
 
@@ -54,6 +54,7 @@ impl Memory {
     /// sent after something that is remembered.
     pub(crate) fn covers(&self, origin: u64, first_view: View, first_floor: u64) -> bool {
         self.whole
+            || planted::is_active(Bug::CoverEverything)
             || self.after_view < first_view
             || self
                 .lowest
@@ -90,6 +91,8 @@ pub(crate) struct Slice {
     /// Copies whose promotion is proposed and not decided: required until it is.
     pub(crate) promoting: Vec<NodeId>,
     pub(crate) memory: Memory,
+    /// Operations remembered, so that a repeated one is answered and not run again.
+    operations_kept: usize,
     operations: BTreeMap<OperationId, Seq>,
     operation_order: VecDeque<OperationId>,
     waiters: BTreeMap<Seq, Vec<oneshot::Sender<()>>>,
@@ -98,7 +101,7 @@ pub(crate) struct Slice {
 
 impl Slice {
     /// A slice whose copies are identical up to `last`.
-    pub(crate) fn new(key: SliceKey, last: Seq) -> Self {
+    pub(crate) fn new(key: SliceKey, last: Seq, bounds: VolumeBounds) -> Self {
         Self {
             key,
             stream: Stream::new(last),
@@ -107,6 +110,7 @@ impl Slice {
             told: BTreeMap::new(),
             promoting: Vec::new(),
             memory: Memory::default(),
+            operations_kept: bounds.operations,
             operations: BTreeMap::new(),
             operation_order: VecDeque::new(),
             waiters: BTreeMap::new(),
@@ -159,11 +163,12 @@ impl Slice {
         if self.operations.insert(operation, seq).is_none() {
             self.operation_order.push_back(operation);
         }
-        while self.operation_order.len() > OPERATIONS_KEPT {
+        while self.operation_order.len() > self.operations_kept {
             let Some(oldest) = self.operation_order.front().copied() else {
                 break;
             };
-            if !is_over(oldest) && self.operation_order.len() <= OPERATIONS_MAX {
+            let early = planted::is_active(Bug::ForgetOperationsEarly);
+            if !early && !is_over(oldest) && self.operation_order.len() <= OPERATIONS_MAX {
                 break;
             }
             self.operation_order.pop_front();
@@ -323,7 +328,7 @@ mod tests {
     };
 
     fn idle_slice(last: u64) -> Slice {
-        let mut slice = Slice::new(KEY, Seq(last));
+        let mut slice = Slice::new(KEY, Seq(last), VolumeBounds::SERVICE);
         for (node, session) in [(A, 71), (B, 72)] {
             let now = Instant::default();
             let role = Role::Required;

@@ -28,6 +28,7 @@ use holdfast_config::state::{
 use holdfast_replica::holder_takeover::union_of_tails;
 use holdfast_replica::{LEASE_GRACE, messages};
 use holdfast_runtime::planted::{self, Bug};
+use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::{Frame, Incarnation, NodeId, PAGE_BYTES, Service};
 use holdfast_store::OperationId;
 use holdfast_wire::replica::{
@@ -116,7 +117,12 @@ impl Owner {
         };
         let witnesses = self.fence_all(&record, all.clone(), waits).await?;
         let settled = self.reconcile_all(all, &witnesses).await?;
-        self.agree_opened(reconciled(&settled, &witnesses)).await?;
+        let reconciled = reconciled(&settled, &witnesses);
+        if planted::is_active(Bug::ServeBeforeOpened) {
+            self.open(settled, &present(&witnesses));
+            return self.agree_opened(reconciled).await;
+        }
+        self.agree_opened(reconciled).await?;
         self.open(settled, &present(&witnesses));
         Ok(())
     }
@@ -170,9 +176,13 @@ impl Owner {
                 .flat_map(|slice| slice.in_sync())
                 .any(|n| state.running_incarnation(n).is_some() && !witnesses.contains_key(&n));
             if covered && (!missing || self.context.runtime.now() >= give_up) {
+                if missing {
+                    reach::note(Row::FenceLeftOut);
+                }
                 return Ok(witnesses);
             }
             if !covered && !missing {
+                reach::note(Row::NoCompleteCopy);
                 self.wait_for(WaitReason::CompleteCopy);
             }
             self.context.runtime.sleep(RETRY_PAUSE).await;
@@ -259,6 +269,9 @@ impl Owner {
             .max()
             .unwrap_or(0));
         let mut union = union_of_tails(stable, &copies);
+        if planted::is_active(Bug::TailOfOneCopy) {
+            union = union_of_tails(stable, &copies[..1]);
+        }
         if planted::is_active(Bug::TakeStableOnly) {
             union.clear();
         }
@@ -278,7 +291,11 @@ impl Owner {
             });
         let sessions: BTreeMap<NodeId, u64> =
             join_all(repairing).await.into_iter().flatten().collect();
+        if sessions.len() < copies.len() {
+            reach::note(Row::ReconcileLeftOut);
+        }
         if sessions.is_empty() {
+            reach::note(Row::ReconcileAgain);
             return Err(Setback::Again(WaitReason::CopyUnderRepair));
         }
         let in_union = union.iter().map(|(header, _)| {
@@ -342,6 +359,9 @@ impl Owner {
             next: 0,
         };
         let mut payload = BytesMut::new();
+        if held < union.len() {
+            reach::note(Row::ReconcileFilled);
+        }
         for (header, holders) in &union[held..] {
             let data = self.fetch_record(slice, header, holders).await?;
             if payload.len() + data.len() > RECONCILE_BYTES && !message.records.is_empty() {
@@ -409,11 +429,15 @@ impl Owner {
         match self.context.config.propose(change, STEP_LIMIT * 2).await {
             Some(Outcome::Done) => Ok(()),
             Some(Outcome::Refused(holdfast_config::state::Refusal::LastCopy)) => {
+                reach::note(Row::OpenedAgain);
                 Err(Setback::Again(WaitReason::RestartedCopy))
             }
             // Refused: another view is in force. Unknown: this owner leaves, and asks for a new
             // view; an opening that takes effect later is undone by it.
-            Some(_) | None => Err(Setback::Over),
+            Some(_) | None => {
+                reach::note(Row::OpenedOver);
+                Err(Setback::Over)
+            }
         }
     }
 
@@ -437,6 +461,7 @@ impl Owner {
             ReplicaRefusal::None => Ok((reply, answer.payload)),
             refusal => {
                 if View(reply.promised) > self.view {
+                    reach::note(Row::LaterView);
                     // The copy follows a later owner; this one can do nothing any more.
                     self.close();
                 }

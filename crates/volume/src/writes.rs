@@ -6,6 +6,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use holdfast_reservation::{Access, Standing};
 use holdfast_runtime::PAGE_BYTES;
+use holdfast_runtime::planted::{self, Bug};
+use holdfast_runtime::reach::{self, Row};
 use holdfast_store::{Body, OperationId, Record};
 use holdfast_wire::volume::IoStatus;
 use holdfast_wire::{Seq, View};
@@ -160,7 +162,8 @@ impl Owner {
         let (first, end) = ((start / page) as u32, (start + bytes).div_ceil(page) as u32);
         let locks = self.with_slice(index, |slice| slice.locks.clone());
         let locks = locks.ok_or(Err(IoStatus::Interrupted))?;
-        let _guard = locks.lock((first, end)).await;
+        let guard = locks.lock((first, end)).await;
+        let _guard = (!planted::is_active(Bug::CompareUnlocked)).then_some(guard);
         let mut merged = self.read_settled(index, first, end).await.map_err(Err)?;
         let from = (start - u64::from(first) * page) as usize;
         let target = &mut merged[from..from + bytes as usize];
@@ -169,6 +172,7 @@ impl Owner {
             .zip(&compare)
             .position(|(now, wanted)| now != wanted);
         if let Some(at) = differs {
+            reach::note(Row::CompareDiffers);
             // The answer shows data: like a read, it needs the leases.
             self.confirm_leases(offset, half).await.map_err(Err)?;
             self.check_reservations(operation.standing, Access::Write)
@@ -203,6 +207,7 @@ impl Owner {
     fn repeated(&self, asked: &Asked, index: u32) -> Result<Option<Stability>, IoStatus> {
         self.with_slice(index, |slice| {
             if let Some(seq) = slice.recorded(asked.operation) {
+                reach::note(Row::RepeatAnswered);
                 return Ok(Some(slice.when_stable(seq)));
             }
             let origin = asked.operation.origin;
@@ -213,6 +218,7 @@ impl Owner {
             if fresh {
                 Ok(None)
             } else {
+                reach::note(Row::RepeatUncertain);
                 Err(IoStatus::Uncertain)
             }
         })
@@ -262,6 +268,7 @@ impl Owner {
                 && matches!(body, Body::Write { .. })
                 && !store.has_space_for(slice.key, first_block, blocks)
             {
+                reach::note(Row::WriteRefusedFull);
                 return Err(IoStatus::Full);
             }
             let bytes = match &body {

@@ -28,6 +28,7 @@
 
 use std::rc::Rc;
 
+use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::{Buffer, Disk, DiskError, NodeId, PAGE_BYTES};
 use thiserror::Error;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -416,6 +417,9 @@ impl Area {
                     let record_bytes = record_bytes(payload.len());
                     // Found where the first copy belongs, or where the second one does.
                     let second_copy = next == live.end + record_bytes;
+                    if second_copy {
+                        reach::note(Row::ConfigOtherCopy);
+                    }
                     if next != live.end && !second_copy {
                         let offset = live.end;
                         return Err(AreaError::Damaged {

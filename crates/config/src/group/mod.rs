@@ -94,6 +94,8 @@ pub struct GroupOptions {
     /// Bytes of each of the two halves of the config log; fixed when the log is made. The
     /// state has to fit into one.
     pub half_bytes: u64,
+    /// Changes after which the state is written as a whole, and the log before it given up.
+    pub snapshot_after: u64,
 }
 
 impl Default for GroupOptions {
@@ -104,6 +106,7 @@ impl Default for GroupOptions {
             election_least: Duration::from_millis(350),
             election_most: Duration::from_millis(500),
             half_bytes: 32 << 20,
+            snapshot_after: 1024,
         }
     }
 }
@@ -177,7 +180,8 @@ impl<M: Machine> Group<M> {
             pulse: pulse.clone(),
             store: store.clone(),
         };
-        let raft = Raft::new(node, Arc::new(raft_config(timing)), network, store, shell)
+        let config = Arc::new(raft_config(timing, options.snapshot_after));
+        let raft = Raft::new(node, config, network, store, shell)
             .await
             .map_err(GroupError::Inconsistent)?;
         pulse.attach(raft.data_metrics());
@@ -395,7 +399,7 @@ impl<M: Machine> Group<M> {
     }
 }
 
-fn raft_config(timing: Timing) -> Config {
+fn raft_config(timing: Timing, snapshot_after: u64) -> Config {
     let milliseconds = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let lease = milliseconds(timing.lease);
     Config {
@@ -407,9 +411,9 @@ fn raft_config(timing: Timing) -> Config {
         enable_elect: false,
         install_snapshot_timeout: 10_000,
         max_payload_entries: 64,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(1024),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(snapshot_after),
         // A follower that lags further than this is sent the state instead of the log.
-        replication_lag_threshold: 1024,
+        replication_lag_threshold: snapshot_after,
         // Whoever needs an entry that a snapshot contains is sent the snapshot.
         max_in_snapshot_log_to_keep: 0,
         ..Config::default()

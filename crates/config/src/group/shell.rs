@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use bytes::Bytes;
+use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::{Incarnation, NodeId};
 use openraft::storage::RaftStateMachine;
 use openraft::{AnyError, EntryPayload, RaftSnapshotBuilder, StorageIOError};
@@ -241,6 +242,7 @@ pub(super) struct Builder<M: Machine> {
 
 impl<M: Machine> RaftSnapshotBuilder<Types<M>> for Builder<M> {
     async fn build_snapshot(&mut self) -> Result<Snapshot<M>, StorageError> {
+        reach::note(Row::ConfigSnapshot);
         let data = encode_body(&self.body);
         let meta = SnapshotMeta {
             last_log_id: self.last_applied,
@@ -305,6 +307,7 @@ impl<M: Machine> RaftStateMachine<Types<M>> for Shell<M> {
         meta: &SnapshotMeta,
         snapshot: Box<Bytes>,
     ) -> Result<(), StorageError> {
+        reach::note(Row::ConfigInstalled);
         let body = decode_body(&snapshot)?;
         self.store.save_snapshot(meta.clone(), *snapshot).await?;
         self.load(meta, body);

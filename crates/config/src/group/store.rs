@@ -16,6 +16,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use holdfast_runtime::planted::{self, Bug};
+use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::{Allocation, Directory, DiskOptions, NodeId};
 use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{AnyError, LogState, RaftLogReader, StorageIOError};
@@ -119,11 +120,15 @@ impl<M: Machine> Store<M> {
         }
         let options = DiskOptions {
             size_bytes: 2 * half_bytes,
-            durable_writes: true,
+            durable_writes: !planted::is_active(Bug::VoteUnsynced),
             allocation: Allocation::Written,
         };
         let disk = directory.open(AREA, options).await?;
-        let (mut area, contents) = Area::open(disk, node, half_bytes).await?;
+        let opened = Area::open(disk, node, half_bytes).await;
+        if opened.is_err() {
+            reach::note(Row::ConfigRefused);
+        }
+        let (mut area, contents) = opened?;
         let memory = match contents {
             Some(contents) => Memory::recover(contents)?,
             None if may_create => {
@@ -197,6 +202,7 @@ impl<M: Machine> Store<M> {
         let payload = encode(&record);
         let mut result = Ok(());
         if !area.has_room(payload.len()) {
+            reach::note(Row::ConfigTurned);
             let image = {
                 let memory = self.inner.memory.borrow();
                 memory.image(memory.snapshot.clone())

@@ -99,6 +99,8 @@ async fn start(process: &mut Process) -> Result<(Rc<Node>, Rc<HostLinks>), Failu
         fullness: process.thresholds,
         balance: Default::default(),
         gossip: Default::default(),
+        store_bounds: Default::default(),
+        volume_bounds: Default::default(),
     };
     let starting = Node::start(
         process.runtime.clone(),

@@ -17,7 +17,7 @@ use std::rc::Rc;
 
 use holdfast_runtime::Runtime;
 use holdfast_runtime::host::{self, HostDirectory};
-use holdfast_store::{BLOCK_BYTES, CopyState, SliceKey, Store, StoreOptions};
+use holdfast_store::{BLOCK_BYTES, CopyState, SliceKey, Store, StoreBounds, StoreOptions};
 use serde::Serialize;
 
 use crate::metered::Metered;
@@ -122,6 +122,7 @@ impl Bench {
             home_bytes,
             home_preallocated: false,
             slice_blocks: SLICE_BLOCKS,
+            bounds: StoreBounds::SERVICE,
         };
         let directory = Rc::new(self.directory.clone());
         let opened = Store::open(runtime.clone(), directory, options).await;

@@ -6,6 +6,7 @@
 //! all tables tells.
 
 use holdfast_runtime::planted::{self, Bug};
+use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::{DiskError, PAGE_BYTES};
 
 use super::draft::{Draft, Outgoing};
@@ -45,7 +46,8 @@ impl Home {
     /// Returns whether it did.
     pub(crate) async fn collect_some(&self) -> Result<bool, DiskError> {
         let total = self.usage().segments;
-        if self.free_segments() >= (total / 10).max(FREE_MIN + 3) {
+        let plenty = self.free_segments() >= (total / 10).max(FREE_MIN + 3);
+        if plenty && !self.bounds.collects_always {
             return Ok(false);
         }
         let Some(victim) = self.victim() else {
@@ -118,8 +120,10 @@ impl Home {
 
     /// Moves what is needed of a segment, and frees it.
     async fn empty(&self, number: u32) -> Result<(), DiskError> {
+        reach::note(Row::SegmentCollected);
         let segment = self.manifest.with(|layout| layout.segment(number));
         let Some(groups) = self.groups_of(number, segment).await else {
+            reach::note(Row::SegmentBroken);
             // Nobody can tell what is in it: it stays as it is, for its blocks may be good.
             tracing::warn!(
                 segment = number,

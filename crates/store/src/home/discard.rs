@@ -12,6 +12,7 @@
 use std::cell::{Cell, RefCell};
 
 use holdfast_runtime::planted::{self, Bug};
+use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::{Discarded, PAGE_BYTES};
 
 use super::Home;
@@ -70,6 +71,7 @@ impl Home {
         let Some((first, count)) = self.next_free() else {
             return false;
         };
+        reach::note(Row::SegmentsDiscarded);
         self.discard(first, count).await;
         true
     }

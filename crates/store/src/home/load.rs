@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use holdfast_runtime::planted::{self, Bug};
+use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::{Disk, DiskError};
 use tokio::sync::Notify;
 
@@ -17,6 +18,7 @@ use super::leaves::LeafCache;
 use super::manifest::Manifest;
 use super::map::{Map, OpenTable, pages_of};
 use super::run;
+use crate::bounds::StoreBounds;
 use crate::encoding::FieldReader;
 use crate::error::StoreError;
 use crate::record::SliceKey;
@@ -34,6 +36,7 @@ pub(crate) struct HomeScan {
 
 impl HomeScan {
     fn lose(&mut self, slices: &[SliceKey]) {
+        reach::note(Row::MapRunLost);
         self.lost_runs += 1;
         self.suspect.extend(slices.iter().copied());
     }
@@ -58,20 +61,27 @@ impl Home {
     pub(crate) async fn open(
         disk: Rc<dyn Disk>,
         identity: [u8; 16],
+        bounds: StoreBounds,
         may_create: bool,
         edits_min: u64,
     ) -> Result<(Self, HomeScan), StoreError> {
         let manifest = Manifest::open(disk.clone(), identity, may_create, edits_min).await?;
-        let home = Self::over(disk, identity, manifest);
+        let home = Self::over(disk, identity, bounds, manifest);
         let scan = home.load_map().await;
         Ok((home, scan))
     }
 
     /// A home with this manifest and an empty map.
-    pub(super) fn over(disk: Rc<dyn Disk>, identity: [u8; 16], manifest: Manifest) -> Self {
+    pub(super) fn over(
+        disk: Rc<dyn Disk>,
+        identity: [u8; 16],
+        bounds: StoreBounds,
+        manifest: Manifest,
+    ) -> Self {
         Self {
             disk,
             identity,
+            bounds,
             manifest,
             map: RefCell::new(Map::default()),
             cache: RefCell::new(LeafCache::default()),

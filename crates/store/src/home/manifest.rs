@@ -27,6 +27,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use holdfast_runtime::planted::{self, Bug};
+use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::{Buffer, Disk, DiskError, PAGE_BYTES};
 use serde::{Deserialize, Serialize};
 
@@ -360,6 +361,7 @@ impl Manifest {
             let mut layout = self.layout.borrow().clone();
             let applied = layout.apply(number, changes);
             assert!(applied.is_some(), "an edit that does not fit its layout");
+            reach::note(Row::ManifestTurned);
             return self.move_on(layout, number).await;
         }
         let at = self.geometry.region_at(entry.generation) + self.filled.get();

@@ -147,6 +147,10 @@ impl Map {
         self.recent.get(&key)
     }
 
+    pub(super) fn recent_leaves(&self) -> usize {
+        self.recent.len()
+    }
+
     pub(super) fn recent_facts(&self) -> usize {
         self.recent_facts
     }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use holdfast_runtime::planted::{self, Bug};
+use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::{DiskError, PAGE_BYTES};
 
 use super::draft::Draft;
@@ -17,17 +18,15 @@ use super::layout::{Change, Cleared, Kind, Piece, Table};
 use super::map::{OpenTable, pages_of};
 use super::run::{self, LeafPlace, PAYLOAD_BYTES, Stream};
 use super::{Home, forget};
+use crate::bounds::StoreBounds;
 use crate::encoding::FieldReader;
 
-/// Bytes of leaves in one table: what a merge reads and writes at least.
-const TABLE_BYTES: usize = 512 << 10;
+/// Bytes of leaves in one table at most: what a merge reads and writes at least.
+const TABLE_BYTES: usize = StoreBounds::SERVICE.table_bytes;
 /// Pages of leaves in one table at most: what is full enough gets no further leaf.
 pub(super) const TABLE_PAGES_MAX: u32 =
     (TABLE_BYTES + run::LEAF_BYTES_MAX).div_ceil(PAYLOAD_BYTES) as u32;
-/// More deltas than this are made one.
-const DELTAS_MAX: usize = 64;
-/// Recent facts that memory holds at most: some 60 MiB.
-const RECENT_FACTS_MAX: u64 = 1 << 20;
+/// Recent facts that even the smallest home may have.
 const RECENT_FACTS_MIN: u64 = 512;
 
 /// A pass under way.
@@ -53,12 +52,13 @@ impl Home {
             return Ok(true);
         }
         let capacity = self.usage().capacity_blocks;
-        let limit = (capacity / 8).clamp(RECENT_FACTS_MIN, RECENT_FACTS_MAX);
+        let limit = (capacity / 8).max(RECENT_FACTS_MIN);
+        let limit = limit.min(self.bounds.recent_facts);
         if self.map.borrow().recent_facts() as u64 > limit {
             self.begin_pass().await?;
             return Ok(true);
         }
-        if self.manifest.with(|layout| layout.deltas.len()) > DELTAS_MAX {
+        if self.manifest.with(|layout| layout.deltas.len()) > self.bounds.deltas {
             self.join_deltas().await?;
             return Ok(true);
         }
@@ -112,6 +112,11 @@ impl Home {
         if any {
             self.merge_range(start, end).await?;
         }
+        if planted::is_active(Bug::DropDeltasAtOnce) && end.is_some() {
+            let mut draft = Draft::new(self);
+            self.drop_deltas(&mut draft, pass.through);
+            draft.commit().await?;
+        }
         match end {
             Some(next) => self.merging.set(Some(Pass { next, ..pass })),
             None => {
@@ -140,6 +145,7 @@ impl Home {
 
     /// Replaces the table of a range by tables with what is known now.
     async fn merge_range(&self, start: ExtentKey, end: Option<ExtentKey>) -> Result<(), DiskError> {
+        reach::note(Row::MapMerged);
         let mut draft = Draft::new(self);
         let mut leaves = self.table_leaves(start).await;
         let recent: Vec<(ExtentKey, Leaf)> = {
@@ -166,6 +172,9 @@ impl Home {
         draft.commit().await?;
         let mut map = self.map.borrow_mut();
         map.replace(merged.start, merged.tables);
+        if planted::is_active(Bug::MergeForgetsAll) {
+            map.forget_recent(ExtentKey::LOWEST, None);
+        }
         map.forget_recent(start, end);
         Ok(())
     }
@@ -208,7 +217,7 @@ impl Home {
         let mut tables = Vec::new();
         let mut stream = Stream::default();
         for (key, leaf) in leaves {
-            if stream.bytes() >= TABLE_BYTES {
+            if stream.bytes() >= self.bounds.table_bytes.min(TABLE_BYTES) {
                 let first = if tables.is_empty() {
                     start
                 } else {
@@ -227,6 +236,9 @@ impl Home {
                 stream.places[0].key
             };
             tables.push((first, stream));
+        }
+        if tables.len() > 1 {
+            reach::note(Row::MapTableSplit);
         }
         let old = self.map.borrow().tables.get(&start).cloned();
         if let Some(old) = old {
@@ -258,10 +270,14 @@ impl Home {
 
     /// Writes all recent facts as one delta in place of all deltas.
     async fn join_deltas(&self) -> Result<(), DiskError> {
+        reach::note(Row::MapDeltasJoined);
         let through = self.newest_delta();
         let leaves: BTreeMap<ExtentKey, Leaf> = {
             let map = self.map.borrow();
             let recent = map.recent_in(ExtentKey::LOWEST, None);
+            let left_out = usize::from(planted::is_active(Bug::JoinDropsNewest));
+            let kept = map.recent_leaves().saturating_sub(left_out);
+            let recent = recent.take(kept);
             recent.map(|(key, leaf)| (*key, leaf.clone())).collect()
         };
         let mut draft = Draft::new(self);
@@ -294,6 +310,7 @@ impl Home {
 
     /// Moves what is needed of a map segment elsewhere.
     async fn empty_map_segment(&self, segment: u32) -> Result<(), DiskError> {
+        reach::note(Row::MapSegmentEmptied);
         let inside = |pieces: &[Piece]| pieces.iter().any(|piece| piece.segment == segment);
         let (tables, delta) = self.manifest.with(|layout| {
             let tables = layout
@@ -319,6 +336,7 @@ impl Home {
     /// Forgets all facts of a volume, durably, and frees their space. The caller holds the lock
     /// of the home's writers.
     pub(crate) async fn clear_volume(&self, volume: u64) -> Result<(), DiskError> {
+        reach::note(Row::VolumeCleared);
         let first = ExtentKey::first_of(volume);
         let end = volume.checked_add(1).map(ExtentKey::first_of);
         // A pass would go on at keys that may be gone.

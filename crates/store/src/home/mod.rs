@@ -43,6 +43,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use holdfast_runtime::planted::{self, Bug};
+use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::{Buffer, Disk, DiskError, PAGE_BYTES};
 use tokio::sync::Notify;
 
@@ -57,6 +58,7 @@ use self::manifest::Manifest;
 pub use self::manifest::home_owner;
 use self::map::Map;
 use self::run::Stream;
+use crate::bounds::StoreBounds;
 use crate::encoding::block_checksum;
 use crate::record::{Seq, SliceKey, View};
 
@@ -95,6 +97,7 @@ pub(crate) struct Arrival {
 pub(crate) struct Home {
     disk: Rc<dyn Disk>,
     identity: [u8; 16],
+    bounds: StoreBounds,
     manifest: Manifest,
     map: RefCell<Map>,
     cache: RefCell<LeafCache>,
@@ -201,6 +204,7 @@ impl Home {
             if read.is_ok() || tries == READ_TRIES {
                 return read;
             }
+            reach::note(Row::HomeReadAgain);
         }
     }
 

@@ -20,6 +20,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::{Findings, Inspection, JournalImage, is_in_sync};
+use crate::bounds::StoreBounds;
 use crate::facts::FactsState;
 use crate::home::Home;
 use crate::home::fact::EXTENT_BLOCKS;
@@ -114,6 +115,7 @@ impl Inspection {
                 home_bytes: 0,
                 home_preallocated: false,
                 slice_blocks,
+                bounds: StoreBounds::SERVICE,
             },
             journal_disk: Rc::new(self.journal.clone()),
             facts_disk: Rc::new(self.facts.clone()),

@@ -15,7 +15,7 @@ use super::contents::{AreaContents, Contents};
 use super::{MemoryDirectory, run};
 use crate::{
     BLOCK_BYTES, Body, Copied, CopiedBlock, CopyState, OperationId, Record, Seq, SliceKey, Store,
-    StoreError, StoreOptions, View,
+    StoreBounds, StoreError, StoreOptions, View,
 };
 
 /// Which version each structure on disk has, as this program writes it.
@@ -38,6 +38,7 @@ pub const OPTIONS: StoreOptions = StoreOptions {
     home_bytes: 6 << 20,
     home_preallocated: false,
     slice_blocks: 2048,
+    bounds: StoreBounds::SERVICE,
 };
 
 /// In sync, with blocks in tables, deltas and the journal.

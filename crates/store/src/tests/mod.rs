@@ -20,8 +20,8 @@ use holdfast_runtime::Runtime;
 
 use crate::testing::MemoryDirectory;
 use crate::{
-    BLOCK_BYTES, Body, OperationId, Record, RecoveryReport, Seq, SliceKey, Store, StoreOptions,
-    View,
+    BLOCK_BYTES, Body, OperationId, Record, RecoveryReport, Seq, SliceKey, Store, StoreBounds,
+    StoreOptions, View,
 };
 
 const SLICE: SliceKey = SliceKey {
@@ -37,6 +37,7 @@ fn options() -> StoreOptions {
         home_bytes: 9 * MIB,
         home_preallocated: false,
         slice_blocks: 1024,
+        bounds: StoreBounds::SERVICE,
     }
 }
 

@@ -14,6 +14,7 @@ const STORE: StoreOptions = StoreOptions {
     home_bytes: 32 * MIB,
     home_preallocated: false,
     slice_blocks: 4096,
+    bounds: StoreBounds::SERVICE,
 };
 
 async fn open(runtime: &Runtime, directory: &MemoryDirectory) -> (Rc<Store>, RecoveryReport) {

@@ -31,6 +31,7 @@ use super::layout::{Kind, Layout};
 use super::load::HomeScan;
 use super::manifest::{Geometry, Manifest};
 use super::run;
+use crate::bounds::StoreBounds;
 
 /// Pages of one read.
 const READ_PAGES: u32 = 256;
@@ -54,7 +55,7 @@ impl HomeImage {
             let layout = std::mem::take(&mut manifest.layout);
             let number = manifest.number;
             let frozen = Manifest::frozen(disk.clone(), identity, geometry, layout, number);
-            let opened = Home::over(disk, identity, frozen);
+            let opened = Home::over(disk, identity, StoreBounds::SERVICE, frozen);
             opened.drop_runs_out_of_bounds();
             scan = opened.load_map().await;
             home = Some(opened);
@@ -87,7 +88,7 @@ impl Home {
         let geometry = Geometry::new(disk.size_bytes());
         let layout = Layout::default();
         let manifest = Manifest::frozen(disk.clone(), identity, geometry, layout, 0);
-        Self::over(disk, identity, manifest)
+        Self::over(disk, identity, StoreBounds::SERVICE, manifest)
     }
 
     /// Forgets runs of a doubtful layout that point outside the area.

@@ -11,8 +11,8 @@ use super::super::{Event, MemoryDirectory};
 use super::Operation;
 use super::judge::{is_claimed_what_is_held, opened};
 use crate::{
-    BLOCK_BYTES, Body, CopyState, OperationId, Record, Seq, SliceKey, Store, StoreError,
-    StoreOptions, View,
+    BLOCK_BYTES, Body, CopyState, OperationId, Record, Seq, SliceKey, Store, StoreBounds,
+    StoreError, StoreOptions, View,
 };
 
 pub(super) const SLICE: SliceKey = SliceKey {
@@ -29,6 +29,7 @@ pub(super) fn options() -> StoreOptions {
         home_bytes: 4 << 20,
         home_preallocated: false,
         slice_blocks: 1024,
+        bounds: StoreBounds::SERVICE,
     }
 }
 

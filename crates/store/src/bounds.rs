@@ -1,0 +1,37 @@
+//! How much of everything a store lets come together before it does something about it.
+
+/// Sizes that decide when the store's own work is due. None of them is part of a format: a store
+/// may be opened with others than before. Tests and the simulator choose small ones, so that a
+/// few hundred blocks meet what otherwise takes millions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreBounds {
+    /// Facts of the block map that memory holds beside the tables at most.
+    pub recent_facts: u64,
+    /// Bytes of leaves in one table of the block map.
+    pub table_bytes: usize,
+    /// More deltas of the block map than this are made one.
+    pub deltas: usize,
+    /// Whether a segment worth collecting is collected although many are free.
+    pub collects_always: bool,
+    /// Operations of a slice that are remembered, so that a repeated one is not run again; at
+    /// most 1024.
+    pub recent_operations: usize,
+}
+
+impl StoreBounds {
+    /// Those of a store in service.
+    pub const SERVICE: Self = Self {
+        // Some 60 MiB.
+        recent_facts: 1 << 20,
+        table_bytes: 512 << 10,
+        deltas: 64,
+        collects_always: false,
+        recent_operations: 1024,
+    };
+}
+
+impl Default for StoreBounds {
+    fn default() -> Self {
+        Self::SERVICE
+    }
+}
