@@ -75,6 +75,8 @@ pub struct SeedResult {
     pub faults: BTreeMap<FaultClass, u64>,
     /// Remarks of the scenario, summed over seeds in the report.
     pub figures: BTreeMap<&'static str, u64>,
+    /// How often each rarely taken branch was taken.
+    pub reached: BTreeMap<&'static str, u64>,
 }
 
 /// A failed seed and how to see it again.
@@ -117,6 +119,10 @@ pub struct Report {
     pub seeds_with_fault: BTreeMap<FaultClass, u64>,
     /// Sums of the scenario's own figures.
     pub figures: BTreeMap<&'static str, u64>,
+    /// How often each rarely taken branch was taken.
+    pub reached: BTreeMap<&'static str, u64>,
+    /// In how many seeds it was.
+    pub seeds_that_reached: BTreeMap<&'static str, u64>,
     /// Kept trace lines of the last seed, if asked for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub trace: Vec<String>,
@@ -138,6 +144,10 @@ impl Report {
         for (class, times) in result.faults {
             *self.faults.entry(class).or_default() += times;
             *self.seeds_with_fault.entry(class).or_default() += u64::from(times > 0);
+        }
+        for (name, times) in result.reached {
+            *self.reached.entry(name).or_default() += times;
+            *self.seeds_that_reached.entry(name).or_default() += u64::from(times > 0);
         }
         for (name, figure) in result.figures {
             *self.figures.entry(name).or_default() += figure;
@@ -194,6 +204,11 @@ impl Report {
             let seeds = self.seeds_with_fault.get(class).copied().unwrap_or(0);
             let _ = writeln!(text, "{:<28}{times:>14}{seeds:>14}", class.name());
         }
+        let _ = writeln!(text, "\n{:<66}{:>10}{:>10}", "branch", "taken", "in seeds");
+        for (name, times) in &self.reached {
+            let seeds = self.seeds_that_reached.get(name).copied().unwrap_or(0);
+            let _ = writeln!(text, "{name:<66}{times:>10}{seeds:>10}");
+        }
         for failed in &self.failed {
             let FailedSeed {
                 seed,
@@ -226,6 +241,7 @@ mod tests {
             operations: 10,
             faults: [(FaultClass::Crash, seed % 2)].into_iter().collect(),
             figures: BTreeMap::new(),
+            reached: BTreeMap::new(),
         }
     }
 

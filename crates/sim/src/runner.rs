@@ -15,6 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use holdfast_runtime::planted::Bug;
+use holdfast_runtime::reach;
 
 use crate::report::{Failure, Report, SeedResult};
 use crate::simulation::{Finished, Options, Simulation};
@@ -82,7 +83,9 @@ where
         operations: 0,
         faults: Default::default(),
         figures: Default::default(),
+        reached: Default::default(),
     };
+    reach::take();
     PANIC.set(Some(String::new()));
     let finished = panic::catch_unwind(AssertUnwindSafe(|| Simulation::run(options, scenario)));
     let message = PANIC.take().unwrap_or_default();
@@ -109,6 +112,11 @@ where
         operations: checked.operations,
         faults: finished.faults,
         figures: checked.figures.into_iter().collect(),
+        reached: reach::Row::ALL
+            .into_iter()
+            .zip(reach::take())
+            .map(|(row, times)| (row.name(), times))
+            .collect(),
         ..empty
     }
 }

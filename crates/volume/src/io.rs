@@ -179,6 +179,9 @@ impl Owner {
     async fn try_change(&self, asked: &Asked, io: &Io, payload: Bytes) -> (IoStatus, u64) {
         let (offset, length) = (io.offset, io.length);
         let kib = (payload.len() as u32).div_ceil(1024).max(WRITE_KIB_MIN);
+        if self.in_flight.available_permits() < kib as usize {
+            reach::note(Row::WriterBlocked);
+        }
         let Ok(_permit) = self.in_flight.acquire_many(kib).await else {
             return (IoStatus::Interrupted, 0);
         };

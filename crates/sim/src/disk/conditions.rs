@@ -51,9 +51,11 @@ pub enum Damage {
     LieAtNextSync,
 }
 
-/// A moment at which a crash hurts most.
+/// A moment at which a crash, or a pause, hurts most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
+    /// While a read is in flight.
+    Read,
     /// While a write is in flight.
     Write,
     /// While a sync is in flight: what it covers has completed and is not durable.

@@ -57,6 +57,7 @@ impl Disk for SimulatedDisk {
         let delay_ns = self
             .disks
             .delay(&self.area.name, self.disks.timing.read_ns, count);
+        self.disks.reached(Moment::Read, delay_ns);
         let area = self.area.clone();
         self.disks.operate(self.process, delay_ns, move |disks| {
             let data = match disks.fails(&area.name) {

@@ -6,6 +6,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub mod compound;
 pub mod nemesis;
 
 /// A class of faults. Counted where it takes effect, not where it is planned.

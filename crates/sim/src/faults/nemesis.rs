@@ -4,7 +4,8 @@
 //! undone. Promises:
 //!
 //! * never more nodes are disturbed at once than [`NemesisOptions::disturbed_max`], except by a
-//!   power cut of all;
+//!   power cut of all, and by a compound that restarts what granted leases;
+//! * a disturbed node may be disturbed once more, by something else;
 //! * when [`Nemesis::run`] returns, every fault is undone and every node's process was started.
 
 use std::cell::RefCell;
@@ -16,6 +17,7 @@ use holdfast_runtime::NodeId;
 use holdfast_runtime::task::TaskGroup;
 
 use super::FaultClass;
+use super::compound::Compound;
 use crate::disk::{Damage, Moment};
 use crate::network::Conditions;
 use crate::random::Random;
@@ -37,6 +39,10 @@ pub struct NemesisOptions {
     /// How often each class is chosen, relative to the others. Torn and lost writes are chosen
     /// as crashes in the middle of a write or sync.
     pub weights: BTreeMap<FaultClass, u32>,
+    /// The same for faults that meet at one node.
+    pub compounds: BTreeMap<Compound, u32>,
+    /// How often a node that is disturbed is chosen once more, in parts per million.
+    pub again_ppm: u32,
     /// Time between two episodes' begins.
     pub pause: (Duration, Duration),
     /// How long an episode lasts.
@@ -77,6 +83,8 @@ impl NemesisOptions {
         ];
         Self {
             weights: weights.into_iter().collect(),
+            compounds: Compound::ALL.map(|compound| (compound, 2)).into(),
+            again_ppm: 150_000,
             pause: (Duration::from_millis(100), Duration::from_secs(3)),
             length: (Duration::from_millis(200), Duration::from_secs(6)),
             disturbed_max,
@@ -90,6 +98,7 @@ impl NemesisOptions {
 /// What an episode does.
 #[derive(Clone, Copy, Debug)]
 enum Episode {
+    Compound(Compound),
     Weather(Weather),
     Partition { one_way: bool },
     Node(NodeFault),
@@ -166,12 +175,14 @@ impl Weather {
 
 /// The adversary.
 pub struct Nemesis {
-    simulation: Simulation,
+    pub(super) simulation: Simulation,
     options: NemesisOptions,
     starter: Starter,
     favourites: Favourites,
-    random: Random,
-    disturbed: RefCell<BTreeSet<NodeId>>,
+    pub(super) random: Random,
+    /// By how many episodes each node is disturbed.
+    disturbed: RefCell<BTreeMap<NodeId, u32>>,
+    compounds: RefCell<BTreeMap<Compound, u64>>,
 }
 
 impl Nemesis {
@@ -191,6 +202,7 @@ impl Nemesis {
             favourites,
             random,
             disturbed,
+            compounds: RefCell::default(),
         })
     }
 
@@ -212,9 +224,10 @@ impl Nemesis {
                 break;
             }
             runtime.sleep(pause).await;
-            if let Some(class) = self.choose() {
+            if let Some(episode) = self.choose() {
                 let nemesis = self.clone();
-                episodes.add(runtime.spawn("nemesis", async move { nemesis.episode(class).await }));
+                let playing = async move { nemesis.episode(episode).await };
+                episodes.add(runtime.spawn("nemesis", playing));
             }
         }
         drop(episodes);
@@ -234,28 +247,47 @@ impl Nemesis {
         self.disturbed.borrow_mut().clear();
     }
 
-    fn choose(&self) -> Option<FaultClass> {
-        let total: u64 = self
-            .options
-            .weights
-            .values()
-            .map(|weight| u64::from(*weight))
-            .sum();
+    fn choose(&self) -> Option<Episode> {
+        let NemesisOptions {
+            weights, compounds, ..
+        } = &self.options;
+        let all = weights.values().chain(compounds.values());
+        let total: u64 = all.map(|weight| u64::from(*weight)).sum();
         if total == 0 {
             return None;
         }
         let mut left = self.random.below(total);
-        for (class, weight) in &self.options.weights {
+        for (class, weight) in weights {
             match left.checked_sub(u64::from(*weight)) {
                 Some(rest) => left = rest,
-                None => return Some(*class),
+                None => return Some(Episode::of(*class, &self.random)),
+            }
+        }
+        for (compound, weight) in compounds {
+            match left.checked_sub(u64::from(*weight)) {
+                Some(rest) => left = rest,
+                None => return Some(Episode::Compound(*compound)),
             }
         }
         None
     }
 
-    async fn episode(&self, class: FaultClass) {
-        match Episode::of(class, &self.random) {
+    /// How often each compound was played.
+    pub fn compounds(&self) -> BTreeMap<Compound, u64> {
+        self.compounds.borrow().clone()
+    }
+
+    async fn episode(&self, episode: Episode) {
+        match episode {
+            Episode::Compound(compound) => {
+                if let Some(node) = self.disturb_one() {
+                    self.say(format!("{compound} at node {node}"));
+                    *self.compounds.borrow_mut().entry(compound).or_default() += 1;
+                    self.play(compound, node).await;
+                    self.revive(node);
+                    self.calm_down(node);
+                }
+            }
             Episode::Weather(weather) => self.bad_weather(weather).await,
             Episode::Partition { one_way } => self.partition(one_way).await,
             Episode::PowerCutOfAll => self.power_cut_of_all().await,
@@ -265,7 +297,7 @@ impl Nemesis {
                     self.say(format!("{fault:?} of node {node}"));
                     self.bad_node(fault, node).await;
                     self.revive(node);
-                    self.disturbed.borrow_mut().remove(&node);
+                    self.calm_down(node);
                 }
             }
         }
@@ -330,19 +362,17 @@ impl Nemesis {
         self.each_pair(cut, |conditions| conditions.blocked = Some(class));
         self.last().await;
         self.each_pair(cut, |conditions| conditions.blocked = None);
-        let mut disturbed = self.disturbed.borrow_mut();
         for node in &island {
-            disturbed.remove(node);
+            self.calm_down(*node);
         }
     }
 
     async fn power_cut_of_all(&self) {
         let hosts = self.simulation.hosts();
         self.say("cuts the power of all".to_owned());
-        let before = std::mem::replace(
-            &mut *self.disturbed.borrow_mut(),
-            hosts.iter().copied().collect(),
-        );
+        for node in &hosts {
+            *self.disturbed.borrow_mut().entry(*node).or_default() += 1;
+        }
         let victim = hosts
             .iter()
             .copied()
@@ -370,9 +400,7 @@ impl Nemesis {
                 .sleep(self.random.duration(Duration::ZERO, apart))
                 .await;
             self.revive(node);
-            if !before.contains(&node) {
-                self.disturbed.borrow_mut().remove(&node);
-            }
+            self.calm_down(node);
         }
     }
 
@@ -479,14 +507,20 @@ impl Nemesis {
         self.simulation.disks(*node).damage(damage);
     }
 
-    /// Takes an undisturbed running node into the budget.
+    /// Takes an undisturbed node into the budget, or one that is in it already.
     fn disturb_one(&self) -> Option<NodeId> {
         let mut disturbed = self.disturbed.borrow_mut();
+        if !disturbed.is_empty() && self.random.chance(self.options.again_ppm) {
+            let nodes: Vec<NodeId> = disturbed.keys().copied().collect();
+            let node = self.random.pick(&nodes).copied()?;
+            *disturbed.entry(node).or_default() += 1;
+            return Some(node);
+        }
         if disturbed.len() >= self.options.disturbed_max {
             return None;
         }
         let mut calm = self.simulation.hosts();
-        calm.retain(|node| !disturbed.contains(node));
+        calm.retain(|node| !disturbed.contains_key(node));
         if self.random.chance(350_000) {
             let favourites = (self.favourites)();
             if calm.iter().any(|node| favourites.contains(node)) {
@@ -494,11 +528,22 @@ impl Nemesis {
             }
         }
         let node = self.random.pick(&calm).copied()?;
-        disturbed.insert(node);
+        disturbed.insert(node, 1);
         Some(node)
     }
 
-    fn revive(&self, node: NodeId) {
+    /// An episode at this node is over.
+    fn calm_down(&self, node: NodeId) {
+        let mut disturbed = self.disturbed.borrow_mut();
+        if let Some(episodes) = disturbed.get_mut(&node) {
+            *episodes -= 1;
+            if *episodes == 0 {
+                disturbed.remove(&node);
+            }
+        }
+    }
+
+    pub(super) fn revive(&self, node: NodeId) {
         self.simulation.restore_power(node);
         self.simulation.resume(node);
         if self.simulation.incarnation(node).is_none() {
@@ -515,7 +560,7 @@ impl Nemesis {
                 .sleep(self.options.restart_after)
                 .await;
             for node in self.simulation.hosts() {
-                let calm = !self.disturbed.borrow().contains(&node);
+                let calm = !self.disturbed.borrow().contains_key(&node);
                 if calm && self.simulation.incarnation(node).is_none() {
                     self.say(format!("restarts node {node}, which ended"));
                     self.revive(node);
@@ -530,7 +575,11 @@ impl Nemesis {
         self.simulation.runtime().sleep(length).await;
     }
 
-    fn each_pair(&self, wanted: impl Fn(NodeId, NodeId) -> bool, change: impl Fn(&mut Conditions)) {
+    pub(super) fn each_pair(
+        &self,
+        wanted: impl Fn(NodeId, NodeId) -> bool,
+        change: impl Fn(&mut Conditions),
+    ) {
         let hosts = self.simulation.hosts();
         for from in &hosts {
             for to in &hosts {
@@ -541,7 +590,7 @@ impl Nemesis {
         }
     }
 
-    fn say(&self, words: String) {
+    pub(super) fn say(&self, words: String) {
         let at = Timestamp(self.simulation.now_ns());
         self.simulation.note(
             Step::Fault,

@@ -16,7 +16,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::future::join_all;
 use holdfast_runtime::{NodeId, Runtime};
-use holdfast_store::{Body, OperationId, Record, SliceKey, Store, StoreError, StoreOptions, View};
+use holdfast_store::{
+    Body, OperationId, Record, SliceKey, Store, StoreBounds, StoreError, StoreOptions, View,
+};
 use holdfast_wire::Seq;
 
 use crate::disk::Detached;
@@ -45,6 +47,7 @@ const OPTIONS: StoreOptions = StoreOptions {
     home_bytes: 16 << 20,
     home_preallocated: false,
     slice_blocks: SLICE_BLOCKS,
+    bounds: StoreBounds::SERVICE,
 };
 const DISTURBED_FOR: Duration = Duration::from_secs(8);
 

@@ -10,7 +10,7 @@ use holdfast_runtime::NodeId;
 use holdfast_wire::VolumeId;
 
 use super::node::{NoAnswer, Nodes};
-use super::shape::{REGION_UNITS, Region};
+use super::shape::{GivenUp, REGION_UNITS, Region};
 use crate::faults::FaultClass;
 use crate::oracle::content::{self, BLOCK_BYTES, BlockAddress, Value};
 use crate::oracle::linearizability::{Checker, Ticket, Violation};
@@ -41,6 +41,13 @@ pub(super) struct Counts {
     pub(super) grown: Cell<u64>,
     pub(super) evicted: Cell<u64>,
     pub(super) moved: Cell<u64>,
+    pub(super) paths_given_up: Cell<u64>,
+}
+
+impl Counts {
+    pub(super) fn note_path_given_up(&self) {
+        self.paths_given_up.set(self.paths_given_up.get() + 1);
+    }
 }
 
 /// A range of units (blocks, or sectors) of one volume.
@@ -99,6 +106,9 @@ const SECTORS_FROM: u64 = 1 << 40;
 /// Units of a region that the writes of an epoch meet on, and how long an epoch is.
 const FOCUS_UNITS: u64 = 4;
 const FOCUS_EPOCH_NS: u64 = 1_500_000_000;
+
+/// What a path had under way when it was given up takes effect within this time or never.
+const DEAD_AFTER_NS: u64 = 1_000_000_000;
 
 /// An initiator's own limit: some give up before the portal does.
 const LIMITS: [Duration; 3] = [
@@ -195,6 +205,11 @@ impl Workload {
         if random.chance(100_000) {
             return self.draw_range(random);
         }
+        self.focused(random)
+    }
+
+    /// Some of the few blocks that everybody meets on at the moment.
+    pub(super) fn focused(&self, random: &Random) -> Range {
         let simulation = &self.nodes.simulation;
         let epoch = simulation.now_ns() / FOCUS_EPOCH_NS;
         let common = simulation.random(&format!("focus {epoch}"));
@@ -334,13 +349,17 @@ impl Workload {
         let mut checker = self.checker.borrow_mut();
         let mut counted = &self.counts.failed;
         let mut outcome: fn(&mut Checker, u64, Ticket) -> Result<(), Violation> = Checker::failed;
+        let given_up = match self.nodes.shape.given_up {
+            GivenUp::LandsLate => Checker::unknown,
+            GivenUp::DiesSoon => dies_soon,
+        };
         let ended = match answer {
             Ok(Ok(_)) => {
                 (counted, outcome) = (&self.counts.writes, Checker::acknowledged);
                 Ended::Served
             }
             Ok(Err(IoError::Unknown | IoError::PathEnded)) | Err(NoAnswer::Open) => {
-                (counted, outcome) = (&self.counts.unknown, Checker::unknown);
+                (counted, outcome) = (&self.counts.unknown, given_up);
                 Ended::NotServed
             }
             Ok(Err(error)) => {
@@ -461,4 +480,9 @@ impl Workload {
             .simulation
             .note(Step::Operation, client, detail, words);
     }
+}
+
+/// The client gives the path up at this moment.
+fn dies_soon(checker: &mut Checker, now_ns: u64, ticket: Ticket) -> Result<(), Violation> {
+    checker.given_up(now_ns, ticket, now_ns + DEAD_AFTER_NS)
 }

@@ -136,11 +136,14 @@ impl Nodes {
             group: GroupOptions {
                 may_create: !self.members[&id].settled.get(),
                 half_bytes: HALF_BYTES,
+                snapshot_after: self.shape.bounds.snapshot_after,
                 ..GroupOptions::default()
             },
             fullness: Default::default(),
             balance: self.shape.balance,
             gossip: self.shape.gossip.clone(),
+            store_bounds: self.shape.bounds.store,
+            volume_bounds: self.shape.bounds.volume,
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use holdfast_gossip::Options as GossipOptions;
-use holdfast_node::{BalanceOptions, ScrubOptions};
+use holdfast_node::{BalanceOptions, ScrubOptions, StoreBounds, VolumeBounds};
 use holdfast_runtime::NodeId;
 
 use crate::disk::DiskTiming;
@@ -23,6 +23,66 @@ pub(super) enum Mood {
     Calm,
 }
 
+/// What becomes of a write whose path was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum GivenUp {
+    /// It may take effect at any time.
+    LandsLate,
+    /// It takes effect soon or never.
+    DiesSoon,
+}
+
+/// When the rarer work of nodes is due.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    pub(super) store: StoreBounds,
+    pub(super) volume: VolumeBounds,
+    /// Changes of the config state between two snapshots.
+    pub(super) snapshot_after: u64,
+}
+
+impl Bounds {
+    /// Small ones in most seeds, each by itself: what takes millions of blocks elsewhere happens
+    /// here with dozens.
+    fn draw(random: &Random) -> Self {
+        let (mut store, mut volume) = (StoreBounds::SERVICE, VolumeBounds::SERVICE);
+        let mut snapshot_after = 1024;
+        if random.chance(700_000) {
+            let small = || random.chance(600_000);
+            if small() {
+                store.recent_facts = random.between(12, 40);
+            }
+            if small() {
+                store.table_bytes = 1 << random.between(9, 11);
+            }
+            if small() {
+                store.deltas = random.between(3, 8) as usize;
+            }
+            store.collects_always = small();
+            if small() {
+                store.recent_operations = random.between(1, 32) as usize;
+            }
+            if small() {
+                volume.resync_blocks = random.between(1, 4) as u32;
+            }
+            if small() {
+                volume.operations = random.between(4, 32) as usize;
+            }
+            if small() {
+                volume.in_flight_kib = 1 << 10;
+            }
+            if small() {
+                snapshot_after = random.between(12, 40);
+            }
+        }
+        Self {
+            store,
+            volume,
+            snapshot_after,
+        }
+    }
+}
+
 /// The size of everything.
 #[derive(Clone, Debug)]
 pub(super) struct Shape {
@@ -31,6 +91,11 @@ pub(super) struct Shape {
     pub(super) copies: u32,
     pub(super) volumes: Vec<VolumeShape>,
     pub(super) clients: u64,
+    /// Hosts that give paths up.
+    pub(super) hosts: u64,
+    pub(super) given_up: GivenUp,
+    /// Clients that only read, and stay where they are.
+    pub(super) readers: u64,
     /// Longest pause of a client between two operations.
     pub(super) think: Duration,
     pub(super) disturbed_for: Duration,
@@ -47,6 +112,7 @@ pub(super) struct Shape {
     pub(super) balance: BalanceOptions,
     /// Volumes that nobody uses: there to be owned.
     pub(super) bystanders: u64,
+    pub(super) bounds: Bounds,
 }
 
 #[derive(Clone, Debug)]
@@ -128,7 +194,7 @@ pub(super) fn draw_world(random: &Random) -> (NetworkTiming, DiskTiming) {
 }
 
 impl Shape {
-    pub(super) fn draw(random: &Random) -> Self {
+    pub(super) fn draw(random: &Random, given_up: GivenUp) -> Self {
         let mood = if random.chance(120_000) {
             Mood::Calm
         } else {
@@ -150,7 +216,17 @@ impl Shape {
                     VolumeShape::draw(random).with_growth(&growth)
                 })
                 .collect(),
-            clients: random.between(2, 6),
+            clients: random.between(2, 5),
+            hosts: match mood {
+                Mood::Hostile => random.fork("hosts").between(1, 2),
+                Mood::Calm => 0,
+            },
+            given_up,
+            readers: match mood {
+                Mood::Hostile => 2,
+                Mood::Calm => 0,
+            },
+            bounds: Bounds::draw(&random.fork("bounds")),
             think: Duration::from_millis([5, 30, 100][random.below(3) as usize]),
             disturbed_for: random.duration(Duration::from_secs(15), Duration::from_secs(60)),
             nemesis: draw_nemesis(random, mood, nodes.len(), victim.is_some()),
@@ -215,6 +291,8 @@ fn draw_nemesis(random: &Random, mood: Mood, nodes: usize, damage: bool) -> Neme
         Mood::Hostile => {
             // Each seed leaves some faults out, so that the others meet one another.
             nemesis.weights.retain(|_, _| !random.chance(250_000));
+            let compounds = random.fork("compounds");
+            nemesis.compounds.retain(|_, _| !compounds.chance(400_000));
         }
         Mood::Calm => {
             let weather = [
@@ -223,6 +301,7 @@ fn draw_nemesis(random: &Random, mood: Mood, nodes: usize, damage: bool) -> Neme
                 FaultClass::Duplication,
                 FaultClass::Reordering,
             ];
+            nemesis.compounds.clear();
             nemesis.weights = weather
                 .into_iter()
                 .map(|class| (class, 1))

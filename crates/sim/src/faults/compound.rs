@@ -1,0 +1,206 @@
+//! Faults that meet at one node. One at a time, each of them is survived by accident; what holds
+//! them apart in the code under test is seen only when they meet, in the order that hurts.
+//!
+//! | compound | what it is after |
+//! |---|---|
+//! | granters restart | copies that have forgotten the leases they granted, while the owner still holds them |
+//! | cut and pause | an owner that wakes up, cut off, in the middle of what it did before |
+//! | cut and slow disk | reads that were begun under a lease and end long after it |
+//! | pause at a read | the same, with nothing noticed in between |
+//! | late answers | a lease that is granted long before its owner hears of it |
+//! | long cut | every time limit runs out, that of a proposal too |
+//! | long pause | hosts give the portal up meanwhile, write elsewhere, and overwrite |
+//! | cut, then restart | an owner that starts anew while its former office still holds leases |
+
+use std::fmt;
+use std::time::Duration;
+
+use holdfast_runtime::NodeId;
+
+use super::FaultClass;
+use super::nemesis::Nemesis;
+use crate::disk::Moment;
+
+/// See the module's header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Compound {
+    /// The node is cut off; at once some of the others are killed and start again.
+    GrantersRestart,
+    /// The node is cut off and stands still for a part of the time.
+    CutAndPause,
+    /// The node is cut off while its disk takes long.
+    CutAndSlowDisk,
+    /// The node stands still from its next disk read on.
+    PauseAtRead,
+    /// What one node says to it takes long; the others are cut off from it.
+    LateAnswers,
+    /// The node is cut off for longer than any time limit.
+    LongCut,
+    /// The node stands still for longer than hosts wait.
+    LongPause,
+    /// The node is cut off, and killed and started again meanwhile.
+    CutAndRestart,
+}
+
+impl Compound {
+    /// Every compound.
+    pub const ALL: [Self; 8] = [
+        Self::GrantersRestart,
+        Self::CutAndPause,
+        Self::CutAndSlowDisk,
+        Self::PauseAtRead,
+        Self::LateAnswers,
+        Self::LongCut,
+        Self::LongPause,
+        Self::CutAndRestart,
+    ];
+
+    /// The name in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::GrantersRestart => "compound: granters restart",
+            Self::CutAndPause => "compound: cut and pause",
+            Self::CutAndSlowDisk => "compound: cut and slow disk",
+            Self::PauseAtRead => "compound: pause at a read",
+            Self::LateAnswers => "compound: late answers",
+            Self::LongCut => "compound: long cut",
+            Self::LongPause => "compound: long pause",
+            Self::CutAndRestart => "compound: cut and restart",
+        }
+    }
+}
+
+impl fmt::Display for Compound {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+/// How long hosts may wait for a command, and more.
+const LONG_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(9));
+/// Longer than the longest limit of a proposal, ten seconds.
+const LONG_CUT: (Duration, Duration) = (Duration::from_secs(11), Duration::from_secs(18));
+
+impl Nemesis {
+    /// Plays a compound at `node`; the caller revives the node afterwards.
+    pub(super) async fn play(&self, compound: Compound, node: NodeId) {
+        let simulation = &self.simulation;
+        let lease = simulation.options().lease;
+        match compound {
+            Compound::GrantersRestart => {
+                self.cut_off(node);
+                self.wait(Duration::ZERO, lease / 2).await;
+                for granter in self.others(node) {
+                    if self.random.chance(650_000) && simulation.is_powered(granter) {
+                        simulation.kill(granter);
+                        self.revive(granter);
+                    }
+                }
+                self.wait(lease, lease * 2).await;
+                self.join_again(node);
+            }
+            Compound::CutAndPause => {
+                let first = self.random.chance(500_000);
+                if first {
+                    self.cut_off(node);
+                    self.wait(Duration::ZERO, lease).await;
+                }
+                simulation.pause(node);
+                if !first {
+                    self.wait(Duration::ZERO, lease).await;
+                    self.cut_off(node);
+                }
+                self.wait(lease / 10, lease * 2).await;
+                simulation.resume(node);
+                self.wait(lease / 2, lease * 2).await;
+                self.join_again(node);
+            }
+            Compound::CutAndSlowDisk => {
+                let disks = simulation.disks(node);
+                // An operation that has begun takes as long as it was to take then.
+                let sync_ns = [200, 700, 2_500][self.random.below(3) as usize] * 1_000_000;
+                disks.set_slow_factor(sync_ns / simulation.options().disk.sync_ns);
+                self.wait(Duration::ZERO, lease / 2).await;
+                self.cut_off(node);
+                self.wait(lease, lease * 3).await;
+                disks.set_slow_factor(1);
+                self.join_again(node);
+            }
+            Compound::PauseAtRead => {
+                let disks = simulation.disks(node);
+                let world = simulation.clone();
+                disks.at_next(Moment::Read, move || world.pause(node));
+                let cut = self.random.chance(500_000);
+                self.wait(lease / 10, lease / 2).await;
+                if cut {
+                    self.cut_off(node);
+                }
+                self.wait(lease, lease * 3).await;
+                simulation.resume(node);
+                self.wait(lease / 4, lease).await;
+                if cut {
+                    self.join_again(node);
+                }
+                disks.heal();
+            }
+            Compound::LateAnswers => {
+                let others = self.others(node);
+                let late = self.random.pick(&others).copied();
+                let delay = self.random.duration(lease / 3, lease * 2);
+                let delay_ns = crate::random::nanos(delay);
+                let is_late = |from, to| Some(from) == late && to == node;
+                self.each_pair(is_late, |conditions| conditions.extra_delay_ns = delay_ns);
+                self.wait(Duration::ZERO, lease).await;
+                let cut = |from: NodeId, to: NodeId| {
+                    (from == node || to == node) && Some(from) != late && Some(to) != late
+                };
+                self.block(cut, true);
+                self.wait(lease, lease * 3).await;
+                self.block(cut, false);
+                self.each_pair(is_late, |conditions| conditions.extra_delay_ns = 0);
+            }
+            Compound::LongCut => {
+                self.cut_off(node);
+                self.wait(LONG_CUT.0, LONG_CUT.1).await;
+                self.join_again(node);
+            }
+            Compound::LongPause => {
+                simulation.pause(node);
+                self.wait(LONG_PAUSE.0, LONG_PAUSE.1).await;
+                simulation.resume(node);
+            }
+            Compound::CutAndRestart => {
+                self.cut_off(node);
+                self.wait(Duration::ZERO, lease).await;
+                simulation.kill(node);
+                self.revive(node);
+                self.wait(Duration::ZERO, lease * 2).await;
+                self.join_again(node);
+            }
+        }
+    }
+
+    fn others(&self, node: NodeId) -> Vec<NodeId> {
+        let mut others = self.simulation.hosts();
+        others.retain(|other| *other != node);
+        others
+    }
+
+    fn cut_off(&self, node: NodeId) {
+        self.block(|from, to| from == node || to == node, true);
+    }
+
+    fn join_again(&self, node: NodeId) {
+        self.block(|from, to| from == node || to == node, false);
+    }
+
+    fn block(&self, wanted: impl Fn(NodeId, NodeId) -> bool, blocked: bool) {
+        let class = blocked.then_some(FaultClass::FullPartition);
+        self.each_pair(wanted, |conditions| conditions.blocked = class);
+    }
+
+    async fn wait(&self, shortest: Duration, longest: Duration) {
+        let length = self.random.duration(shortest, longest);
+        self.simulation.runtime().sleep(length).await;
+    }
+}
