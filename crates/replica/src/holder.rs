@@ -180,6 +180,7 @@ impl Holder {
             return;
         }
         let through = receiver.handed_out();
+        let first = Seq(through.0 + 1 - ready.len() as u64);
         let session = receiver.session;
         if planted::is_active(Bug::AcknowledgeBeforeJournal) {
             receiver.durable = through;
@@ -191,7 +192,7 @@ impl Holder {
         let holder = self.clone();
         self.runtime.spawn("replica-append", async move {
             let result = journaled.await;
-            holder.on_journaled(from, slice, session, through, result);
+            holder.on_journaled(from, slice, session, (first, through), result);
         });
     }
 
@@ -200,7 +201,7 @@ impl Holder {
         owner: NodeId,
         slice: SliceKey,
         session: u64,
-        through: Seq,
+        (first, through): (Seq, Seq),
         result: Result<(), StoreError>,
     ) {
         let mut receiving = self.receiving.borrow_mut();
@@ -211,7 +212,7 @@ impl Holder {
             return;
         }
         match result {
-            Ok(()) => receiver.durable = receiver.durable.max(through),
+            Ok(()) => receiver.note_journaled(first, through),
             Err(error) => {
                 if !receiver.failed {
                     tracing::error!(%slice, %error, "this copy cannot take the stream any more");

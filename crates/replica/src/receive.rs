@@ -25,6 +25,8 @@ pub struct Receiver<T> {
     pub failed: bool,
     next: Seq,
     held_back: BTreeMap<Seq, T>,
+    /// What was journaled behind something that is not yet, or never will be: first and last.
+    journaled: BTreeMap<Seq, Seq>,
 }
 
 impl<T> Receiver<T> {
@@ -40,6 +42,20 @@ impl<T> Receiver<T> {
             failed: false,
             next,
             held_back: BTreeMap::new(),
+            journaled: BTreeMap::new(),
+        }
+    }
+
+    /// These records are journaled. What cannot be journaled is never passed over: a later record
+    /// says nothing about an earlier one that was refused.
+    pub fn note_journaled(&mut self, first: Seq, last: Seq) {
+        if planted::is_active(Bug::PassOverRefused) {
+            self.durable = self.durable.max(last);
+            return;
+        }
+        self.journaled.insert(first, last);
+        while let Some(last) = self.journaled.remove(&self.durable.next()) {
+            self.durable = last;
         }
     }
 
@@ -103,6 +119,20 @@ mod tests {
         receiver.take(Seq(5), ());
         receiver.durable = Seq(5);
         assert_eq!(receiver.usable_stable(), Seq(5));
+    }
+
+    #[test]
+    fn a_record_that_is_refused_is_never_passed_over() {
+        let mut receiver = Receiver::new(View(1), 7, Seq(5));
+        receiver.take(Seq(5), ());
+        receiver.take(Seq(6), ());
+        receiver.take(Seq(7), ());
+        receiver.note_journaled(Seq(7), Seq(7));
+        assert_eq!(receiver.durable, Seq(4), "6 is not journaled");
+        receiver.note_journaled(Seq(5), Seq(5));
+        assert_eq!(receiver.durable, Seq(5), "nor is it now");
+        receiver.note_journaled(Seq(6), Seq(6));
+        assert_eq!(receiver.durable, Seq(7));
     }
 
     #[test]

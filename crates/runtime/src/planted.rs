@@ -163,11 +163,13 @@ pub enum Bug {
     DropDeltasAtOnce,
     /// The config log answers before what it wrote is durable.
     VoteUnsynced,
+    /// A copy acknowledges what it has journaled behind a record that it refused.
+    PassOverRefused,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 68] = [
+    pub const ALL: [Self; 69] = [
         Self::AcknowledgeBeforeJournal,
         Self::SkipFence,
         Self::SkipLeaseWait,
@@ -236,6 +238,7 @@ impl Bug {
         Self::JoinDropsNewest,
         Self::DropDeltasAtOnce,
         Self::VoteUnsynced,
+        Self::PassOverRefused,
     ];
 
     /// The name on command lines: `skip-fence` for `SkipFence`.
@@ -302,7 +305,8 @@ impl Bug {
             | Self::MergeForgetsAll
             | Self::JoinDropsNewest
             | Self::DropDeltasAtOnce
-            | Self::VoteUnsynced => Finder::Cluster,
+            | Self::VoteUnsynced
+            | Self::PassOverRefused => Finder::Cluster,
             Self::NeverRelay | Self::RelayInOwnName | Self::TrustRumour => Finder::LinkCuts,
             Self::AcceptStaleLap | Self::DestageUnread => Finder::Store,
             Self::CountUnsyncedEdit
