@@ -331,6 +331,17 @@ impl Holder {
         self.check_view(volume, view.0)
     }
 
+    /// Waits until nobody sets up a stream of this slice; nobody does while it is held.
+    pub(crate) async fn turn(&self, slice: SliceKey) -> OwnedMutexGuard<()> {
+        let turn = self
+            .setting_up
+            .borrow_mut()
+            .entry(slice)
+            .or_default()
+            .clone();
+        turn.lock_owned().await
+    }
+
     /// Begins to set up a stream: one at a time per slice, and never an older one after a newer.
     pub(crate) async fn set_up(
         &self,
@@ -338,13 +349,7 @@ impl Holder {
         view: View,
         session: u64,
     ) -> Result<OwnedMutexGuard<()>, ReplicaRefusal> {
-        let turn = self
-            .setting_up
-            .borrow_mut()
-            .entry(slice)
-            .or_default()
-            .clone();
-        let turn = turn.lock_owned().await;
+        let turn = self.turn(slice).await;
         self.check_view(slice.volume, view.0)?;
         let mut newest = self.newest_session.borrow_mut();
         let newest = newest.entry(slice).or_insert((view, session));

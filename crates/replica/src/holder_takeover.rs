@@ -19,7 +19,9 @@ use crate::messages;
 use crate::receive::Receiver;
 
 impl Holder {
-    /// Promises the view, ends earlier streams, waits out earlier leases, then reports.
+    /// Promises the view, ends earlier streams, waits out earlier leases, then reports. A set-up
+    /// by an earlier owner that has begun ends before its slice is reported: what it is about to
+    /// drop must not be taken for held.
     pub(crate) async fn on_fence(&self, fence: &Fence) -> Answer {
         self.keep_out_earlier_owners(fence).await?;
         // A later fence may have come meanwhile; then this one must not be answered.
@@ -30,6 +32,7 @@ impl Holder {
                 volume: fence.volume,
                 slice: *slice,
             };
+            let turn = self.turn(slice).await;
             if fence.fresh && self.store.copy_state(slice) == CopyState::Absent {
                 self.store
                     .set_copy_state(slice, CopyState::InSync)
@@ -37,6 +40,7 @@ impl Holder {
                     .map_err(refused)?;
             }
             copies.push(self.report(slice));
+            drop(turn);
         }
         self.check_view(fence.volume, fence.view)?;
         let fence = FenceReply {
