@@ -6,7 +6,9 @@
 //! * the stable point is not above the one that was announced;
 //! * every block reads as its records say: at the stable point before and after the journal is
 //!   read in, after a takeover at the stream's end, and again when everything is at home, in
-//!   tables, in other segments, and when all free ones were given back;
+//!   tables, in other segments, and when all free ones were given back; block by block, as a part
+//!   of the range and as the whole;
+//! * what is said to have changed since any position is what the records since then touch;
 //! * every block that the journal holds data for has room, the home's counts of what refers to
 //!   its segments are right, and once everything is at home just that takes space.
 
@@ -138,6 +140,42 @@ async fn judge_blocks(
             return Err(format!(
                 "block {block} at {through}{when} reads {found}, not {fill}"
             ));
+        }
+    }
+    for (first, blocks) in (0..BLOCKS).map(|block| (block, 1)).chain([(1, BLOCKS - 1)]) {
+        let part = store.read(SLICE, first, blocks).await;
+        let part = part.map_err(|error| format!("{first}+{blocks} at {through}{when}: {error}"))?;
+        let from = first as usize * BLOCK_BYTES;
+        if part[..] != read[from..from + part.len()] {
+            return Err(format!(
+                "{first}+{blocks} at {through}{when} reads otherwise"
+            ));
+        }
+    }
+    judge_changed(store, promise, through, when).await
+}
+
+/// What a resync of a copy that is complete up to any position would be told.
+async fn judge_changed(
+    store: &Store,
+    promise: &Promise,
+    through: u64,
+    when: &str,
+) -> Result<(), String> {
+    for after in 0..through {
+        let found = store.changed_since(SLICE, Seq(after), 0, usize::MAX).await;
+        for block in 0..BLOCKS {
+            let told = found.iter().find(|(changed, _, _)| *changed == block);
+            let told = told.map(|(_, _, seq)| seq.0);
+            let newest = promise.newest(through, block);
+            let newest = newest.filter(|(seq, _)| *seq > after);
+            // A zero over what was never written need not be told of.
+            let spared = newest.is_none_or(|(_, had_data)| !had_data);
+            if told != newest.map(|(seq, _)| seq) && !(told.is_none() && spared) {
+                return Err(format!(
+                    "block {block} after {after} at {through}{when}: {told:?}, not {newest:?}"
+                ));
+            }
         }
     }
     Ok(())

@@ -66,6 +66,19 @@ impl Promise {
         touching.next().map_or(0, |record| record.fill)
     }
 
+    /// The number of the last of the first `through` records that touches the block, and whether
+    /// any of them put data there.
+    pub(super) fn newest(&self, through: u64, block: u32) -> Option<(u64, bool)> {
+        let records = self.records.iter().take(through as usize).zip(1..);
+        let touching = records.filter(|(record, _)| {
+            (record.first_block..record.first_block + record.blocks).contains(&block)
+        });
+        touching.fold(None, |found, (record, seq)| {
+            let had_data = found.is_some_and(|(_, data)| data);
+            Some((seq, had_data || record.fill != 0))
+        })
+    }
+
     /// The record with this number.
     pub(super) fn body(&self, seq: u64) -> Option<(View, Body)> {
         let record = self
