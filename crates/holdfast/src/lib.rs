@@ -111,12 +111,12 @@ fn simulate(args: &holdfast_sim::RunArgs) -> Result<(), Failure> {
     let report = holdfast_sim::run(args).map_err(|error| Failure::Usage(error.to_string()))?;
     let text = holdfast_sim::cli::render(&report, args.output);
     output::show(About::Look, &format!("{text}\n"))?;
-    if report.failed.is_empty() {
+    if report.passed() {
         Ok(())
     } else {
-        let failed = report.failed.len();
+        let (failed, missed) = (report.failed.len(), report.missed.len());
         Err(Failure::Failed(format!(
-            "{failed} of {} seeds failed",
+            "{failed} of {} seeds failed, {missed} branches were taken too rarely",
             report.seeds
         )))
     }

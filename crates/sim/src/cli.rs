@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use holdfast_runtime::planted::Bug;
 use thiserror::Error;
 
+use crate::floors;
 use crate::report::Report;
 use crate::runner::{Amount, Plan, run_seeds};
 use crate::scenario;
@@ -42,6 +43,9 @@ pub struct RunArgs {
     /// Stop after the first seed that fails
     #[arg(long)]
     pub stop_at_failure: bool,
+    /// Fail if rarely taken branches were taken too rarely; from 200 seeds on
+    #[arg(long)]
+    pub floors: bool,
     /// Turn a planted bug on (needs a build with the feature `planted`)
     #[arg(long, value_parser = parse_bug)]
     pub bug: Option<Bug>,
@@ -103,7 +107,7 @@ pub fn run(args: &RunArgs) -> Result<Report, ArgsError> {
     })?;
     let plan = plan(args)?;
     let shown = std::io::stderr().is_terminal() && !args.trace;
-    let report = run_seeds(scenario, plan, |done, failed| {
+    let mut report = run_seeds(scenario, plan, |done, failed| {
         if shown {
             // A closed terminal is no reason to stop.
             let _ = write!(std::io::stderr(), "\r{done} seeds done, {failed} failed ");
@@ -111,6 +115,9 @@ pub fn run(args: &RunArgs) -> Result<Report, ArgsError> {
     });
     if shown {
         let _ = writeln!(std::io::stderr());
+    }
+    if args.floors {
+        report.missed = floors::missed(&report);
     }
     Ok(report)
 }

@@ -19,6 +19,7 @@ pub mod disk;
 mod events;
 pub mod executor;
 pub mod faults;
+pub mod floors;
 pub mod network;
 pub mod oracle;
 pub mod random;

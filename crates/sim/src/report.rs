@@ -123,6 +123,8 @@ pub struct Report {
     pub reached: BTreeMap<&'static str, u64>,
     /// In how many seeds it was.
     pub seeds_that_reached: BTreeMap<&'static str, u64>,
+    /// Branches that were taken too rarely, if that was to be found out.
+    pub missed: Vec<String>,
     /// Kept trace lines of the last seed, if asked for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub trace: Vec<String>,
@@ -167,9 +169,9 @@ impl Report {
         }
     }
 
-    /// Whether every seed passed.
+    /// Whether every seed passed, and no branch was taken too rarely.
     pub fn passed(&self) -> bool {
-        self.failed.is_empty()
+        self.failed.is_empty() && self.missed.is_empty()
     }
 
     /// The report as JSON.
@@ -208,6 +210,9 @@ impl Report {
         for (name, times) in &self.reached {
             let seeds = self.seeds_that_reached.get(name).copied().unwrap_or(0);
             let _ = writeln!(text, "{name:<66}{times:>10}{seeds:>10}");
+        }
+        for missed in &self.missed {
+            let _ = writeln!(text, "\nTAKEN TOO RARELY: {missed}");
         }
         for failed in &self.failed {
             let FailedSeed {

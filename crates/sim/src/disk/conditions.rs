@@ -30,6 +30,9 @@ impl Default for DiskTiming {
 pub struct DamagePolicy {
     /// Area names that may be damaged; empty protects all.
     pub areas: Vec<String>,
+    /// Further areas, whose bytes at rest may be damaged and nothing else: of a write that they
+    /// lose without a word nobody could tell.
+    pub at_rest: Vec<String>,
     /// How many firings this host may suffer in a run.
     pub budget: u32,
 }

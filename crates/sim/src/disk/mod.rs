@@ -216,9 +216,17 @@ impl HostDisks {
                 return false;
             }
             let areas = self.areas.borrow();
+            let at_rest = match damage {
+                Damage::FlipBits | Damage::Unreadable => &policy.at_rest[..],
+                Damage::LoseNextWrite
+                | Damage::MisdirectNextWrite
+                | Damage::StaleRead
+                | Damage::LieAtNextSync => &[],
+            };
             policy
                 .areas
                 .iter()
+                .chain(at_rest)
                 .filter_map(|name| areas.get(name).cloned())
                 .collect()
         };

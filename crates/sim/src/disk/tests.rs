@@ -167,11 +167,13 @@ fn damage_needs_the_policys_consent_and_keeps_to_its_budget() -> Result<(), Halt
         disks.set_policy(DamagePolicy {
             areas: vec!["other".to_owned()],
             budget: 9,
+            ..DamagePolicy::default()
         });
         assert!(!disks.damage(Damage::FlipBits));
         disks.set_policy(DamagePolicy {
             areas: vec!["area".to_owned()],
             budget: 2,
+            ..DamagePolicy::default()
         });
         assert!(disks.damage(Damage::FlipBits) && disks.damage(Damage::Unreadable));
         assert!(!disks.damage(Damage::FlipBits), "the budget is spent");
@@ -192,6 +194,7 @@ fn a_lost_and_a_misdirected_write_are_acknowledged_and_wrong() -> Result<(), Hal
             disks.set_policy(DamagePolicy {
                 areas: vec!["area".to_owned()],
                 budget: 1,
+                ..DamagePolicy::default()
             });
             assert!(disks.damage(damage));
             as_process(&simulation, |machine| async move {
@@ -233,6 +236,7 @@ fn a_lying_sync_is_acknowledged_and_a_power_cut_shows_it() -> Result<(), Halt> {
             disks.set_policy(DamagePolicy {
                 areas: vec!["area".to_owned()],
                 budget: 1,
+                ..DamagePolicy::default()
             });
             assert!(disks.damage(Damage::LieAtNextSync));
             as_process(&simulation, move |machine| async move {

@@ -15,7 +15,6 @@ pub fn named(name: &str) -> Option<&'static dyn Scenario> {
 pub const ALL: &[&dyn Scenario] = &[
     &cluster::Cluster,
     &cluster::link_cuts::LinkCuts,
-    &cluster::Paths,
     &ping_pong::PingPong,
     &store::StoreCrashes,
 ];

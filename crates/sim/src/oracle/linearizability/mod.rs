@@ -108,6 +108,17 @@ impl Checker {
         self.begin(now_ns, client, address, Kind::Write(value))
     }
 
+    /// A client begins to write `to` if the block holds `from`, as one step.
+    pub fn begin_swap(
+        &mut self,
+        now_ns: u64,
+        client: u64,
+        address: BlockAddress,
+        (from, to): (Value, Value),
+    ) -> Ticket {
+        self.begin(now_ns, client, address, Kind::Swap { from, to })
+    }
+
     /// A client begins to read.
     pub fn begin_read(&mut self, now_ns: u64, client: u64, address: BlockAddress) -> Ticket {
         self.begin(now_ns, client, address, Kind::Read)
@@ -233,6 +244,10 @@ impl fmt::Display for Line {
         match self.event {
             Event::Began(Kind::Write(value)) => {
                 write!(formatter, "client {} writes {}", self.client, value.0)
+            }
+            Event::Began(Kind::Swap { from, to }) => {
+                let (client, from, to) = (self.client, from.0, to.0);
+                write!(formatter, "client {client} writes {to} if it reads {from}")
             }
             Event::Began(Kind::Read) => write!(formatter, "client {} reads", self.client),
             Event::Ended(Outcome::Acknowledged) => formatter.write_str("acknowledged"),

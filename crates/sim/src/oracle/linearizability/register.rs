@@ -26,6 +26,11 @@ use crate::oracle::content::Value;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Write(Value),
+    /// Writes `to` if the register holds `from`.
+    Swap {
+        from: Value,
+        to: Value,
+    },
     Read,
 }
 
@@ -80,6 +85,7 @@ struct Operation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Open {
     Write(Value),
+    Swap { from: Value, to: Value },
     UnknownWrite(Unknown),
     Read(Value),
 }
@@ -171,7 +177,7 @@ impl Register {
         for operation in self.operations.values_mut() {
             if operation.outcome.is_none() {
                 operation.outcome = Some(match operation.kind {
-                    Kind::Write(_) => Outcome::Unknown,
+                    Kind::Write(_) | Kind::Swap { .. } => Outcome::Unknown,
                     Kind::Read => Outcome::Void,
                 });
             }
@@ -215,18 +221,23 @@ impl Register {
     fn take_begin(&mut self, number: u64, kind: Kind, outcome: Outcome) {
         let open = match (kind, outcome) {
             (Kind::Write(value), Outcome::Acknowledged) => Open::Write(value),
-            (Kind::Write(value), Outcome::Unknown) => Open::UnknownWrite(Unknown {
-                number,
-                value,
-                expires_ns: u64::MAX,
-            }),
-            (Kind::Write(value), Outcome::UnknownUntil(expires_ns)) => {
+            (Kind::Swap { from, to }, Outcome::Acknowledged) => Open::Swap { from, to },
+            // What it compared with is forgotten: it may take effect more often than it really does.
+            (Kind::Write(value) | Kind::Swap { to: value, .. }, Outcome::Unknown) => {
                 Open::UnknownWrite(Unknown {
                     number,
                     value,
-                    expires_ns,
+                    expires_ns: u64::MAX,
                 })
             }
+            (
+                Kind::Write(value) | Kind::Swap { to: value, .. },
+                Outcome::UnknownUntil(expires_ns),
+            ) => Open::UnknownWrite(Unknown {
+                number,
+                value,
+                expires_ns,
+            }),
             (Kind::Read, Outcome::Returned(value)) => Open::Read(value),
             (_, Outcome::Void) => {
                 self.operations.remove(&number);
@@ -243,13 +254,13 @@ impl Register {
                     }
                 }
             }
-            Open::Write(_) | Open::UnknownWrite(_) => {}
+            Open::Write(_) | Open::Swap { .. } | Open::UnknownWrite(_) => {}
         }
         match open {
             Open::UnknownWrite(_) => {
                 self.operations.remove(&number);
             }
-            Open::Write(_) | Open::Read(_) => {
+            Open::Write(_) | Open::Swap { .. } | Open::Read(_) => {
                 if let Some(operation) = self.operations.get_mut(&number) {
                     operation.place = Some(place);
                 }
@@ -286,7 +297,7 @@ impl Register {
     fn take_expiry(&mut self, number: u64) {
         let is_it = |open: &Option<Open>| match open {
             Some(Open::UnknownWrite(unknown)) => unknown.number == number,
-            Some(Open::Write(_) | Open::Read(_)) | None => false,
+            Some(Open::Write(_) | Open::Swap { .. } | Open::Read(_)) | None => false,
         };
         // If every configuration had it done, its place is free already.
         let Some(place) = self.open.iter().position(is_it) else {
@@ -331,6 +342,11 @@ impl Register {
                     Some(Open::Write(value)) => {
                         stack.push(self.after(configuration, place, *value))
                     }
+                    Some(Open::Swap { from, to }) => {
+                        if *from == configuration.value {
+                            stack.push(self.after(configuration, place, *to));
+                        }
+                    }
                     Some(Open::UnknownWrite(write)) if place == target => {
                         stack.push(self.after(configuration, place, write.value));
                     }
@@ -357,7 +373,7 @@ impl Register {
             .enumerate()
             .filter(|(place, _)| undone(place))
             .filter_map(|(_, open)| match open {
-                Some(Open::Read(value)) => Some(*value),
+                Some(Open::Read(value) | Open::Swap { from: value, .. }) => Some(*value),
                 Some(Open::Write(_) | Open::UnknownWrite(_)) | None => None,
             })
             .collect()
@@ -398,7 +414,7 @@ impl Register {
     }
 
     fn drop_dominated(&mut self) {
-        let writes = self.places(|open| matches!(open, Open::Write(_)));
+        let writes = self.places(|open| matches!(open, Open::Write(_) | Open::Swap { .. }));
         let unknown = self.places(|open| matches!(open, Open::UnknownWrite(_)));
         let reads = self.places(|open| matches!(open, Open::Read(_)));
         let dominates = |better: &Configuration, worse: &Configuration| {

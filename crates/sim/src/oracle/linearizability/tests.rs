@@ -10,7 +10,7 @@ const HERE: BlockAddress = BlockAddress {
 
 /// `w3` begins writing 3, `w3+` acknowledges it, `w3?` leaves it unknown, `w3-` refuses it, `w3!`
 /// gives it up: it may take effect during the next step, and not later;
-/// `ra` begins read a, `ra=3` returns 3, `ra-` fails.
+/// `s3>4` begins writing 4 if 3 is read, and goes on as `s3+` and so on; `ra` begins read a, `ra=3` returns 3, `ra-` fails.
 fn check(history: &str) -> Result<(), Violation> {
     let mut checker = Checker::new();
     let mut open: BTreeMap<String, Ticket> = BTreeMap::new();
@@ -22,6 +22,7 @@ fn check(history: &str) -> Result<(), Violation> {
         let end = &step[name.len()..];
         if end.is_empty() {
             let ticket = match name.strip_prefix('w') {
+                None if name.starts_with('s') => unreachable!("a swap has an end"),
                 Some(value) => {
                     // `w0a`, `w0b`: writes of zero told apart by a letter.
                     let digits: String = value.chars().take_while(char::is_ascii_digit).collect();
@@ -31,6 +32,12 @@ fn check(history: &str) -> Result<(), Violation> {
                 None => checker.begin_read(now_ns, 1, HERE),
             };
             open.insert(name, ticket);
+            continue;
+        }
+        if let Some(to) = end.strip_prefix('>') {
+            let parse = |digits: &str| Value(digits.parse().expect("a value"));
+            let pair = (parse(&name[1..]), parse(to));
+            open.insert(name, checker.begin_swap(now_ns, 1, HERE, pair));
             continue;
         }
         let ticket = open.remove(&name).expect("begun");
@@ -151,6 +158,29 @@ fn a_write_that_was_given_up_takes_effect_in_time_or_never() {
 }
 
 #[test]
+fn a_compare_and_write_is_one_step() {
+    for history in [
+        "s0>1 s0+ ra ra=1",
+        "w1 w1+ s1>2 s1- ra ra=1",
+        "w1 s1>2 w1+ s1+ ra ra=2",
+        "w1 w1? s1>2 s1+ ra ra=2",
+        "s0>1 s1>2 s1+ s0+ ra ra=2",
+        "w1 s0>2 s0+ w1+ ra ra=1",
+    ] {
+        assert_eq!(check(history), Ok(()), "{history}");
+    }
+    for history in [
+        "w1 w1+ s0>2 s0+",
+        "w1 w1+ s1>2 s1+ ra ra=1",
+        // Two of them have seen the same.
+        "w1 w1+ w2 s1>3 s1+ w2+ s2>4 s2+ ra ra=3",
+        "s0>1 w2 w2+ s0+ ra ra=1",
+    ] {
+        assert!(check(history).is_err(), "{history}");
+    }
+}
+
+#[test]
 fn a_value_from_nowhere_or_from_a_refused_write_is_caught() {
     assert!(check("ra ra=7").is_err());
     assert!(check("w1 w1- ra ra=1").is_err());
@@ -236,6 +266,8 @@ fn explained(history: &[Planned], done: u32, value: Value, newest_begin: usize) 
         let next = match (operation.kind, operation.outcome) {
             (_, Outcome::Void) => return false,
             (Kind::Write(written), _) => written,
+            (Kind::Swap { from, to }, Outcome::Acknowledged) if from == value => to,
+            (Kind::Swap { .. }, _) => return false,
             (Kind::Read, outcome) if outcome == Outcome::Returned(value) => value,
             (Kind::Read, _) => return false,
         };

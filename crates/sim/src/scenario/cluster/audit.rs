@@ -24,6 +24,8 @@ const SAMPLE_EVERY: Duration = Duration::from_millis(100);
 const SERVICE_BOUND: Duration = Duration::from_secs(25);
 /// From the end of all faults to full redundancy.
 const REDUNDANCY_BOUND: Duration = Duration::from_secs(60);
+/// From then until nothing is left of deleted volumes.
+const FORGETTING_BOUND: Duration = Duration::from_secs(20);
 /// From then until nothing is damaged that another copy has.
 const HEALING_BOUND: Duration = Duration::from_secs(90);
 /// The client number of the auditor in reports.
@@ -153,6 +155,7 @@ impl Audit {
     pub(super) async fn after_healing(&self) -> Result<(), Failure> {
         self.expect_service().await?;
         self.expect_redundancy().await?;
+        self.expect_forgotten().await?;
         self.expect_healed().await?;
         self.read_back().await?;
         self.compare_all().await?;
@@ -222,6 +225,34 @@ impl Audit {
     /// How many volumes went out of service because of damage.
     pub(super) fn lost_volumes(&self) -> u64 {
         self.lost.borrow().len() as u64
+    }
+
+    /// Nothing is kept of a volume that was deleted.
+    async fn expect_forgotten(&self) -> Result<(), Failure> {
+        let nodes = &self.workload.nodes;
+        let runtime = nodes.simulation.runtime();
+        let deadline = runtime.now() + FORGETTING_BOUND;
+        loop {
+            let state = self.newest_state();
+            let kept = nodes.shape.nodes.iter().filter_map(|id| nodes.get(*id));
+            let kept: Vec<SliceKey> = kept
+                .flat_map(|(_, node)| node.context().store.slices())
+                .filter(|slice| {
+                    let volume = VolumeId(slice.volume);
+                    state
+                        .as_ref()
+                        .is_some_and(|state| !state.volumes.contains_key(&volume))
+                })
+                .collect();
+            if kept.is_empty() {
+                return Ok(());
+            }
+            if runtime.now() >= deadline {
+                let what = format!("kept of deleted volumes: {kept:?}");
+                return Err(Failure::oracle("deletion", what));
+            }
+            runtime.sleep(Duration::from_millis(100)).await;
+        }
     }
 
     pub(super) async fn expect_redundancy(&self) -> Result<(), Failure> {
@@ -377,11 +408,37 @@ impl Audit {
             if self.lost.borrow().contains(&volume) {
                 continue;
             }
+            if workload.nodes.shape.long_writes {
+                self.read_all(volume).await?;
+            }
             for region in workload.regions(volume) {
                 for _ in 0..2 {
                     self.read_region(Range::whole(volume, region)).await?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Everything that a volume had at first, but what is checked sector by sector.
+    async fn read_all(&self, volume: usize) -> Result<(), Failure> {
+        let shape = &self.workload.nodes.shape.volumes[volume];
+        let blocks = shape.size_bytes / BLOCK_BYTES as u64;
+        let mut first = 0;
+        while first < blocks {
+            let most = blocks.min(first + 64);
+            let end = (first..most).find(|block| shape.in_sectors(*block));
+            let end = end.unwrap_or(most);
+            if end > first {
+                let range = Range {
+                    volume,
+                    first,
+                    units: end - first,
+                    unit_bytes: BLOCK_BYTES as u64,
+                };
+                self.read_region(range).await?;
+            }
+            first = end.max(first + 1);
         }
         Ok(())
     }

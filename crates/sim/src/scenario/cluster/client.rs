@@ -1,6 +1,7 @@
 //! Clients: they read, write and zero through any node's portal, and report to the checker.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -10,7 +11,8 @@ use holdfast_runtime::NodeId;
 use holdfast_wire::VolumeId;
 
 use super::node::{NoAnswer, Nodes};
-use super::shape::{GivenUp, REGION_UNITS, Region};
+use super::sessions::{DEAD_AFTER_NS, Session, Sessions};
+use super::shape::{REGION_UNITS, Region};
 use crate::faults::FaultClass;
 use crate::oracle::content::{self, BLOCK_BYTES, BlockAddress, Value};
 use crate::oracle::linearizability::{Checker, Ticket, Violation};
@@ -21,10 +23,13 @@ use crate::trace::Step;
 /// What all clients share.
 pub(super) struct Workload {
     pub(super) nodes: Rc<Nodes>,
+    pub(super) sessions: Sessions,
     pub(super) volumes: Vec<VolumeId>,
     pub(super) checker: RefCell<Checker>,
     pub(super) objection: RefCell<Option<Failure>>,
     next_value: Cell<u64>,
+    /// What blocks were last seen to hold.
+    known: RefCell<BTreeMap<BlockAddress, Value>>,
     pub(super) counts: Counts,
     /// Where clients meet, volume by volume.
     regions: RefCell<Vec<Vec<Region>>>,
@@ -41,13 +46,10 @@ pub(super) struct Counts {
     pub(super) grown: Cell<u64>,
     pub(super) evicted: Cell<u64>,
     pub(super) moved: Cell<u64>,
-    pub(super) paths_given_up: Cell<u64>,
-}
-
-impl Counts {
-    pub(super) fn note_path_given_up(&self) {
-        self.paths_given_up.set(self.paths_given_up.get() + 1);
-    }
+    pub(super) deleted: Cell<u64>,
+    pub(super) swapped: Cell<u64>,
+    pub(super) not_swapped: Cell<u64>,
+    pub(super) long_writes: Cell<u64>,
 }
 
 /// A range of units (blocks, or sectors) of one volume.
@@ -107,8 +109,8 @@ const SECTORS_FROM: u64 = 1 << 40;
 const FOCUS_UNITS: u64 = 4;
 const FOCUS_EPOCH_NS: u64 = 1_500_000_000;
 
-/// What a path had under way when it was given up takes effect within this time or never.
-const DEAD_AFTER_NS: u64 = 1_000_000_000;
+/// What is longer may run in pieces.
+const PIECE_BYTES: u64 = 1 << 20;
 
 /// An initiator's own limit: some give up before the portal does.
 const LIMITS: [Duration; 3] = [
@@ -123,11 +125,13 @@ impl Workload {
         let regions = regions.map(|volume| volume.regions.clone()).collect();
         Rc::new(Self {
             regions: RefCell::new(regions),
+            sessions: Sessions::new(nodes.clone()),
             nodes,
             volumes,
             checker: RefCell::default(),
             objection: RefCell::default(),
             next_value: Cell::new(1),
+            known: RefCell::default(),
             counts: Counts::default(),
         })
     }
@@ -174,8 +178,15 @@ impl Workload {
                     let range = self.draw_range(&random);
                     self.read(client, node, range, limit).await
                 }
+                9 | 10 => {
+                    let range = self.draw_focused(&random).part(0, 1);
+                    self.compare_and_write(client, node, range, limit).await
+                }
                 kind => {
-                    let range = self.draw_focused(&random);
+                    let range = match self.draw_long(&random) {
+                        Some(range) => range,
+                        None => self.draw_focused(&random),
+                    };
                     self.write(client, node, range, limit, kind == 19).await
                 }
             };
@@ -197,6 +208,31 @@ impl Workload {
         let skipped = random.below(if hot { 3 } else { REGION_UNITS });
         let most = (REGION_UNITS - skipped).min([1, 2, 8, 16][random.below(4) as usize]);
         Range::whole(volume, region).part(skipped, random.between(1, most))
+    }
+
+    /// Now and then, in some runs, blocks all over a volume, more than an owner takes at once too.
+    fn draw_long(&self, random: &Random) -> Option<Range> {
+        if !self.nodes.shape.long_writes || !random.chance(30_000) {
+            return None;
+        }
+        let volume = random.below(self.volumes.len() as u64) as usize;
+        let shape = &self.nodes.shape.volumes[volume];
+        let blocks = shape.size_bytes / BLOCK_BYTES as u64;
+        let first = random.below(blocks);
+        let longest = [40, 260, 400][random.below(3) as usize];
+        let end = blocks.min(first + random.between(1, longest));
+        let end = (first..end)
+            .find(|block| shape.in_sectors(*block))
+            .unwrap_or(end);
+        self.counts
+            .long_writes
+            .set(self.counts.long_writes.get() + 1);
+        (end > first).then_some(Range {
+            volume,
+            first,
+            units: end - first,
+            unit_bytes: BLOCK_BYTES as u64,
+        })
     }
 
     /// Most writes of an epoch meet on a few blocks; what the epochs before wrote comes to rest
@@ -247,10 +283,15 @@ impl Workload {
         self.say(client, || {
             format!("client {client} reads {range:?} through node {node}")
         });
-        let answer = self
-            .nodes
-            .run(node, volume, range.bytes(), Operation::Read, limit)
-            .await;
+        let answer = match self.sessions.of(client, node) {
+            Some(session) => {
+                let reading = Operation::Read;
+                let place = (node, &*session);
+                let running = self.nodes.run(place, volume, range.bytes(), reading, limit);
+                running.await
+            }
+            None => Err(NoAnswer::NotThere),
+        };
         self.say(client, || {
             let words = answer
                 .as_ref()
@@ -282,6 +323,7 @@ impl Workload {
         {
             match content::decode(block, address) {
                 Ok(value) => {
+                    self.known.borrow_mut().insert(address, value);
                     self.judge(self.checker.borrow_mut().returned(now_ns, ticket, value));
                 }
                 Err(garbage) => {
@@ -337,10 +379,17 @@ impl Workload {
             };
             format!("client {client} writes {what} to {range:?} through node {node}")
         });
-        let answer = self
-            .nodes
-            .run(node, volume, range.bytes(), operation, limit)
-            .await;
+        let session = self.sessions.of(client, node);
+        let answer = match &session {
+            Some(session) => {
+                let place = (node, &**session);
+                let running = self
+                    .nodes
+                    .run(place, volume, range.bytes(), operation, limit);
+                running.await
+            }
+            None => Err(NoAnswer::NotThere),
+        };
         self.say(client, || {
             let words = answer.as_ref().map(|answer| answer.as_ref().map(|_| ()));
             format!("client {client} writes {first_value}.. to {range:?}: {words:?}")
@@ -349,22 +398,21 @@ impl Workload {
         let mut checker = self.checker.borrow_mut();
         let mut counted = &self.counts.failed;
         let mut outcome: fn(&mut Checker, u64, Ticket) -> Result<(), Violation> = Checker::failed;
-        let given_up = match self.nodes.shape.given_up {
-            GivenUp::LandsLate => Checker::unknown,
-            GivenUp::DiesSoon => dies_soon,
-        };
         let ended = match answer {
             Ok(Ok(_)) => {
                 (counted, outcome) = (&self.counts.writes, Checker::acknowledged);
                 Ended::Served
             }
             Ok(Err(IoError::Unknown | IoError::PathEnded)) | Err(NoAnswer::Open) => {
-                (counted, outcome) = (&self.counts.unknown, given_up);
+                (counted, outcome) = (&self.counts.unknown, dies_soon);
+                if let Some(session) = &session {
+                    self.sessions.give_up(client, node, session);
+                }
                 Ended::NotServed
             }
             Ok(Err(error)) => {
                 if self.runs_in_pieces(range, zero) {
-                    (counted, outcome) = (&self.counts.unknown, Checker::unknown);
+                    (counted, outcome) = (&self.counts.unknown, dies_soon);
                 }
                 self.ended_by(error)
             }
@@ -378,14 +426,104 @@ impl Workload {
         ended
     }
 
-    /// Whether a write may fail with a part of it done: zeroes of parts of blocks, and whatever
+    /// Writes a new value to a block, or a sector, if it holds what it was last seen to hold.
+    async fn compare_and_write(
+        &self,
+        client: u64,
+        node: NodeId,
+        range: Range,
+        limit: Duration,
+    ) -> Ended {
+        let Some(address) = self.addresses(range).next() else {
+            return Ended::Served;
+        };
+        let from = self.known.borrow().get(&address).copied();
+        let (from, to) = (from.unwrap_or(Value::ZERO), self.fresh_value());
+        let mut data = BytesMut::zeroed(2 * range.unit_bytes as usize);
+        let (compared, written) = data.split_at_mut(range.unit_bytes as usize);
+        content::fill(compared, address, from);
+        content::fill(written, address, to);
+        let begin_ns = self.nodes.simulation.now_ns();
+        let ticket = {
+            let mut checker = self.checker.borrow_mut();
+            checker.begin_swap(begin_ns, client, address, (from, to))
+        };
+        let operation = Operation::CompareAndWrite(data.freeze());
+        let session = self.sessions.of(client, node);
+        let volume = self.volumes[range.volume];
+        let answer = match &session {
+            Some(session) => {
+                let place = (node, &**session);
+                let running = self
+                    .nodes
+                    .run(place, volume, range.bytes(), operation, limit);
+                running.await
+            }
+            None => Err(NoAnswer::NotThere),
+        };
+        let differs = matches!(answer, Ok(Err(IoError::Miscompare(_))));
+        self.say(client, || {
+            let words = answer.as_ref().map(|answer| answer.as_ref().map(|_| ()));
+            format!(
+                "client {client} writes {} if {} to {range:?}: {words:?}",
+                to.0, from.0
+            )
+        });
+        let ended = self.judge_swap((client, node), session.as_ref(), ticket, answer);
+        if differs {
+            return self.read(client, node, range, limit).await;
+        }
+        if ended == Ended::Served {
+            self.known.borrow_mut().insert(address, to);
+        }
+        ended
+    }
+
+    /// Reports how a compare and write ended.
+    fn judge_swap(
+        &self,
+        (client, node): (u64, NodeId),
+        session: Option<&Rc<Session>>,
+        ticket: Ticket,
+        answer: Result<Result<Bytes, IoError>, NoAnswer>,
+    ) -> Ended {
+        let now_ns = self.nodes.simulation.now_ns();
+        let mut checker = self.checker.borrow_mut();
+        let mut count = &self.counts.failed;
+        let (verdict, ended) = match answer {
+            Ok(Ok(_)) => {
+                count = &self.counts.swapped;
+                (checker.acknowledged(now_ns, ticket), Ended::Served)
+            }
+            Ok(Err(IoError::Miscompare(_))) => {
+                count = &self.counts.not_swapped;
+                (checker.failed(now_ns, ticket), Ended::Served)
+            }
+            Ok(Err(IoError::Unknown | IoError::PathEnded)) | Err(NoAnswer::Open) => {
+                count = &self.counts.unknown;
+                if let Some(session) = session {
+                    self.sessions.give_up(client, node, session);
+                }
+                (dies_soon(&mut checker, now_ns, ticket), Ended::NotServed)
+            }
+            Ok(Err(error)) => (checker.failed(now_ns, ticket), self.ended_by(error)),
+            Err(NoAnswer::NotThere) => (checker.failed(now_ns, ticket), Ended::NotServed),
+        };
+        count.set(count.get() + 1);
+        drop(checker);
+        self.judge(verdict);
+        ended
+    }
+
+    /// Whether a write may fail with a part of it done: zeroes of parts of blocks, long ones, whatever
     /// lies on both sides of a border between slices.
     fn runs_in_pieces(&self, range: Range, zero: bool) -> bool {
         let (offset, length) = range.bytes();
         let block = BLOCK_BYTES as u64;
         let slice = self.nodes.shape.volumes[range.volume].slice_bytes;
         let whole_blocks = offset.is_multiple_of(block) && length.is_multiple_of(block);
-        (zero && !whole_blocks) || offset / slice != (offset + length - 1) / slice
+        let is_long = length > PIECE_BYTES;
+        (zero && !whole_blocks) || is_long || offset / slice != (offset + length - 1) / slice
     }
 
     /// Keeps the first objection.

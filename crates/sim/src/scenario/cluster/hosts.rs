@@ -36,7 +36,6 @@ pub(super) async fn keep_writing(workload: Rc<Workload>, host: u64, stop: Rc<Cel
             path = Some(first);
             continue;
         }
-        workload.counts.note_path_given_up();
         let mut last = first;
         for _ in 0..ATTEMPTS {
             let Some(next) = other_path(&workload, &random, Some(last)) else {

@@ -26,6 +26,7 @@ use crate::trace::TraceText;
 mod audit;
 mod birth;
 mod client;
+mod deleting;
 mod eviction;
 mod growth;
 mod hosts;
@@ -34,6 +35,7 @@ mod moving;
 mod node;
 mod readdress;
 mod reading;
+mod sessions;
 mod shape;
 mod spread;
 #[cfg(test)]
@@ -42,18 +44,11 @@ mod tests;
 use audit::Audit;
 use client::Workload;
 use node::Nodes;
-use shape::{GivenUp, Mood, Shape};
+use shape::{Mood, Shape};
 
 /// The scenario.
 #[derive(Clone, Copy, Debug)]
 pub struct Cluster;
-
-/// The same, with an oracle that objects to what a lost path has under way if it takes effect
-/// later than it may.
-///
-/// TODO(#8): the oracle of [`Cluster`] too, once portals drop what a lost session had under way.
-#[derive(Clone, Copy, Debug)]
-pub struct Paths;
 
 /// How many pages' worth of damage one run does to its victim.
 const DAMAGE_BUDGET: u32 = 30;
@@ -68,35 +63,23 @@ impl Scenario for Cluster {
     }
 
     fn run(&self, seed: u64, trace: TraceText) -> SeedResult {
-        run_cluster(seed, trace, GivenUp::LandsLate)
+        let lease = holdfast_replica::LEASE_GRACE;
+        let (network, disk) = shape::draw_world(&Random::new(seed).fork("world"));
+        run_seed(
+            Options {
+                trace,
+                lease,
+                network,
+                disk,
+                ..Options::new(seed)
+            },
+            play,
+        )
     }
 }
 
-impl Scenario for Paths {
-    fn name(&self) -> &'static str {
-        "paths"
-    }
-
-    fn run(&self, seed: u64, trace: TraceText) -> SeedResult {
-        run_cluster(seed, trace, GivenUp::DiesSoon)
-    }
-}
-
-fn run_cluster(seed: u64, trace: TraceText, given_up: GivenUp) -> SeedResult {
-    let lease = holdfast_replica::LEASE_GRACE;
-    let (network, disk) = shape::draw_world(&Random::new(seed).fork("world"));
-    let options = Options {
-        trace,
-        lease,
-        network,
-        disk,
-        ..Options::new(seed)
-    };
-    run_seed(options, move |simulation| play(simulation, given_up))
-}
-
-async fn play(simulation: Simulation, given_up: GivenUp) -> Result<Checked, Failure> {
-    let shape = Shape::draw(&simulation.random("shape"), given_up);
+async fn play(simulation: Simulation) -> Result<Checked, Failure> {
+    let shape = Shape::draw(&simulation.random("shape"));
     let nodes = Nodes::new(simulation.clone(), shape.clone());
     let volumes = nodes.found().await?;
     let workload = Workload::new(nodes.clone(), volumes);
@@ -132,6 +115,7 @@ async fn play(simulation: Simulation, given_up: GivenUp) -> Result<Checked, Fail
         let areas = ["journal", "journal", "home"].map(str::to_owned).to_vec();
         simulation.disks(victim).set_policy(DamagePolicy {
             areas,
+            at_rest: shape.damaged_at_rest.clone(),
             budget: DAMAGE_BUDGET,
         });
     }
@@ -153,6 +137,10 @@ async fn play(simulation: Simulation, given_up: GivenUp) -> Result<Checked, Fail
         background.add(runtime.spawn("operator", operate(nodes.clone(), stop.clone())));
         let moving = moving::keep_moving(workload.clone(), stop.clone());
         background.add(runtime.spawn("mover", moving));
+        if shape.deletes {
+            let deleting = deleting::keep_deleting(workload.clone(), stop.clone());
+            background.add(runtime.spawn("deleter", deleting));
+        }
     }
     nemesis.run(shape.disturbed_for).await;
     workload.verdict()?;
@@ -190,7 +178,11 @@ async fn play(simulation: Simulation, given_up: GivenUp) -> Result<Checked, Fail
                 ("volumes grown", counts.grown.get()),
                 ("nodes evicted", counts.evicted.get()),
                 ("volumes moved", counts.moved.get()),
-                ("paths given up", counts.paths_given_up.get()),
+                ("volumes deleted", counts.deleted.get()),
+                ("blocks compared and written", counts.swapped.get()),
+                ("comparisons failed", counts.not_swapped.get()),
+                ("long writes", counts.long_writes.get()),
+                ("paths given up", workload.sessions.given_up.get()),
                 ("volumes lost to damage", audit.lost_volumes()),
                 ("views with an owner", audit.views()),
                 ("node starts refused", nodes.starts_refused.get()),

@@ -8,11 +8,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use holdfast_config::group::GroupOptions;
 use holdfast_config::state::{Admission, Change, ClusterIdentity, Outcome, VolumeSpec};
-use holdfast_node::{IoError, Node, NodeIdentity, NodeOptions, Operation};
+use holdfast_node::{AccessError, IoError, Node, NodeIdentity, NodeOptions, Operation};
+use holdfast_path::Requester;
+use holdfast_reservation::Standing;
 use holdfast_runtime::rpc::Service;
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::VolumeId;
 
+use super::sessions::Session;
 use super::shape::Shape;
 use super::{birth, spread};
 use crate::report::Failure;
@@ -192,24 +195,37 @@ impl Nodes {
     /// Runs an operation through the portal of a node, as an initiator does.
     pub(super) async fn run(
         &self,
-        id: NodeId,
+        (id, session): (NodeId, &Session),
         volume: VolumeId,
         (offset, length): (u64, u64),
         operation: Operation,
         limit: Duration,
     ) -> Result<Result<Bytes, IoError>, NoAnswer> {
-        let (_, node) = self.get(id).ok_or(NoAnswer::NotThere)?;
+        let (incarnation, node) = self.get(id).ok_or(NoAnswer::NotThere)?;
+        if incarnation != session.incarnation {
+            return Err(NoAnswer::NotThere);
+        }
         let weak = Rc::downgrade(&node);
         drop(node);
+        let requester = Requester {
+            standing: Standing::default(),
+            path: session.path.clone(),
+        };
         let call = self.simulation.call(id, "client", async move {
             // Upgraded inside the process: what it holds dies with it.
             match weak.upgrade() {
-                Some(node) => Some(node.run(volume, offset, length, operation).await),
+                Some(node) => {
+                    let running = node.run_as(&requester, volume, offset, length, operation);
+                    Some(running.await)
+                }
                 None => None,
             }
         });
         match self.simulation.runtime().timeout(limit, call).await {
-            Some(Ok(Some(answer))) => Ok(answer),
+            Some(Ok(Some(answer))) => Ok(answer.map_err(|error| match error {
+                AccessError::Io(error) => error,
+                AccessError::Reserved => unreachable!("nobody reserves these volumes"),
+            })),
             Some(Ok(None)) => Err(NoAnswer::NotThere),
             Some(Err(ProcessGone(_))) | None => Err(NoAnswer::Open),
         }

@@ -23,15 +23,6 @@ pub(super) enum Mood {
     Calm,
 }
 
-/// What becomes of a write whose path was given up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum GivenUp {
-    /// It may take effect at any time.
-    LandsLate,
-    /// It takes effect soon or never.
-    DiesSoon,
-}
-
 /// When the rarer work of nodes is due.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
@@ -93,7 +84,6 @@ pub(super) struct Shape {
     pub(super) clients: u64,
     /// Hosts that give paths up.
     pub(super) hosts: u64,
-    pub(super) given_up: GivenUp,
     /// Clients that only read, and stay where they are.
     pub(super) readers: u64,
     /// Longest pause of a client between two operations.
@@ -104,6 +94,12 @@ pub(super) struct Shape {
     pub(super) doom: Option<Doom>,
     /// The one node whose data at rest may be damaged.
     pub(super) victim: Option<NodeId>,
+    /// Its areas beside journal and home whose bytes may be damaged.
+    pub(super) damaged_at_rest: Vec<String>,
+    /// Whether volumes are made and deleted meanwhile.
+    pub(super) deletes: bool,
+    /// Whether some writes are long ones, all over a volume.
+    pub(super) long_writes: bool,
     pub(super) journal_bytes: u64,
     pub(super) home_bytes: u64,
     pub(super) home_preallocated: bool,
@@ -165,6 +161,9 @@ pub(super) struct Region {
     pub(super) unit_bytes: u64,
 }
 
+/// How many runs have long writes: longer than a sixteenth of the ring of a small journal.
+const LONG_WRITES_PPM: u32 = 300_000;
+
 /// Units of a region.
 pub(super) const REGION_UNITS: u64 = 16;
 
@@ -194,7 +193,7 @@ pub(super) fn draw_world(random: &Random) -> (NetworkTiming, DiskTiming) {
 }
 
 impl Shape {
-    pub(super) fn draw(random: &Random, given_up: GivenUp) -> Self {
+    pub(super) fn draw(random: &Random) -> Self {
         let mood = if random.chance(120_000) {
             Mood::Calm
         } else {
@@ -221,7 +220,6 @@ impl Shape {
                 Mood::Hostile => random.fork("hosts").between(1, 2),
                 Mood::Calm => 0,
             },
-            given_up,
             readers: match mood {
                 Mood::Hostile => 2,
                 Mood::Calm => 0,
@@ -232,7 +230,22 @@ impl Shape {
             nemesis: draw_nemesis(random, mood, nodes.len(), victim.is_some()),
             doom: Doom::draw(&random.fork("doom"), mood, &nodes, victim),
             victim,
-            journal_bytes: [2, 4, 8][random.below(3) as usize] * MIB,
+            damaged_at_rest: ["facts", "config"]
+                .into_iter()
+                .filter(|area| random.fork(area).chance(500_000))
+                .map(str::to_owned)
+                .collect(),
+            deletes: random.fork("deletes").chance(300_000) && victim.is_none(),
+            long_writes: random.fork("long writes").chance(LONG_WRITES_PPM)
+                && mood == Mood::Hostile,
+            journal_bytes: {
+                let usual = [2, 4, 8][random.below(3) as usize] * MIB;
+                match random.fork("long writes").chance(LONG_WRITES_PPM) {
+                    true if !random.fork("refused").chance(100_000) => 32 * MIB,
+                    // The longest records are refused here: a copy must not go on without them.
+                    true | false => usual,
+                }
+            },
             // Owners refuse writes while a copy has less than 64 MiB free.
             home_bytes: 160 * MIB,
             home_preallocated: random.fork("home").chance(250_000),
@@ -356,6 +369,16 @@ fn draw_gossip(random: &Random, mood: Mood) -> GossipOptions {
 }
 
 impl VolumeShape {
+    /// The blocks that are checked sector by sector.
+    pub(super) fn in_sectors(&self, block: u64) -> bool {
+        let sectors = BLOCK_BYTES as u64 / SECTOR_BYTES;
+        self.regions.iter().any(|region| {
+            let first = region.first / sectors;
+            region.unit_bytes == SECTOR_BYTES
+                && (first..first + REGION_UNITS / sectors).contains(&block)
+        })
+    }
+
     fn draw(random: &Random) -> Self {
         let slice_bytes = MIB;
         let slices = random.between(1, 3);
