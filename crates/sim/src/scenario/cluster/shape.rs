@@ -276,6 +276,7 @@ impl Shape {
             clients: 2,
             doom: None,
             victim: None,
+            long_writes: false,
             gossip: GossipOptions::default(),
             ..drawn
         }
