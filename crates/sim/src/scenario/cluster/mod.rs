@@ -152,9 +152,10 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
     spread::expect(&audit, &nodes).await?;
     audit.end_calm();
     let all = simulation.hosts();
+    let running = nodes.with_process();
     simulation.cut_power(&all);
     runtime.sleep(Duration::from_millis(300)).await;
-    readdress::move_all(&nodes);
+    readdress::move_all(&nodes, &running);
     for node in &all {
         simulation.restore_power(*node);
     }
