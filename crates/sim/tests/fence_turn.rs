@@ -58,6 +58,7 @@ impl Owner {
             view,
             slices: vec![0],
             fresh,
+            ..Fence::default()
         };
         let reply = self.ask(Body::Fence(fence), Bytes::new()).await;
         reply.fence.expect("a report").copies.remove(0)

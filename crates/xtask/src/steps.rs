@@ -100,7 +100,6 @@ pub(crate) fn test(quick: bool, sim_seeds: u64) -> anyhow::Result<()> {
         steps.step("crash states", || {
             simulator::crash_states(simulator::CRASH_STATES_CI)
         });
-        steps.step("planted bugs", simulator::planted);
     }
     steps.end()
 }

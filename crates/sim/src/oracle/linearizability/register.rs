@@ -222,7 +222,7 @@ impl Register {
         let open = match (kind, outcome) {
             (Kind::Write(value), Outcome::Acknowledged) => Open::Write(value),
             (Kind::Swap { from, to }, Outcome::Acknowledged) => Open::Swap { from, to },
-            // What it compared with is forgotten: it may take effect more often than it really does.
+            // What it compared with is forgotten: it may take effect more often than it does.
             (Kind::Write(value) | Kind::Swap { to: value, .. }, Outcome::Unknown) => {
                 Open::UnknownWrite(Unknown {
                     number,

@@ -10,7 +10,8 @@ const HERE: BlockAddress = BlockAddress {
 
 /// `w3` begins writing 3, `w3+` acknowledges it, `w3?` leaves it unknown, `w3-` refuses it, `w3!`
 /// gives it up: it may take effect during the next step, and not later;
-/// `s3>4` begins writing 4 if 3 is read, and goes on as `s3+` and so on; `ra` begins read a, `ra=3` returns 3, `ra-` fails.
+/// `s3>4` begins writing 4 if 3 is read, and goes on as `s3+` and so on; `ra` begins read a,
+/// `ra=3` returns 3, `ra-` fails.
 fn check(history: &str) -> Result<(), Violation> {
     let mut checker = Checker::new();
     let mut open: BTreeMap<String, Ticket> = BTreeMap::new();

@@ -515,7 +515,7 @@ impl Workload {
         ended
     }
 
-    /// Whether a write may fail with a part of it done: zeroes of parts of blocks, long ones, whatever
+    /// Whether a write may fail with a part of it done: zeroes of parts of blocks, long ones, what
     /// lies on both sides of a border between slices.
     fn runs_in_pieces(&self, range: Range, zero: bool) -> bool {
         let (offset, length) = range.bytes();
