@@ -16,43 +16,38 @@
 //! overwrites it twice. From then on the blocks are read all the time, through the healthy portals
 //! and, once the fault is over, through all. The register decides (see [`crate::register`]).
 
-use std::cell::{Cell, RefCell};
+mod lanes;
+mod probe;
+
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use futures::future::{Either, join_all, select};
-use holdfast_initiator::{Command, Error, Transfer};
-use tokio::sync::Notify;
+use futures::future::{Either, select};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::cluster::Cluster;
 use crate::faults::{Act, Means, Pace};
-use crate::ledger::{Doer, WriteTicket, span};
+use crate::ledger::{Doer, span};
 use crate::nemesis::Nemesis;
 use crate::network::{Party, Way, both};
 use crate::random::Random;
-use crate::register::{Moment, Outcome};
 use crate::report::Strictness;
 use crate::run::{end_clients, read_back, residents};
-use crate::world::{COMMON_BLOCKS, HOST_BLOCKS, Leaving, OpenWrite, Path, World, is_refusal};
+use crate::world::{Leaving, World};
+use lanes::{Lanes, look, press, repeat};
+use probe::{Answer, probe};
 
-/// Writes that a host keeps under way, each at blocks of its own.
-const LANES: u32 = 32;
-/// More of them that begin right after the fault: the portal has not read those.
-const LATE_LANES: u32 = 16;
-const LANE_BLOCKS: u32 = 2;
 /// Load before the fault.
 const WARM_UP: Duration = Duration::from_millis(700);
 /// Until a host notices that the process behind its path is gone.
 const LOSS_LIMIT: Duration = Duration::from_secs(20);
 /// After the fault, the blocks are looked at for so long.
 const WATCHED: Duration = Duration::from_secs(5);
-const LOOK_PAUSE: Duration = Duration::from_millis(60);
-const LOGIN_LIMIT: Duration = Duration::from_secs(2);
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+const LOGIN_LIMIT: Duration = Duration::from_secs(2);
 /// Volumes of the directed scenarios' hosts use one host's blocks.
 const HOSTS: u32 = 1;
 /// Within this an isolated portal tells hosts to look elsewhere, and what it was told already has
@@ -496,181 +491,6 @@ impl<'a> Stage<'a> {
             told_after.unwrap_or(ISOLATED_TIME).as_secs_f64(),
             longest.as_secs_f64()
         ))
-    }
-}
-
-/// What a portal tells a host that comes.
-enum Answer {
-    Serves(String),
-    Elsewhere(String),
-}
-
-impl std::fmt::Display for Answer {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Serves(what) => write!(formatter, "serves ({what})"),
-            Self::Elsewhere(what) => write!(formatter, "elsewhere ({what})"),
-        }
-    }
-}
-
-/// Logs in, asks whether the unit is ready and what the portal's own group is.
-async fn probe(world: &World, portal: usize) -> Answer {
-    let who = Doer {
-        client: 7000,
-        portal: portal as u16,
-    };
-    let path = match world.connect(0, who, ANSWER_LIMIT).await {
-        Ok(path) => path,
-        Err(error) => return Answer::Elsewhere(error.to_string()),
-    };
-    let asked = async {
-        path.session.test_unit_ready(0).await?;
-        let group = path.session.negotiated().portal_group;
-        let states = target_port_groups(&path).await?;
-        let own = states.iter().find(|(id, _)| Some(*id) == group);
-        Ok::<_, Error>(own.map(|(_, state)| *state))
-    };
-    match timeout(ANSWER_LIMIT, asked).await {
-        // Active, optimised or not.
-        Ok(Ok(Some(state @ 0..=1))) => Answer::Serves(format!("group state {state}")),
-        Ok(Ok(Some(state))) => Answer::Elsewhere(format!("group state {state:#x}")),
-        Ok(Ok(None)) => Answer::Serves("no group of its own".to_owned()),
-        Ok(Err(error)) => Answer::Elsewhere(error.to_string()),
-        Err(_) => Answer::Serves("no answer".to_owned()),
-    }
-}
-
-/// REPORT TARGET PORT GROUPS (SPC-4 6.37): each group's id and asymmetric access state.
-async fn target_port_groups(path: &Path) -> Result<Vec<(u16, u8)>, Error> {
-    const ALLOCATION: u32 = 4096;
-    let mut cdb = [0; 16];
-    cdb[..2].copy_from_slice(&[0xa3, 0x0a]);
-    cdb[6..10].copy_from_slice(&ALLOCATION.to_be_bytes());
-    let command = Command {
-        lun: 0,
-        cdb,
-        transfer: Transfer::Read(ALLOCATION),
-    };
-    let data = path.session.execute(command).await?.data;
-    let mut groups = Vec::new();
-    let mut rest = data.get(4..).unwrap_or(&[]);
-    while let [state, _, high, low, _, _, _, ports, ..] = *rest {
-        groups.push((u16::from_be_bytes([high, low]), state & 0x0f));
-        rest = rest.get(8 + 4 * usize::from(ports)..).unwrap_or(&[]);
-    }
-    Ok(groups)
-}
-
-/// Writes that are under way, one for each lane, and where writes went that were lost with the
-/// path.
-struct Lanes {
-    open: RefCell<Vec<Option<(WriteTicket, Instant)>>>,
-    lost: RefCell<Vec<Extent>>,
-    /// Told when the late ones may begin.
-    late: Notify,
-    /// The longest time that a command took, its loss included.
-    longest: Cell<Duration>,
-}
-
-/// First block and how many.
-type Extent = (u32, u32);
-
-impl Lanes {
-    fn new() -> Self {
-        Self {
-            open: RefCell::new(vec![None; (LANES + LATE_LANES) as usize]),
-            lost: RefCell::default(),
-            late: Notify::new(),
-            longest: Cell::default(),
-        }
-    }
-
-    fn extent(lane: u32) -> Extent {
-        const { assert!((LANES + LATE_LANES) * LANE_BLOCKS <= HOST_BLOCKS) };
-        (COMMON_BLOCKS + lane * LANE_BLOCKS, LANE_BLOCKS)
-    }
-
-    /// Tells the ledger; answers where all writes of unknown outcome went.
-    fn give_up(&self, world: &World, at: Moment) -> Vec<Extent> {
-        let mut left = self.lost.take();
-        for (ticket, _) in self.open.take().into_iter().flatten() {
-            world.ledger.end_write(ticket, Outcome::GivenUp(at));
-            left.push((ticket.first, ticket.blocks));
-        }
-        left
-    }
-
-    /// What is still under way included.
-    fn longest(&self) -> Duration {
-        let open = self.open.borrow();
-        let running = open.iter().flatten().map(|(_, since)| since.elapsed());
-        running.fold(self.longest.get(), Duration::max)
-    }
-}
-
-/// Keeps every lane busy until the path is lost. Dropped, it leaves what is under way in `lanes`.
-async fn press(world: &World, path: &Path, lanes: &Lanes) {
-    let all = (0..LANES + LATE_LANES).map(|lane| async move {
-        let (first, blocks) = Lanes::extent(lane);
-        if lane >= LANES {
-            lanes.late.notified().await;
-        }
-        while path.is_good() {
-            let (ticket, data) = world.ledger.begin_write(0, first, blocks, path.doer);
-            let since = Instant::now();
-            lanes.open.borrow_mut()[lane as usize] = Some((ticket, since));
-            let mut open = OpenWrite::new(ticket);
-            let result = world.write(path, &mut open, data).await;
-            lanes.open.borrow_mut()[lane as usize] = None;
-            lanes.longest.set(lanes.longest.get().max(since.elapsed()));
-            match result {
-                Ok(()) => {}
-                Err(error) if is_refusal(&error) => sleep(Duration::from_millis(10)).await,
-                Err(_) => lanes.lost.borrow_mut().push((first, blocks)),
-            }
-        }
-    });
-    join_all(all).await;
-}
-
-/// Writes all of it through the first of the paths that takes it; answers when that was done.
-async fn repeat(world: &World, paths: &[&Path], extents: &[Extent]) -> Moment {
-    let all = extents.iter().map(|(first, blocks)| async move {
-        let mut turn = 0;
-        loop {
-            let path = paths[turn % paths.len()];
-            let (ticket, data) = world.ledger.begin_write(0, *first, *blocks, path.doer);
-            let mut open = OpenWrite::new(ticket);
-            match world.write(path, &mut open, data).await {
-                Ok(()) => return,
-                Err(error) if is_refusal(&error) => sleep(Duration::from_millis(10)).await,
-                Err(_) => sleep(Duration::from_millis(100)).await,
-            }
-            turn += 1;
-        }
-    });
-    // If no path takes it, what is judged afterwards says so.
-    let _ = timeout(Duration::from_secs(30), join_all(all)).await;
-    world.ledger.now()
-}
-
-/// Reads all of it again and again until the deadline.
-async fn look(world: &World, paths: &[&Path], extents: &[Extent], deadline: Instant) {
-    let reading = async {
-        loop {
-            for path in paths {
-                let reads = extents
-                    .iter()
-                    .map(|(first, blocks)| world.read(path, *first, *blocks));
-                join_all(reads).await;
-                sleep(LOOK_PAUSE).await;
-            }
-        }
-    };
-    tokio::select! {
-        () = reading => {}
-        () = sleep_until(deadline) => {}
     }
 }
 
