@@ -22,9 +22,9 @@ use crate::balance::Measures;
 use crate::config::GroupConfig;
 use crate::fullness::FullnessWatch;
 use crate::heal::Healing;
+use crate::isolation::Isolation;
 use crate::moves::Moves;
 use crate::options::NodeOptions;
-use crate::reach::Reach;
 use crate::scrub::{Scrub, ScrubOrder};
 use crate::under_way::UnderWay;
 
@@ -80,7 +80,7 @@ pub struct Node {
     pub(crate) healing: Healing,
     pub(crate) scrub: Scrub,
     pub(crate) moves: Moves,
-    pub(crate) reach: Reach,
+    pub(crate) isolation: Isolation,
     pub(crate) under_way: UnderWay,
     pub(crate) measures: Measures,
     pub(crate) fullness: Cell<FullnessWatch>,
@@ -146,7 +146,7 @@ impl Node {
             healing: Healing::default(),
             scrub,
             moves: Moves::default(),
-            reach: Reach::default(),
+            isolation: Isolation::default(),
             under_way: UnderWay::default(),
             measures: Measures::default(),
         });
@@ -188,7 +188,7 @@ impl Node {
         runtime.spawn("node-heal", self.clone().keep_healing());
         runtime.spawn("node-scrub", self.clone().keep_scrubbing());
         runtime.spawn("node-links", self.clone().keep_noting_links());
-        runtime.spawn("node-reach", self.clone().keep_reach());
+        runtime.spawn("node-isolation", self.clone().keep_trying_volumes());
     }
 
     /// A node that cannot write can keep no promise: it ends, so that its copies are taken out
@@ -312,7 +312,7 @@ impl Node {
     /// for another path: the node is cut off from a majority of the cluster, and no owner on its
     /// side of the cut serves the volume.
     pub fn is_unreachable(&self, volume: VolumeId) -> bool {
-        self.portal.is_cut_off() && self.reach.has_failed(volume)
+        self.portal.is_cut_off() && self.isolation.has_failed(volume)
     }
 
     /// Tells the scrub what to do.

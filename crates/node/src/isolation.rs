@@ -1,4 +1,4 @@
-//! What a node that is cut off from the cluster still reaches.
+//! What a node that is cut off from the cluster still serves.
 //!
 //! The owner of a volume and its copies may be on this node's side of the cut: then I/O goes on,
 //! and hosts must not be sent away. So a node that is out of touch tries each volume by a read,
@@ -27,11 +27,11 @@ const TRIES_AT_ONCE: usize = 32;
 
 /// Whether each volume was served at its last try in this cut.
 #[derive(Debug, Default)]
-pub(crate) struct Reach {
+pub(crate) struct Isolation {
     served: RefCell<BTreeMap<VolumeId, bool>>,
 }
 
-impl Reach {
+impl Isolation {
     /// Whether the volume has been tried in this cut, in vain.
     pub(crate) fn has_failed(&self, volume: VolumeId) -> bool {
         self.served.borrow().get(&volume) == Some(&false)
@@ -39,11 +39,11 @@ impl Reach {
 }
 
 impl Node {
-    pub(crate) async fn keep_reach(self: Rc<Self>) {
+    pub(crate) async fn keep_trying_volumes(self: Rc<Self>) {
         let runtime = &self.context.runtime;
         loop {
             if self.group.out_of_touch() < TRIED_AFTER {
-                self.reach.served.borrow_mut().clear();
+                self.isolation.served.borrow_mut().clear();
                 runtime.sleep_roughly(LOOK_EVERY).await;
                 continue;
             }
@@ -60,7 +60,7 @@ impl Node {
         let outcome = self.context.runtime.timeout(TRY_LIMIT, read).await;
         let served = matches!(outcome, Some(Ok(_)));
         if self.group.out_of_touch() >= TRIED_AFTER {
-            self.reach.served.borrow_mut().insert(volume, served);
+            self.isolation.served.borrow_mut().insert(volume, served);
         }
     }
 }
