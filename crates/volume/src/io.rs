@@ -83,7 +83,8 @@ impl Owner {
             };
         }
         if io.kind() == IoKind::Read {
-            return match self.read_for(standing, io.offset, io.length).await {
+            let read = self.read(io.offset, io.length);
+            return match self.read_for(standing, read).await {
                 Ok(data) => (IoStatus::Done, 0, data),
                 Err(status) => ended(status),
             };
@@ -92,10 +93,7 @@ impl Owner {
             reach::note(Row::RepeatOver);
             return ended(IoStatus::Over);
         }
-        let operation = OperationId {
-            origin: io.origin,
-            number: io.operation,
-        };
+        let operation = operation_of(io);
         if let Some(answer) = self.join_running(operation)
             && !planted::is_active(Bug::RunTwiceAtOnce)
         {
@@ -140,10 +138,7 @@ impl Owner {
 
     async fn change(&self, io: &Io, standing: Standing, payload: Bytes) -> (IoStatus, u64) {
         let asked = Asked {
-            operation: OperationId {
-                origin: io.origin,
-                number: io.operation,
-            },
+            operation: operation_of(io),
             first_view: View(io.first_view),
             first_floor: io.first_floor,
             standing,
@@ -288,6 +283,13 @@ impl Owner {
             at += bytes;
         }
         segments
+    }
+}
+
+fn operation_of(io: &Io) -> OperationId {
+    OperationId {
+        origin: io.origin,
+        number: io.operation,
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
-use holdfast_reservation::{Access, Standing};
+use holdfast_reservation::Standing;
 use holdfast_runtime::{NodeId, PAGE_BYTES};
 use holdfast_wire::Seq;
 use holdfast_wire::mapped::{MapBlocks, MappedBlocks, MappedBytes, MappedRange, SliceRange};
@@ -43,9 +43,8 @@ impl Owner {
         offset: u64,
         length: u64,
     ) -> Result<Bytes, IoStatus> {
-        self.check_reservations(standing, Access::Read)?;
-        let runs = self.mapped(offset, length).await?;
-        self.check_reservations(standing, Access::Read)?;
+        let mapped = self.mapped(offset, length);
+        let runs = self.read_for(standing, mapped).await?;
         Ok(runs.finish().encode_to_vec().into())
     }
 

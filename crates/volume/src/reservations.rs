@@ -34,7 +34,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use holdfast_reservation::{Access, Standing};
 use holdfast_wire::volume::IoStatus;
 use holdfast_wire::{Seq, VolumeId};
@@ -84,15 +83,14 @@ impl Owner {
         }
     }
 
-    /// Reads for an initiator.
-    pub(crate) async fn read_for(
+    /// Reads for an initiator, of which the table is asked before and after.
+    pub(crate) async fn read_for<T>(
         &self,
         standing: Standing,
-        offset: u64,
-        length: u64,
-    ) -> Result<Bytes, IoStatus> {
+        read: impl Future<Output = Result<T, IoStatus>>,
+    ) -> Result<T, IoStatus> {
         self.check_reservations(standing, Access::Read)?;
-        let data = self.read(offset, length).await?;
+        let data = read.await?;
         self.check_reservations(standing, Access::Read)?;
         Ok(data)
     }

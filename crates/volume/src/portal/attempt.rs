@@ -282,12 +282,33 @@ impl Portal {
         io: Io,
         payload: Bytes,
     ) -> Attempt {
+        match self.send(volume, owner, &io, payload, CALL_LIMIT).await {
+            Attempt::Answered(reply, data)
+                if io.kind() == IoKind::Read
+                    && reply.status() == IoStatus::Done
+                    && data.len() as u64 != io.length =>
+            {
+                Attempt::Silence
+            }
+            attempt => attempt,
+        }
+    }
+
+    /// Sends one message to an owner, on this node or another.
+    async fn send(
+        &self,
+        volume: VolumeId,
+        owner: OwnerRecord,
+        io: &Io,
+        payload: Bytes,
+        limit: Duration,
+    ) -> Attempt {
         if owner.node == self.context.node() {
             let owner = self.owners.borrow().get(&volume).cloned();
             let Some(owner) = owner else {
                 return Attempt::NotSent;
             };
-            let (status, offset, data) = owner.io(&io, payload).await;
+            let (status, offset, data) = owner.io(io, payload).await;
             let reply = IoReply {
                 status: status as i32,
                 offset,
@@ -299,16 +320,10 @@ impl Portal {
             return Attempt::NotSent;
         }
         let frame = Frame::with_payload(io.encode_to_vec(), payload);
-        let Some((reply, data)) = self.call(owner, frame, CALL_LIMIT).await else {
-            return Attempt::Silence;
-        };
-        let short = io.kind() == IoKind::Read
-            && reply.status() == IoStatus::Done
-            && data.len() as u64 != io.length;
-        if short {
-            return Attempt::Silence;
+        match self.call(owner, frame, limit).await {
+            Some((reply, data)) => Attempt::Answered(reply, data),
+            None => Attempt::Silence,
         }
-        Attempt::Answered(reply, data)
     }
 
     /// Calls another node's owners, and notes what their clock says.
@@ -384,16 +399,9 @@ impl Portal {
         let mut io = self.request(IoKind::Hold, volume, 0, 0);
         (io.view, io.path) = (view.0, path.number());
         self.put_vouch(&mut io, owner, path);
-        if owner.node == self.context.node() {
-            let owner = self.owners.borrow().get(&volume).cloned();
-            if let Some(owner) = owner {
-                owner.io(&io, Bytes::new()).await;
-            }
-            return;
-        }
         // Whether it arrived shows with the next attempt.
-        let frame = Frame::new(io.encode_to_vec());
-        let _ = self.call(owner, frame, PATH_LIMIT).await;
+        let held = self.send(volume, owner, &io, Bytes::new(), PATH_LIMIT);
+        held.await;
     }
 
     /// Renews the evidence that the owner has of a path while its answer is awaited: what waits
@@ -441,16 +449,12 @@ impl Portal {
         let forgotten = self.context.runtime.now() + FORGOTTEN_AFTER.saturating_sub(past);
         let mut io = self.request(IoKind::Release, volume, 0, 0);
         io.path = path.number();
-        if owner.node == self.context.node() {
-            let owner = self.owners.borrow().get(&volume).cloned();
-            if let Some(owner) = owner {
-                owner.io(&io, Bytes::new()).await;
-            }
-            return;
-        }
-        let frame = Frame::new(io.encode_to_vec());
-        let told = self.call(owner, frame, PATH_LIMIT).await;
-        if told.is_none_or(|(reply, _)| reply.status() != IoStatus::Done) {
+        let told = self
+            .send(volume, owner, &io, Bytes::new(), PATH_LIMIT)
+            .await;
+        let done = matches!(&told, Attempt::Answered(reply, _) if reply.status() == IoStatus::Done);
+        // An owner on this node that is none any more orders nothing.
+        if !done && owner.node != self.context.node() {
             self.context.runtime.sleep_until(forgotten).await;
         }
     }

@@ -6,11 +6,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures::FutureExt as _;
 use holdfast_node::{IoError, Operation};
 use holdfast_runtime::NodeId;
 use holdfast_wire::VolumeId;
 
-use super::node::{NoAnswer, Nodes};
+use super::node::{Answer, NoAnswer, Nodes};
 use super::sessions::{DEAD_AFTER_NS, Session, Sessions};
 use super::shape::{REGION_UNITS, Region};
 use crate::faults::FaultClass;
@@ -270,7 +271,6 @@ impl Workload {
         limit: Duration,
     ) -> Ended {
         let simulation = &self.nodes.simulation;
-        let volume = self.volumes[range.volume];
         let begin_ns = simulation.now_ns();
         let tickets: Vec<Ticket> = self
             .addresses(range)
@@ -283,15 +283,8 @@ impl Workload {
         self.say(client, || {
             format!("client {client} reads {range:?} through node {node}")
         });
-        let answer = match self.sessions.of(client, node) {
-            Some(session) => {
-                let reading = Operation::Read;
-                let place = (node, &*session);
-                let running = self.nodes.run(place, volume, range.bytes(), reading, limit);
-                running.await
-            }
-            None => Err(NoAnswer::NotThere),
-        };
+        let reading = Operation::Read;
+        let (_, answer) = self.through(client, node, range, reading, limit).await;
         self.say(client, || {
             let words = answer
                 .as_ref()
@@ -348,7 +341,6 @@ impl Workload {
         zero: bool,
     ) -> Ended {
         let simulation = &self.nodes.simulation;
-        let volume = self.volumes[range.volume];
         let begin_ns = simulation.now_ns();
         let mut data = BytesMut::zeroed(range.bytes().1 as usize);
         let mut tickets = Vec::with_capacity(range.units as usize);
@@ -379,17 +371,7 @@ impl Workload {
             };
             format!("client {client} writes {what} to {range:?} through node {node}")
         });
-        let session = self.sessions.of(client, node);
-        let answer = match &session {
-            Some(session) => {
-                let place = (node, &**session);
-                let running = self
-                    .nodes
-                    .run(place, volume, range.bytes(), operation, limit);
-                running.await
-            }
-            None => Err(NoAnswer::NotThere),
-        };
+        let (session, answer) = self.through(client, node, range, operation, limit).await;
         self.say(client, || {
             let words = answer.as_ref().map(|answer| answer.as_ref().map(|_| ()));
             format!("client {client} writes {first_value}.. to {range:?}: {words:?}")
@@ -449,18 +431,7 @@ impl Workload {
             checker.begin_swap(begin_ns, client, address, (from, to))
         };
         let operation = Operation::CompareAndWrite(data.freeze());
-        let session = self.sessions.of(client, node);
-        let volume = self.volumes[range.volume];
-        let answer = match &session {
-            Some(session) => {
-                let place = (node, &**session);
-                let running = self
-                    .nodes
-                    .run(place, volume, range.bytes(), operation, limit);
-                running.await
-            }
-            None => Err(NoAnswer::NotThere),
-        };
+        let (session, answer) = self.through(client, node, range, operation, limit).await;
         let differs = matches!(answer, Ok(Err(IoError::Miscompare(_))));
         self.say(client, || {
             let words = answer.as_ref().map(|answer| answer.as_ref().map(|_| ()));
@@ -485,7 +456,7 @@ impl Workload {
         (client, node): (u64, NodeId),
         session: Option<&Rc<Session>>,
         ticket: Ticket,
-        answer: Result<Result<Bytes, IoError>, NoAnswer>,
+        answer: Answer,
     ) -> Ended {
         let now_ns = self.nodes.simulation.now_ns();
         let mut checker = self.checker.borrow_mut();
@@ -513,6 +484,31 @@ impl Workload {
         drop(checker);
         self.judge(verdict);
         ended
+    }
+
+    /// Runs an operation in the client's session at a node, if it has or gets one.
+    async fn through(
+        &self,
+        client: u64,
+        node: NodeId,
+        range: Range,
+        operation: Operation,
+        limit: Duration,
+    ) -> (Option<Rc<Session>>, Answer) {
+        let session = self.sessions.of(client, node);
+        let volume = self.volumes[range.volume];
+        let answer = match &session {
+            Some(session) => {
+                let place = (node, &**session);
+                let running = self
+                    .nodes
+                    .run(place, volume, range.bytes(), operation, limit);
+                // Boxed: the layout of what waits for it would be too deep for the compiler.
+                running.boxed_local().await
+            }
+            None => Err(NoAnswer::NotThere),
+        };
+        (session, answer)
     }
 
     /// Whether a write may fail with a part of it done: zeroes of parts of blocks, long ones, what

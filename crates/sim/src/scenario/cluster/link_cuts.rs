@@ -21,13 +21,13 @@ use holdfast_runtime::task::TaskGroup;
 use super::audit::Audit;
 use super::client::{Ended, Range, Workload};
 use super::node::Nodes;
-use super::shape::{self, Shape};
+use super::shape::Shape;
 use crate::faults::FaultClass;
 use crate::oracle::service::{Path, Service};
 use crate::random::Random;
 use crate::report::{Failure, SeedResult};
 use crate::runner::{Checked, Scenario, run_seed};
-use crate::simulation::{Options, Simulation};
+use crate::simulation::Simulation;
 use crate::trace::{Step, TraceText, digest};
 
 /// The scenario.
@@ -59,18 +59,7 @@ impl Scenario for LinkCuts {
     }
 
     fn run(&self, seed: u64, trace: TraceText) -> SeedResult {
-        let lease = holdfast_replica::LEASE_GRACE;
-        let (network, disk) = shape::draw_world(&Random::new(seed).fork("world"));
-        run_seed(
-            Options {
-                trace,
-                lease,
-                network,
-                disk,
-                ..Options::new(seed)
-            },
-            play,
-        )
+        run_seed(super::options(seed, trace), play)
     }
 }
 

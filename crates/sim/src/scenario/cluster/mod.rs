@@ -63,18 +63,20 @@ impl Scenario for Cluster {
     }
 
     fn run(&self, seed: u64, trace: TraceText) -> SeedResult {
-        let lease = holdfast_replica::LEASE_GRACE;
-        let (network, disk) = shape::draw_world(&Random::new(seed).fork("world"));
-        run_seed(
-            Options {
-                trace,
-                lease,
-                network,
-                disk,
-                ..Options::new(seed)
-            },
-            play,
-        )
+        run_seed(options(seed, trace), play)
+    }
+}
+
+/// The world of a seed's cluster.
+fn options(seed: u64, trace: TraceText) -> Options {
+    let lease = holdfast_replica::LEASE_GRACE;
+    let (network, disk) = shape::draw_world(&Random::new(seed).fork("world"));
+    Options {
+        trace,
+        lease,
+        network,
+        disk,
+        ..Options::new(seed)
     }
 }
 

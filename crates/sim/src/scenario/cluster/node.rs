@@ -46,6 +46,9 @@ struct Member {
     running: RefCell<Option<(Incarnation, Weak<Node>)>>,
 }
 
+/// What a node's portal answered, if it did.
+pub(super) type Answer = Result<Result<Bytes, IoError>, NoAnswer>;
+
 /// Why an operation through a node's portal has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoAnswer {
@@ -200,7 +203,7 @@ impl Nodes {
         (offset, length): (u64, u64),
         operation: Operation,
         limit: Duration,
-    ) -> Result<Result<Bytes, IoError>, NoAnswer> {
+    ) -> Answer {
         let (incarnation, node) = self.get(id).ok_or(NoAnswer::NotThere)?;
         if incarnation != session.incarnation {
             return Err(NoAnswer::NotThere);
