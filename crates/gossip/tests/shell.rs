@@ -93,9 +93,21 @@ fn tell(hub: &Hub, to: NodeId, event: LinkEvent) {
     }
 }
 
+/// A link between the two, for whichever of them listens.
+fn link(hub: &Hub, one: NodeId, other: NodeId) {
+    for (node, peer) in [(one, other), (other, one)] {
+        let incarnation = Incarnation(1);
+        tell(hub, node, LinkEvent::Up { peer, incarnation });
+    }
+}
+
 fn start(runtime: &Runtime, hub: &Hub, node: NodeId) -> Rc<Gossip> {
     let (inbox, events) = mpsc::unbounded_channel();
+    let peers: Vec<NodeId> = hub.borrow().keys().copied().collect();
     hub.borrow_mut().insert(node, inbox);
+    for peer in peers {
+        link(hub, node, peer);
+    }
     let links = MemoryLinks {
         local: node,
         hub: hub.clone(),
@@ -204,10 +216,13 @@ fn dropping_gossip_ends_its_traffic() {
         let gossip = start(&runtime, &hub, NodeId(1));
         let (inbox, mut received) = mpsc::unbounded_channel();
         hub.borrow_mut().insert(NodeId(2), inbox);
+        link(&hub, NodeId(1), NodeId(2));
         runtime.sleep(Duration::from_secs(5)).await;
+        let up = received.try_recv();
+        assert!(matches!(up, Ok(LinkEvent::Up { .. })), "{up:?}");
         assert!(
             received.try_recv().is_ok(),
-            "it invites a peer that is not there"
+            "it invites a peer that is silent"
         );
         drop(gossip);
         while received.try_recv().is_ok() {}

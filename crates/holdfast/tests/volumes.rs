@@ -218,7 +218,11 @@ fn an_access_list_hides_the_volume_from_others_and_ends_their_sessions() {
         succeed(&fleet, &["volume", "access", "db", "--anyone"]).await;
         assert!(log_in(&fleet, &created, "a", 0).await.is_ok());
         let odd = holdfast(&fleet, &["volume", "access", "db", "--allow", "my host"]).await;
-        assert!(stderr(&odd).contains("no iSCSI name"), "{}", stderr(&odd));
+        assert!(
+            stderr(&odd).contains("no name of an initiator"),
+            "{}",
+            stderr(&odd)
+        );
     });
 }
 

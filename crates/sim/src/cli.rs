@@ -205,7 +205,7 @@ mod tests {
         assert!(parse("run --trace").is_err());
         assert!(parse("run --seed 1 --minutes 2").is_err());
         let unknown = run(&parse("run --scenario sunday").expect("syntax is fine"));
-        assert!(unknown.is_err_and(|error| error.to_string().contains("cluster, ping-pong")));
+        assert!(unknown.is_err_and(|error| error.to_string().contains("cluster, link-cuts")));
         let negative = plan(&parse("run --minutes=-1").expect("syntax is fine"));
         assert_eq!(
             negative.map(|_| ()),

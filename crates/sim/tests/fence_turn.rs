@@ -13,6 +13,7 @@ use holdfast_wire::replica::{
     CopyReport, Fence, Reconcile, RecordHeader, ReplicaReply, replica_request::Body,
 };
 use prost::Message;
+use tokio::sync::oneshot;
 
 const HOLDER: NodeId = NodeId(1);
 const OWNER: NodeId = NodeId(2);
@@ -26,18 +27,27 @@ const STORE: StoreOptions = StoreOptions {
     bounds: StoreBounds::SERVICE,
 };
 
-async fn hold(machine: Machine) {
+/// Serves the copy once the owner is within reach.
+async fn hold(machine: Machine, ready: oneshot::Sender<()>) {
     let Machine {
         runtime,
         directory,
         links,
     } = machine;
-    links.set_peers(vec![(OWNER, String::new())]);
-    let rpc = Rpc::start(runtime.clone(), links);
     let opened = Store::open(runtime.clone(), directory, STORE).await;
     let (store, _) = opened.expect("the store opens");
-    let _holder = Holder::start(runtime, rpc, store);
+    links.set_peers(vec![(OWNER, String::new())]);
+    let rpc = Rpc::start(runtime.clone(), links);
+    let _holder = Holder::start(runtime.clone(), rpc.clone(), store);
+    linked(&runtime, &rpc, OWNER).await;
+    assert!(ready.send(()).is_ok(), "the owner waits");
     std::future::pending::<()>().await;
+}
+
+async fn linked(runtime: &Runtime, rpc: &Rpc, peer: NodeId) {
+    while rpc.peer_up(peer).is_none() {
+        runtime.sleep(Duration::from_millis(1)).await;
+    }
 }
 
 /// What an owner asks of the copy.
@@ -92,9 +102,7 @@ impl Owner {
 
 /// What the second owner is told, and what the copy holds afterwards.
 async fn reports(runtime: Runtime, owner: Owner) -> (CopyReport, CopyReport) {
-    while owner.rpc.peer_up(HOLDER).is_none() {
-        runtime.sleep(Duration::from_millis(1)).await;
-    }
+    linked(&runtime, &owner.rpc, HOLDER).await;
     owner.fence(1, true).await;
     owner.reconcile(1, true).await;
     let dropping = owner.reconcile(2, false);
@@ -114,11 +122,13 @@ fn a_fence_reports_no_record_that_an_earlier_owner_is_about_to_drop() {
         let finished = Simulation::run(Options::new(seed), |simulation| async move {
             simulation.add_host(HOLDER);
             simulation.add_host(OWNER);
-            simulation.start(HOLDER, hold);
-            let (sender, receiver) = tokio::sync::oneshot::channel();
+            let (ready, held) = oneshot::channel();
+            simulation.start(HOLDER, |machine| hold(machine, ready));
+            let (sender, receiver) = oneshot::channel();
             simulation.start(OWNER, |machine| async move {
                 machine.links.set_peers(vec![(HOLDER, String::new())]);
                 let rpc = Rpc::start(machine.runtime.clone(), machine.links);
+                held.await.expect("the copy is served");
                 let reported = reports(machine.runtime, Owner { rpc }).await;
                 assert!(sender.send(reported).is_ok(), "the test waits");
                 std::future::pending::<()>().await;
