@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use holdfast_runtime::NodeId;
 use holdfast_runtime::task::TaskGroup;
+use holdfast_wire::VolumeId;
 
 use super::audit::Audit;
 use super::client::{Ended, Range, Workload};
@@ -197,8 +198,8 @@ impl Watch {
         }
     }
 
-    /// The portals of connected nodes, for each volume of which they hold a copy that counts of
-    /// every slice.
+    /// The portals of connected nodes, for each volume that is probed and of which they hold a copy
+    /// that counts of every slice.
     fn due(&self, island: &BTreeSet<NodeId>) -> Vec<Path> {
         let nodes = &self.workload.nodes;
         let seen = island.iter().filter_map(|id| nodes.get(*id));
@@ -206,7 +207,9 @@ impl Watch {
         let Some(state) = newest.map(|(_, node)| node.state()) else {
             return Vec::new();
         };
-        let held = state.volumes.iter().filter(|(_, volume)| {
+        let probed = |volume: &VolumeId| self.workload.volumes.contains(volume);
+        let volumes = state.volumes.iter().filter(|(id, _)| probed(id));
+        let held = volumes.filter(|(_, volume)| {
             let mut slices = volume.slices.iter();
             slices.all(|slice| slice.in_sync().any(|node| island.contains(&node)))
         });
