@@ -21,7 +21,7 @@ use bytes::Bytes;
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::rpc::{Incoming, Rpc};
-use holdfast_runtime::{Frame, Incarnation, NodeId, Runtime, Service};
+use holdfast_runtime::{Frame, Incarnation, Instant, NodeId, Runtime, Service};
 use holdfast_store::{Record, Store, StoreError};
 use holdfast_wire::replica::{
     Ack, Append, FetchRecord, Lease, ReadBlocks, ReplicaNotice, ReplicaRefusal, ReplicaReply,
@@ -31,6 +31,7 @@ use holdfast_wire::{Seq, SliceKey, View};
 use prost::Message;
 use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
 
+use crate::HEARD_WITHIN;
 use crate::grants::Grants;
 use crate::messages;
 use crate::receive::Receiver;
@@ -447,11 +448,18 @@ impl Holder {
         lease: &Lease,
     ) -> (ReplicaReply, Bytes) {
         let now = self.runtime.now();
+        // Whom answers do not reach holds on to nothing: a lease would only hold back others.
+        let is_deaf = lease.heard.is_some_and(|heard| {
+            now.saturating_since(Instant::from_nanos(heard)) > HEARD_WITHIN
+                && !planted::is_active(Bug::GrantToDeaf)
+        });
         let mut grants = self.grants.borrow_mut();
         let mut granted = Vec::new();
         for VolumeView { volume, view } in &lease.volumes {
             if lease.release {
                 grants.release(*volume, View(*view));
+            } else if is_deaf {
+                reach::note(Row::LeaseUnheard);
             } else if self.store.promised(*volume) <= View(*view)
                 || planted::is_active(Bug::GrantToSuperseded)
             {
@@ -472,6 +480,7 @@ impl Holder {
             ReplicaReply {
                 granted,
                 free_bytes: Some(self.spare_bytes()),
+                clock: now.as_nanos(),
                 ..ReplicaReply::default()
             },
             Bytes::new(),

@@ -33,4 +33,8 @@ pub const LEASE: Duration = Duration::from_millis(1500);
 /// The eighth on top covers clocks whose rates differ by up to 12 percent.
 pub const LEASE_GRACE: Duration = Duration::from_millis(1500 + 1500 / 8);
 
+/// An owner gets a lease if it has heard the granter so lately: one to which answers get no more
+/// shall not hold back the next owner for as long as its requests arrive.
+pub const HEARD_WITHIN: Duration = Duration::from_millis(800);
+
 const _: () = assert!(LEASE_GRACE.as_millis() > LEASE.as_millis());

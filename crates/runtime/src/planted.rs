@@ -101,6 +101,8 @@ pub enum Bug {
     RelayInOwnName,
     /// A node that no link leads to counts as running for as long as rumour has it so.
     TrustRumour,
+    /// An owner that hears no answers is granted leases for as long as its requests arrive.
+    GrantToDeaf,
     /// A new node's config log stays blank until a leader has spoken to it.
     ForgetEmptyLog,
     /// No volume moves to a node that bears less.
@@ -169,7 +171,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 69] = [
+    pub const ALL: [Self; 70] = [
         Self::AcknowledgeBeforeJournal,
         Self::SkipFence,
         Self::SkipLeaseWait,
@@ -208,6 +210,7 @@ impl Bug {
         Self::NeverRelay,
         Self::RelayInOwnName,
         Self::TrustRumour,
+        Self::GrantToDeaf,
         Self::ForgetEmptyLog,
         Self::NeverRebalance,
         Self::IgnoreAnnouncedAddress,
@@ -307,7 +310,9 @@ impl Bug {
             | Self::DropDeltasAtOnce
             | Self::VoteUnsynced
             | Self::PassOverRefused => Finder::Cluster,
-            Self::NeverRelay | Self::RelayInOwnName | Self::TrustRumour => Finder::LinkCuts,
+            Self::NeverRelay | Self::RelayInOwnName | Self::TrustRumour | Self::GrantToDeaf => {
+                Finder::LinkCuts
+            }
             Self::AcceptStaleLap | Self::DestageUnread => Finder::Store,
             Self::CountUnsyncedEdit
             | Self::FreeJournalEarly

@@ -43,6 +43,8 @@ pub enum Row {
     FenceStopsStream,
     /// Fence: a lease is refused to an earlier owner.
     LeaseRefused,
+    /// Fence: a lease is refused to an owner that hears no answers.
+    LeaseUnheard,
     /// Reads: waits for a lease.
     ReadWaitsLease,
     /// Reads: gets no lease in time.
@@ -133,7 +135,7 @@ pub enum Row {
 
 impl Row {
     /// All of them.
-    pub const ALL: [Self; 59] = [
+    pub const ALL: [Self; 60] = [
         Self::FenceLeftOut,
         Self::LaterView,
         Self::IncompleteCopy,
@@ -150,6 +152,7 @@ impl Row {
         Self::FenceSpared,
         Self::FenceStopsStream,
         Self::LeaseRefused,
+        Self::LeaseUnheard,
         Self::ReadWaitsLease,
         Self::ReadLeaseLost,
         Self::ReadOtherCopy,
@@ -214,6 +217,7 @@ impl Row {
             Self::FenceSpared => "fence: waits for nothing, as the holder is proven dead",
             Self::FenceStopsStream => "fence: ends the stream of an earlier owner",
             Self::LeaseRefused => "fence: a lease is refused to an earlier owner",
+            Self::LeaseUnheard => "fence: a lease is refused to an owner that hears no answers",
             Self::ReadWaitsLease => "reads: waits for a lease",
             Self::ReadLeaseLost => "reads: gets no lease in time",
             Self::ReadOtherCopy => "reads: another copy, as one is damaged",

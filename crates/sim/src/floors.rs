@@ -44,6 +44,7 @@ pub const fn of(row: Row) -> Floor {
         Row::FenceSpared => InClusters(500),
         Row::FenceStopsStream => InClusters(1_000),
         Row::LeaseRefused => InClusters(100),
+        Row::LeaseUnheard => InClusters(100),
         Row::ReadWaitsLease => InClusters(1_000),
         Row::ReadLeaseLost => InClusters(500),
         Row::ReadOtherCopy => InClusters(10),

@@ -57,31 +57,43 @@ impl Owner {
         }
     }
 
-    /// Asks one copy's node for a lease now.
+    /// Asks one copy's node for a lease now. A node that has not been heard lately grants none at
+    /// first: its answer is what it wants to be told of.
     pub(crate) async fn renew_lease(&self, node: NodeId) {
+        let granted = self.ask_for_lease(node).await;
+        if granted == Some(false) {
+            self.ask_for_lease(node).await;
+        }
+    }
+
+    /// Whether a lease was granted; `None` without an answer.
+    async fn ask_for_lease(&self, node: NodeId) -> Option<bool> {
         if self.draining.get() {
-            return;
+            return None;
         }
         let sent = self.context.runtime.now();
-        let lease = self.lease(false);
+        let lease = Lease {
+            heard: Some(self.heard.borrow().get(&node).copied().unwrap_or(0)),
+            ..self.lease(false)
+        };
         let frame = messages::request(replica_request::Body::Lease(lease), Bytes::new());
         let answer = self
             .context
             .rpc
             .call(node, Service::Replica, frame, LEASE)
             .await;
-        let Ok(answer) = answer else { return };
-        let Ok(reply) = ReplicaReply::decode(answer.header) else {
-            return;
-        };
-        let granted =
+        let reply = ReplicaReply::decode(answer.ok()?.header).ok()?;
+        self.heard.borrow_mut().insert(node, reply.clock);
+        let of_this_office =
             |granted: &VolumeView| granted.volume == self.volume.0 && granted.view == self.view.0;
-        if reply.granted.iter().any(granted) {
+        let granted = reply.granted.iter().any(of_this_office);
+        if granted {
             self.note_lease(node, sent);
         }
         if let Some(free_bytes) = reply.free_bytes {
             self.note_space(node, free_bytes);
         }
+        Some(granted)
     }
 
     /// While copies are full, no acknowledgement tells that they have space again.
@@ -132,6 +144,7 @@ impl Owner {
                 view: self.view.0,
             }],
             release,
+            heard: None,
         }
     }
 

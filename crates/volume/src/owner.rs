@@ -104,6 +104,8 @@ pub struct Owner {
     pub(crate) slices: RefCell<Vec<Slice>>,
     /// When each node's lease ends, by this node's clock.
     pub(crate) leases: RefCell<BTreeMap<NodeId, Instant>>,
+    /// What the clocks of those who grant them said last.
+    pub(crate) heard: RefCell<BTreeMap<NodeId, u64>>,
     pub(crate) lease_granted: Notify,
     /// What it was asked for.
     pub(crate) traffic: Cell<Traffic>,
@@ -147,6 +149,7 @@ impl Owner {
             phase: Cell::new(Phase::TakingOver),
             slices: RefCell::default(),
             leases: RefCell::default(),
+            heard: RefCell::default(),
             lease_granted: Notify::new(),
             traffic: Cell::default(),
             used: Cell::new(context.runtime.now()),

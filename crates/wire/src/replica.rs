@@ -407,6 +407,10 @@ pub struct Lease {
     /// Gives the leases back.
     #[prost(bool, tag = "2")]
     pub release: bool,
+    /// The clock that the newest answer from here said, zero if none has come. A sender that
+    /// hears nothing gets no lease. Older versions of this program leave it out.
+    #[prost(uint64, optional, tag = "3")]
+    pub heard: Option<u64>,
 }
 
 /// A request of the replica service.
@@ -522,4 +526,7 @@ pub struct ReplicaReply {
     /// are older than what was lost. Older versions of this program leave it empty.
     #[prost(uint32, repeated, tag = "10")]
     pub not_taken: Vec<u32>,
+    /// Answer to `Lease`: the clock here, which the next request repeats.
+    #[prost(uint64, tag = "11")]
+    pub clock: u64,
 }
