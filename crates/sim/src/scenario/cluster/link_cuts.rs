@@ -234,7 +234,8 @@ impl Watch {
         let region = workload.regions(volume)[0];
         let range = Range::whole(volume, region).part(index, 1);
         let path = (node, workload.volumes[volume].0);
-        let client = PROBERS_FROM + index;
+        // A host that gives its session up for one volume gives up nobody else's.
+        let client = PROBERS_FROM + index * workload.volumes.len() as u64 + volume as u64;
         let mut writes = true;
         while !self.stop.get() {
             let ended = match writes {
