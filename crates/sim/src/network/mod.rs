@@ -254,7 +254,8 @@ impl Network {
                 if link.silent_since.is_none() {
                     link.silent_since = Some(now_ns);
                     let silence_ns = nanos(self.timing.silence);
-                    let delay_ns = silence_ns + self.random.below(silence_ns / 4);
+                    // As links of the host: whole ticks are counted, so 2 s become up to 2.3 s.
+                    let delay_ns = silence_ns + self.random.below(silence_ns * 3 / 20);
                     let network = self.clone();
                     self.executor.call_after(delay_ns, move || {
                         network.silence_noticed(pair, number, now_ns);
