@@ -273,12 +273,13 @@ fn candidates(
             // It stays, and in the ring it is as durable as at home. But where it zeroes what is
             // about to leave the ring, the home has to say so from now on: a copy that was away
             // may have that, and will ask what has changed.
-            if stays && !(is_zero && index.is_written_in(block, through_lsn)) {
+            let is_traced = is_zero && index.is_traced_in(block, through_lsn);
+            if stays && !is_traced {
                 continue;
             }
             // Zeroing what was never written changes nothing.
-            let plain_zero = !stays && !joining && !damaged && index.is_plain_zero(&version);
-            if plain_zero && !inner.home.is_claimed(*slice, block) {
+            let is_plain = !is_traced && !joining && !damaged && index.is_plain_zero(&version);
+            if is_plain && !inner.home.is_claimed(*slice, block) {
                 continue;
             }
             // In a copy in sync the stream is newer than whatever it had brought home. But a

@@ -399,10 +399,20 @@ impl SliceIndex {
         }
     }
 
-    /// Whether batches up to `through_lsn` have a version of a block that is no zeroed range.
-    pub(crate) fn is_written_in(&self, block: u32, through_lsn: u64) -> bool {
-        let versions = self.blocks.get(&block);
-        versions.is_some_and(|versions| versions.iter().any(|v| v.lsn <= through_lsn))
+    /// Whether batches up to `through_lsn` tell that a block was written, here or in another copy:
+    /// by a version of it, or by a zero that is not plain. Then a zero over it is no plain one
+    /// either, whatever it is by itself.
+    pub(crate) fn is_traced_in(&self, block: u32, through_lsn: u64) -> bool {
+        let versions = self.blocks.get(&block).into_iter().flatten();
+        let mut versions = versions.map(|version| version.lsn);
+        let spans = self.zeroes.get(&(block / EXTENT_BLOCKS));
+        let mut spans = spans.into_iter().flatten();
+        versions.any(|lsn| lsn <= through_lsn)
+            || spans.any(|span| {
+                span.lsn <= through_lsn
+                    && (span.first..span.end).contains(&block)
+                    && !self.is_plain_zero(&span.version())
+            })
     }
 
     /// Blocks of an extent that the journal holds data for.

@@ -91,11 +91,15 @@ impl Inner {
             .and_then(|index| index.newest_effective(block))
     }
 
+    /// Whether all that the journal has of a block are zeroes that change nothing over what was
+    /// never written.
     fn is_plain_zero(&self, slice: SliceKey, block: u32) -> bool {
         let slices = self.slices.borrow();
         slices.get(&slice).is_some_and(|index| {
             let newest = index.newest_effective(block);
-            newest.is_some_and(|version| index.is_plain_zero(&version))
+            newest.is_some_and(|version| {
+                index.is_plain_zero(&version) && !index.is_traced_in(block, u64::MAX)
+            })
         })
     }
 

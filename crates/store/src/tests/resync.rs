@@ -236,3 +236,54 @@ fn what_is_lost_in_every_copy_is_lost_in_a_joining_one_and_healed_by_whoever_has
         assert_eq!(store.read(SLICE, 6, 1).await.unwrap(), block(0));
     });
 }
+
+/// A block was written somewhere and then zeroed, last by `seq`: who has seen `after` must hear
+/// of it.
+async fn is_listed_as_zeroed(store: &Store, after: u64, seq: u64) {
+    store.set_stable(SLICE, Seq(seq));
+    for moment in ["in the journal", "at home"] {
+        let changed = store.changed_since(SLICE, Seq(after), 0, 100).await;
+        assert_eq!(changed, [(3, View(1), Seq(seq))], "{moment}");
+        store.flush().await.unwrap();
+    }
+}
+
+#[test]
+fn a_block_zeroed_again_after_a_restart_still_tells_those_who_have_what_was_written() {
+    run(1, |runtime| async move {
+        let directory = MemoryDirectory::new(runtime.clone());
+        let (store, _) = open(&runtime, &directory).await;
+        store
+            .set_copy_state(SLICE, CopyState::InSync)
+            .await
+            .unwrap();
+        let history = vec![write(1, 3, 1), zero(2, 3, 1)];
+        store.append(history).await.unwrap();
+        store.set_stable(SLICE, Seq(2));
+        drop(store);
+        directory.kill();
+        let (store, _) = open(&runtime, &directory).await;
+        store.recovered().await.unwrap();
+        store.append(vec![zero(3, 3, 1)]).await.unwrap();
+        is_listed_as_zeroed(&store, 1, 3).await;
+    });
+}
+
+#[test]
+fn a_block_zeroed_again_after_joining_still_tells_those_who_have_what_was_written() {
+    run(1, |runtime| async move {
+        let directory = MemoryDirectory::new(runtime.clone());
+        let (store, _) = open(&runtime, &directory).await;
+        let joining = CopyState::Joining { base: Seq(0) };
+        store.set_copy_state(SLICE, joining).await.unwrap();
+        // The others have a write of it, and this copy's zero is newer than that.
+        store.append(vec![zero(2, 3, 1)]).await.unwrap();
+        store.set_stable(SLICE, Seq(2));
+        store
+            .set_copy_state(SLICE, CopyState::InSync)
+            .await
+            .unwrap();
+        store.append(vec![zero(3, 3, 1)]).await.unwrap();
+        is_listed_as_zeroed(&store, 1, 3).await;
+    });
+}
