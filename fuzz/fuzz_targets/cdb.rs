@@ -72,7 +72,7 @@ fn one(bench: &Bench, who: &Attachment, lun: u64, cdb: [u8; 16], choice: u8, inp
             let data = data_for(bench, data_out, choice, input);
             let done = who.execute(command, data.clone()).now_or_never();
             let done = done.expect("nothing here waits");
-            (done, data)
+            (done.expect("a volume in memory knows what it did"), data)
         }
     };
     judge(&completion);

@@ -4,8 +4,8 @@ use std::cell::{Cell, RefCell};
 
 use holdfast_iscsi::chap::Algorithm;
 use holdfast_iscsi::login::{Admittance, Challenge, LoginStatus, Policy, SessionKind};
-use holdfast_name::IscsiName;
 use holdfast_iscsi::{Credentials, TargetAuth};
+use holdfast_name::IscsiName;
 
 /// The initiator's name in CHAP.
 pub const USER: &str = "initiator";

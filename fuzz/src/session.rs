@@ -17,7 +17,7 @@ use holdfast_iscsi::pdu::framing::{Decoder, Digests, Frame};
 use holdfast_iscsi::pdu::{FINAL, Pdu, RESERVED_TAG};
 use holdfast_iscsi::session::{Action, Front, Session, TaskId};
 use holdfast_iscsi::text::Writer;
-use holdfast_scsi::{Admission, Attachment, Completion, Nexus, Sense, TaskAborter};
+use holdfast_scsi::{Admission, Attachment, Completion, Nexus, OutcomeUnknown, Sense, TaskAborter};
 
 use crate::chap::{TARGET, TestPolicy};
 use crate::unit::{Bench, judge};
@@ -105,7 +105,7 @@ impl TaskAborter for Aborter {
 
 struct Running {
     task: TaskId,
-    execution: LocalBoxFuture<'static, Completion>,
+    execution: LocalBoxFuture<'static, Result<Completion, OutcomeUnknown>>,
 }
 
 /// A reset that waits for other sessions.
@@ -385,6 +385,7 @@ impl Peer {
         let Poll::Ready(completion) = running.execution.as_mut().poll(&mut context) else {
             return false;
         };
+        let completion = completion.expect("a volume in memory knows what it did");
         let task = self.running.remove(index).task;
         judge(&completion);
         if !self.ended {

@@ -3,8 +3,9 @@
 use std::rc::Rc;
 
 use futures::FutureExt as _;
+use holdfast_path::{Path, Requester};
 use holdfast_scsi::ports::SinglePort;
-use holdfast_scsi::reservation::{LocalReservations, Standing};
+use holdfast_scsi::reservation::LocalReservations;
 use holdfast_scsi::{
     Attachment, BlockDevice as _, Completion, DeviceIdentity, LogicalUnit, MemoryDevice, Nexus,
     Status, TargetPort,
@@ -62,12 +63,13 @@ impl Bench {
             relative_id: 1,
             groups,
         };
-        self.unit.attach(nexus, self.device.clone(), port)
+        self.unit
+            .attach(nexus, self.device.clone(), port, Path::own())
     }
 
     /// What the medium holds; `None` outside it.
     pub fn stored(&self, offset: u64, bytes: u32) -> Option<bytes::Bytes> {
-        let read = self.device.read(Standing::default(), offset, bytes);
+        let read = self.device.read(Requester::own(), offset, bytes);
         read.now_or_never()
             .expect("a volume in memory answers at once")
             .ok()
