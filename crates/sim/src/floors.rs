@@ -33,7 +33,10 @@ pub const fn of(row: Row) -> Floor {
             "records are journaled in order, so a hole needs a copy that lost one to damage \
              and counts: tested beside `union_of_tails`",
         ),
-        Row::UnionNewerView => InClusters(1),
+        Row::UnionNewerView => Unmet(
+            "two owners have to order different records for one position, both on copies that \
+             count: a few times in 2,000 seeds, else tested beside `union_of_tails`",
+        ),
         Row::ReconcileFilled => InClusters(100),
         Row::ReconcileLeftOut => InClusters(100),
         Row::ReconcileAgain => InClusters(10),

@@ -46,6 +46,9 @@ const FORM: Form = Form {
     retired: &[],
 };
 const HEADER_BYTES: usize = 64;
+/// Numbers of runs that a start skips: those that an earlier one wrote and no edit names. Such a
+/// run may lie where the next ones go, and must not show if a write of them is lost.
+const RUNS_SKIPPED: u64 = 1 << 16;
 /// Smallest region: a snapshot of a small home and a hundred edits.
 const REGION_BYTES_MIN: u64 = 512 << 10;
 /// Bytes of a region for each segment: its record, its share of tables, and edits about it.
@@ -272,6 +275,7 @@ impl Manifest {
         }
         let segments = geometry.segments_in(manifest.disk.size_bytes()) as usize;
         let mut restored = newest.layout.clone();
+        restored.next_run += RUNS_SKIPPED;
         let known = restored.segments.len().max(segments);
         restored
             .segments

@@ -458,3 +458,45 @@ fn one_failed_home_sync_poisons_the_store_and_recovery_has_everything() {
         assert_eq!(store.read(SLICE, 5, 1).await.unwrap(), block(1));
     });
 }
+
+#[test]
+fn a_run_that_no_edit_named_is_not_taken_for_one_whose_write_was_lost() {
+    run(1, |runtime| async move {
+        let before = one_block_at_home(&runtime).await;
+        let (store, _) = open(&runtime, &before).await;
+        store.append(vec![write(2, 4, 2)]).await.unwrap();
+        store.set_stable(SLICE, Seq(2));
+        // The machine stops between the writes of a round and the edit that names them.
+        let stopped = before.copy();
+        store.flush().await.unwrap();
+        let regions = 258 * PAGE;
+        let segments = (options().home_bytes - regions) as usize;
+        let written = before.peek("home", regions, segments);
+        stopped.poke("home", regions, &written);
+
+        let (store, _) = open(&runtime, &stopped).await;
+        store.append(vec![write(3, 5, 3)]).await.unwrap();
+        store.set_stable(SLICE, Seq(3));
+        store.flush().await.unwrap();
+        drop(store);
+        stopped.kill();
+        let is_run = |page: &[u8]| page[8..16] == *b"HFMAPRUN";
+        let lost = written.chunks(PAGE as usize).rposition(is_run);
+        let lost = lost.expect("a run of the map") * PAGE as usize;
+        let at = regions + lost as u64;
+        let page = &written[lost..lost + PAGE as usize];
+        assert!(
+            is_run(&stopped.peek("home", at, PAGE as usize)),
+            "both lie there"
+        );
+        stopped.poke("home", at, page);
+
+        let (store, _) = open(&runtime, &stopped).await;
+        let read = store.read(SLICE, 5, 1).await;
+        assert!(
+            matches!(read, Err(StoreError::Damaged { .. })),
+            "{:?}",
+            read.map(|data| data[0])
+        );
+    });
+}
