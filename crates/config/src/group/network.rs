@@ -42,6 +42,9 @@ const VERSION: u8 = 1;
 /// Pauses before the next attempt to reach a peer: the first ones fit a link that flaps, the
 /// last one bounds how long a returned peer waits to be noticed.
 const BACKOFF_MS: [u64; 3] = [50, 100, 200];
+/// How long a peer may take for a snapshot at first. A peer that has just been started does not
+/// answer yet; a slow one is given twice the time after each limit it missed, up to openraft's.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A request of one group member to another.
 #[derive(Serialize, Deserialize)]
@@ -133,6 +136,7 @@ pub(super) struct Client<M: Machine> {
     pulse: Rc<Pulse>,
     store: Store<M>,
     target: NodeId,
+    snapshot_patience: Duration,
 }
 
 impl<M: Machine> RaftNetworkFactory<Types<M>> for Network<M> {
@@ -145,6 +149,7 @@ impl<M: Machine> RaftNetworkFactory<Types<M>> for Network<M> {
             pulse,
             store: self.store.clone(),
             target,
+            snapshot_patience: SNAPSHOT_PATIENCE,
         }
     }
 }
@@ -231,7 +236,7 @@ impl<M: Machine> RaftNetwork<Types<M>> for Client<M> {
         cancel: impl Future<Output = ReplicationClosed> + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<NodeId>, StreamingError<Types<M>, Fatal<NodeId>>> {
-        let limit = option.hard_ttl();
+        let limit = option.hard_ttl().min(self.snapshot_patience);
         if let Err(error) = self.check_leading(&vote) {
             return Err(Unreachable::new(&error).into());
         }
@@ -247,9 +252,13 @@ impl<M: Machine> RaftNetwork<Types<M>> for Client<M> {
             closed = cancel => return Err(StreamingError::Closed(closed)),
         };
         match answer {
-            Ok(Response::Snapshot(response)) => Ok(response),
+            Ok(Response::Snapshot(response)) => {
+                self.snapshot_patience = SNAPSHOT_PATIENCE;
+                Ok(response)
+            }
             Ok(_other) => Err(Unreachable::new(&PeerError::Malformed).into()),
             Err(PeerError::Rpc(RpcError::TimedOut)) => {
+                self.snapshot_patience = 2 * limit;
                 Err(self.timed_out(RPCTypes::InstallSnapshot, limit).into())
             }
             Err(error) => Err(Unreachable::new(&error).into()),
