@@ -31,6 +31,7 @@ mod eviction;
 mod growth;
 mod hosts;
 pub mod link_cuts;
+mod mesh;
 mod moving;
 mod node;
 mod readdress;
@@ -162,6 +163,7 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
         simulation.restore_power(*node);
     }
     audit.after_healing().await?;
+    mesh::expect_whole(&audit, &nodes).await?;
     let mut checker = workload.checker.borrow_mut();
     checker
         .finish()
