@@ -16,6 +16,8 @@ pub enum Finder {
     Store,
     /// Crash states, and lies of the device, of short sequences of operations.
     CrashStates,
+    /// Nothing within its bound: a blind spot, kept for whoever makes the simulator see it.
+    Nobody,
 }
 
 /// One planted bug.
@@ -275,7 +277,6 @@ impl Bug {
             | Self::ForgetOperations
             | Self::NeverRepeat
             | Self::DestageUnstable
-            | Self::SkipHomeSync
             | Self::AssumeHeld
             | Self::SkipPathCheck
             | Self::HideOldChanges
@@ -326,7 +327,8 @@ impl Bug {
             | Self::ForgetPromisedRoom
             | Self::VerifyNothing
             | Self::ServeSuspect
-            | Self::ForgetHomeEdit => Finder::CrashStates,
+            | Self::ForgetHomeEdit
+            | Self::SkipHomeSync => Finder::CrashStates,
         }
     }
 }

@@ -20,7 +20,7 @@ fn main() {
                 Finder::Cluster => println!("{} cluster", bug.name()),
                 Finder::LinkCuts => println!("{} link-cuts", bug.name()),
                 Finder::Store => println!("{} store", bug.name()),
-                Finder::CrashStates => {}
+                Finder::CrashStates | Finder::Nobody => {}
             }
         }
         return;

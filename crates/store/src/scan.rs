@@ -115,10 +115,12 @@ pub(crate) async fn scan(
                 let (head, next_lsn) = (scanned.head, scanned.next_lsn);
                 let Some(later) = ring.look_ahead(head, next_lsn, limit).await? else {
                     if matches!(found, Place::Begun) {
-                        reach::note(Row::JournalTorn);
                         scanned.end = JournalEnd::TornHead;
                     }
                     decide_end(&mut ring, &mut scanned, limit).await?;
+                    if scanned.end == JournalEnd::TornHead {
+                        reach::note(Row::JournalTorn);
+                    }
                     return Ok(scanned);
                 };
                 scanned.holes += 1;
