@@ -11,7 +11,7 @@ use holdfast_config::state::{Change, ClusterIdentity, ClusterState, Outcome, Ref
 use holdfast_gossip::{Gossip, Member};
 use holdfast_path::Requester;
 use holdfast_replica::Holder;
-use holdfast_runtime::{Directory, Links, NodeId, Rpc, Runtime};
+use holdfast_runtime::{Directory, DiskError, Links, NodeId, Rpc, Runtime};
 use holdfast_store::{RecoveryReport, Store, StoreError, StoreOptions};
 use holdfast_volume::{AccessError, Context, IoError, Operation, Owner, Portal, serve_healing};
 use holdfast_wire::VolumeId;
@@ -197,25 +197,36 @@ impl Node {
         let store = self.context.store.clone();
         let failure = tokio::select! {
             biased;
-            error = store.failed() => Failure::Store(error.to_string()),
+            error = store.failed() => {
+                self.say_last_words(&error).await;
+                Failure::Store(error.to_string())
+            }
             cause = self.group.failed() => Failure::Group(cause),
         };
-        if let Failure::Store(_) = failure {
-            self.say_last_words().await;
-        }
         self.fail(failure);
     }
 
     /// Tells the others that this node's disk has failed: they need not find out by themselves,
-    /// and they count how often it happens.
-    async fn say_last_words(&self) {
+    /// and they count how often it happens. A file system that is full is no failing disk: it
+    /// gives nobody a reason to take the node out for good.
+    async fn say_last_words(&self, error: &StoreError) {
         for owner in self.owners.borrow().values() {
             owner.close();
         }
-        let change = Change::DiskFailed {
-            node: self.id(),
-            incarnation: self.context.incarnation(),
-            now_unix_ms: self.context.runtime.unix_time_ms(),
+        let (node, incarnation) = (self.id(), self.context.incarnation());
+        let full = matches!(
+            error,
+            StoreError::Poisoned {
+                cause: DiskError::Full { .. }
+            }
+        );
+        let change = match full {
+            true => Change::NodeDown { node, incarnation },
+            false => Change::DiskFailed {
+                node,
+                incarnation,
+                now_unix_ms: self.context.runtime.unix_time_ms(),
+            },
         };
         tokio::select! {
             biased;

@@ -282,13 +282,8 @@ impl Bug {
             | Self::HideOldChanges
             | Self::ForgetEmptyLog
             | Self::NeverRebalance
-            | Self::IgnoreAnnouncedAddress
-            | Self::ForgetGrantsAtRestart
-            | Self::LeaseFromAnswer
             | Self::GrantToSuperseded
-            | Self::ReleaseForAll
             | Self::DeathOfAnyStart
-            | Self::ConfirmBeforeRead
             | Self::LeaseOfOneCopy
             | Self::LongLease
             | Self::FenceKeepsStreams
@@ -329,6 +324,11 @@ impl Bug {
             | Self::ServeSuspect
             | Self::ForgetHomeEdit
             | Self::SkipHomeSync => Finder::CrashStates,
+            Self::IgnoreAnnouncedAddress
+            | Self::ForgetGrantsAtRestart
+            | Self::LeaseFromAnswer
+            | Self::ReleaseForAll
+            | Self::ConfirmBeforeRead => Finder::Nobody,
         }
     }
 }
