@@ -189,11 +189,7 @@ fn a_full_home_refuses_new_blocks_and_takes_overwrites() {
 fn zeroing_is_thin_and_reads_zero() {
     run(1, |runtime| async move {
         let directory = MemoryDirectory::new(runtime.clone());
-        let (store, _) = open(&runtime, &directory).await;
-        store
-            .set_copy_state(SLICE, CopyState::InSync)
-            .await
-            .unwrap();
+        let (store, _) = open_in_sync(&runtime, &directory).await;
         store
             .append(vec![zero(1, 0, 1024), write(2, 300, 3), zero(3, 290, 20)])
             .await
@@ -316,11 +312,7 @@ fn promises_never_fall_and_copy_states_survive_a_restart() {
 fn the_stable_point_of_a_copy_in_sync_survives_a_restart_after_a_flush() {
     run(1, |runtime| async move {
         let directory = MemoryDirectory::new(runtime.clone());
-        let (store, _) = open(&runtime, &directory).await;
-        store
-            .set_copy_state(SLICE, CopyState::InSync)
-            .await
-            .unwrap();
+        let (store, _) = open_in_sync(&runtime, &directory).await;
         let nothing = record(SLICE, 2, Body::Nothing);
         store.append(vec![write(1, 0, 1), nothing]).await.unwrap();
         store.set_stable(SLICE, Seq(2));
@@ -342,11 +334,7 @@ fn the_stable_point_of_a_copy_in_sync_survives_a_restart_after_a_flush() {
 fn a_removed_volume_stays_removed_and_its_number_can_be_used_again() {
     run(1, |runtime| async move {
         let directory = MemoryDirectory::new(runtime.clone());
-        let (store, _) = open(&runtime, &directory).await;
-        store
-            .set_copy_state(SLICE, CopyState::InSync)
-            .await
-            .unwrap();
+        let (store, _) = open_in_sync(&runtime, &directory).await;
         store
             .append(vec![write(1, 0, 1), write(2, 700, 1)])
             .await

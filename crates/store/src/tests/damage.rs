@@ -17,11 +17,7 @@ async fn sealed(runtime: &Runtime) {
 /// A store with record 1 of `SLICE`, sealed, and stopped.
 async fn one_record(runtime: &Runtime) -> MemoryDirectory {
     let directory = MemoryDirectory::new(runtime.clone());
-    let (store, _) = open(runtime, &directory).await;
-    store
-        .set_copy_state(SLICE, CopyState::InSync)
-        .await
-        .unwrap();
+    let (store, _) = open_in_sync(runtime, &directory).await;
     store.append(vec![write(1, 5, 1)]).await.unwrap();
     sealed(runtime).await;
     drop(store);
@@ -166,11 +162,7 @@ fn recovery_damaged_middle_header_makes_only_unproven_slices_suspect() {
             )
         };
         let directory = MemoryDirectory::new(runtime.clone());
-        let (store, _) = open(&runtime, &directory).await;
-        store
-            .set_copy_state(SLICE, CopyState::InSync)
-            .await
-            .unwrap();
+        let (store, _) = open_in_sync(&runtime, &directory).await;
         store
             .set_copy_state(other, CopyState::InSync)
             .await
@@ -209,11 +201,7 @@ fn recovery_damaged_middle_header_makes_only_unproven_slices_suspect() {
             drop(store);
             directory.kill();
         }
-        let (store, _) = open(&runtime, &directory).await;
-        store
-            .set_copy_state(SLICE, CopyState::InSync)
-            .await
-            .unwrap();
+        let (store, _) = open_in_sync(&runtime, &directory).await;
         assert!(store.suspect_slices().is_empty());
         assert_eq!(store.read(SLICE, 0, 1).await.unwrap(), block(0));
     });

@@ -20,8 +20,8 @@ use holdfast_runtime::Runtime;
 
 use crate::testing::MemoryDirectory;
 use crate::{
-    BLOCK_BYTES, Body, OperationId, Record, RecoveryReport, Seq, SliceKey, Store, StoreBounds,
-    StoreOptions, View,
+    BLOCK_BYTES, Body, CopyState, OperationId, Record, RecoveryReport, Seq, SliceKey, Store,
+    StoreBounds, StoreOptions, View,
 };
 
 const SLICE: SliceKey = SliceKey {
@@ -46,6 +46,17 @@ async fn open(runtime: &Runtime, directory: &MemoryDirectory) -> (Rc<Store>, Rec
     Store::open(runtime.clone(), directory, options())
         .await
         .expect("the store opens")
+}
+
+/// The same, and its copy of `SLICE` is in sync.
+async fn open_in_sync(
+    runtime: &Runtime,
+    directory: &MemoryDirectory,
+) -> (Rc<Store>, RecoveryReport) {
+    let opened = open(runtime, directory).await;
+    let in_sync = opened.0.set_copy_state(SLICE, CopyState::InSync);
+    in_sync.await.unwrap();
+    opened
 }
 
 fn block(fill: u8) -> Bytes {

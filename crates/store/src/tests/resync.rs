@@ -100,11 +100,7 @@ fn a_zeroed_block_of_a_joining_copy_is_not_brought_back_by_a_late_older_one() {
 fn changes_are_listed_in_pages_wherever_they_are() {
     run(1, |runtime| async move {
         let directory = MemoryDirectory::new(runtime.clone());
-        let (store, _) = open(&runtime, &directory).await;
-        store
-            .set_copy_state(SLICE, CopyState::InSync)
-            .await
-            .unwrap();
+        let (store, _) = open_in_sync(&runtime, &directory).await;
         store
             .append(
                 (1..=4)
@@ -252,11 +248,7 @@ async fn is_listed_as_zeroed(store: &Store, after: u64, seq: u64) {
 fn a_block_zeroed_again_after_a_restart_still_tells_those_who_have_what_was_written() {
     run(1, |runtime| async move {
         let directory = MemoryDirectory::new(runtime.clone());
-        let (store, _) = open(&runtime, &directory).await;
-        store
-            .set_copy_state(SLICE, CopyState::InSync)
-            .await
-            .unwrap();
+        let (store, _) = open_in_sync(&runtime, &directory).await;
         let history = vec![write(1, 3, 1), zero(2, 3, 1)];
         store.append(history).await.unwrap();
         store.set_stable(SLICE, Seq(2));
