@@ -4,7 +4,9 @@
 
 use holdfast_fuzz::memory::bounded;
 use holdfast_iscsi::chap::{self, Algorithm};
-use holdfast_iscsi::negotiation::{Negotiation, RECEIVE_BYTES_MAX, Reply, SEND_BYTES_MAX};
+use holdfast_iscsi::negotiation::{
+    Negotiation, Parameters, RECEIVE_BYTES_MAX, Reply, SEND_BYTES_MAX,
+};
 use holdfast_iscsi::text::{self, Writer};
 use libfuzzer_sys::fuzz_target;
 
@@ -25,11 +27,15 @@ fn run(bytes: &[u8]) {
     assert!(pairs.len() <= text::PAIRS_MAX);
     let mut writer = Writer::default();
     let mut negotiation = Negotiation::new(first & 1 != 0);
+    let mut answers_first_burst = false;
     for pair in &pairs {
         writer.put(&pair.key, &pair.value);
         let seen_before = negotiation.clone();
         match negotiation.offer(&pair.key, &pair.value) {
-            Reply::Value(value) => assert!(!value.is_empty() && value.len() < 16, "{value}"),
+            Reply::Value(value) => {
+                assert!(!value.is_empty() && value.len() < 16, "{value}");
+                answers_first_burst |= pair.key == "FirstBurstLength";
+            }
             Reply::Reject | Reply::Irrelevant | Reply::NotUnderstood | Reply::ProtocolError => {
                 // A refused digest is the one value that a refusal may change: to none.
                 let (before, after) = (seen_before.parameters(), negotiation.parameters());
@@ -52,6 +58,12 @@ fn run(bytes: &[u8]) {
     let agreed = negotiation.parameters();
     assert!((512..=SEND_BYTES_MAX).contains(&agreed.send_bytes_max));
     assert!(agreed.first_burst_bytes <= RECEIVE_BYTES_MAX);
-    assert!(agreed.first_burst_bytes <= agreed.max_burst_bytes);
+    // Who never agreed on a first burst may use the default, however short the burst.
+    let longest = if answers_first_burst {
+        agreed.max_burst_bytes
+    } else {
+        agreed.max_burst_bytes.max(Parameters::default().first_burst_bytes)
+    };
+    assert!(agreed.first_burst_bytes <= longest);
     assert!(agreed.max_burst_bytes >= 512);
 }

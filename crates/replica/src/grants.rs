@@ -10,6 +10,7 @@
 //! |---|---|---|
 //! | none: never opened | there are none | there are none |
 //! | its process is proven dead | waited for, unless the holder is proven dead | no wait |
+//! | it has given its leases back here | the same | no wait: who closed an office serves nothing in it again |
 //! | it may live | the same | held back for one grace time from the start |
 //! | not known | the same | the same |
 
@@ -35,8 +36,8 @@ struct Grant {
 pub enum Predecessor {
     /// No owner has ever opened what is fenced.
     Nobody,
-    /// This process.
-    Owner(NodeId, Incarnation),
+    /// This process, in this view.
+    Owner(NodeId, Incarnation, View),
     /// The fence does not say.
     Unknown,
 }
@@ -46,6 +47,8 @@ pub enum Predecessor {
 pub struct Grants {
     started: Instant,
     by_volume: BTreeMap<u64, Vec<Grant>>,
+    /// The newest view whose owner has given its leases back, of each volume; while it matters.
+    released: BTreeMap<u64, View>,
     dead: BTreeMap<NodeId, Incarnation>,
 }
 
@@ -55,6 +58,7 @@ impl Grants {
         Self {
             started,
             by_volume: BTreeMap::new(),
+            released: BTreeMap::new(),
             dead: BTreeMap::new(),
         }
     }
@@ -78,8 +82,14 @@ impl Grants {
         });
     }
 
-    /// The owner of `view` gives its lease back.
-    pub fn release(&mut self, volume: u64, view: View) {
+    /// The owner of `view` gives its lease back: its office has ended.
+    pub fn release(&mut self, now: Instant, volume: u64, view: View) {
+        if now < self.started + LEASE_GRACE {
+            let newest = self.released.entry(volume).or_insert(view);
+            *newest = (*newest).max(view);
+        } else {
+            self.released.clear();
+        }
         if let Some(grants) = self.by_volume.get_mut(&volume) {
             grants.retain(|grant| grant.view != view && !planted::is_active(Bug::ReleaseForAll));
         }
@@ -118,7 +128,8 @@ impl Grants {
     ) -> Duration {
         let forgotten = match predecessor {
             Predecessor::Nobody => return Duration::ZERO,
-            Predecessor::Owner(node, incarnation) if self.is_dead(node, incarnation) => None,
+            Predecessor::Owner(node, incarnation, _) if self.is_dead(node, incarnation) => None,
+            Predecessor::Owner(_, _, opened) if self.has_released(volume, opened) => None,
             Predecessor::Owner(..) | Predecessor::Unknown
                 if planted::is_active(Bug::ForgetGrantsAtRestart) =>
             {
@@ -135,6 +146,11 @@ impl Grants {
         ends.map_or(Duration::ZERO, |ends| ends.saturating_since(now))
     }
 
+    fn has_released(&self, volume: u64, opened: View) -> bool {
+        let released = self.released.get(&volume);
+        released.is_some_and(|view| *view == opened || planted::is_active(Bug::ReleaseOfAnyView))
+    }
+
     fn is_dead(&self, node: NodeId, incarnation: Incarnation) -> bool {
         let dead = self.dead.get(&node);
         dead.is_some_and(|dead| *dead >= incarnation || planted::is_active(Bug::DeathOfAnyStart))
@@ -146,7 +162,7 @@ mod tests {
     use super::*;
 
     const OWNER: NodeId = NodeId(3);
-    const OPENED: Predecessor = Predecessor::Owner(OWNER, Incarnation(2));
+    const OPENED: Predecessor = Predecessor::Owner(OWNER, Incarnation(2), View(5));
 
     fn at(ms: u64) -> Instant {
         Instant::default() + Duration::from_millis(ms)
@@ -186,14 +202,14 @@ mod tests {
     fn the_death_of_the_predecessor_says_nothing_of_another_holder() {
         let mut grants = granted();
         grants.note_dead(NodeId(4), Incarnation(9));
-        let other = Predecessor::Owner(NodeId(4), Incarnation(9));
+        let other = Predecessor::Owner(NodeId(4), Incarnation(9), View(5));
         assert_eq!(grants.hold_back(at(10_000), 1, View(6), other), LEASE_GRACE);
     }
 
     #[test]
     fn a_released_lease_is_not_waited_for() {
         let mut grants = granted();
-        grants.release(1, View(5));
+        grants.release(at(10_000), 1, View(5));
         assert_eq!(
             grants.hold_back(at(10_000), 1, View(6), OPENED),
             Duration::ZERO
@@ -223,6 +239,28 @@ mod tests {
         );
         let unknown = grants.hold_back(at(500), 1, View(6), Predecessor::Unknown);
         assert_eq!(unknown, LEASE_GRACE);
+    }
+
+    #[test]
+    fn after_a_restart_nothing_waits_for_an_office_that_gave_its_leases_back() {
+        let mut grants = Grants::new(at(500));
+        grants.release(at(600), 1, View(4));
+        let wait =
+            |grants: &Grants, predecessor| grants.hold_back(at(700), 1, View(6), predecessor);
+        // An earlier office of the same process says nothing of its last one.
+        let left = LEASE_GRACE - Duration::from_millis(200);
+        assert_eq!(wait(&grants, OPENED), left);
+        grants.release(at(600), 2, View(5));
+        assert_eq!(wait(&grants, OPENED), left, "another volume");
+        grants.release(at(600), 1, View(5));
+        assert_eq!(wait(&grants, OPENED), Duration::ZERO);
+        assert_eq!(wait(&grants, Predecessor::Unknown), left);
+        // What this start has granted is waited for all the same.
+        grants.grant(at(650), 1, View(3), NodeId(4), Incarnation(1));
+        assert_eq!(
+            wait(&grants, OPENED),
+            LEASE_GRACE - Duration::from_millis(50)
+        );
     }
 
     #[test]

@@ -457,7 +457,7 @@ impl Holder {
         let mut granted = Vec::new();
         for VolumeView { volume, view } in &lease.volumes {
             if lease.release {
-                grants.release(*volume, View(*view));
+                grants.release(now, *volume, View(*view));
             } else if is_deaf {
                 reach::note(Row::LeaseUnheard);
             } else if self.store.promised(*volume) <= View(*view)

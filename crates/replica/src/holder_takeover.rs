@@ -193,6 +193,7 @@ fn predecessor(fence: &Fence) -> Predecessor {
         fence => Predecessor::Owner(
             NodeId(fence.predecessor),
             Incarnation(fence.predecessor_incarnation),
+            View(fence.predecessor_view),
         ),
     }
 }

@@ -121,8 +121,8 @@ pub enum Bug {
     ReleaseForAll,
     /// The proven death of an earlier start counts for the present one.
     DeathOfAnyStart,
-    /// An owner looks at its leases before it fetches the data, and not after.
-    ConfirmBeforeRead,
+    /// A copy that has restarted takes leases given back in any view for those of the last owner.
+    ReleaseOfAnyView,
     /// An owner serves reads with a lease of any one copy.
     LeaseOfOneCopy,
     /// An owner takes a lease for twice as long as it is.
@@ -221,7 +221,7 @@ impl Bug {
         Self::GrantToSuperseded,
         Self::ReleaseForAll,
         Self::DeathOfAnyStart,
-        Self::ConfirmBeforeRead,
+        Self::ReleaseOfAnyView,
         Self::LeaseOfOneCopy,
         Self::LongLease,
         Self::FenceKeepsStreams,
@@ -328,7 +328,7 @@ impl Bug {
             | Self::ForgetGrantsAtRestart
             | Self::LeaseFromAnswer
             | Self::ReleaseForAll
-            | Self::ConfirmBeforeRead => Finder::Nobody,
+            | Self::ReleaseOfAnyView => Finder::Nobody,
         }
     }
 }

@@ -22,10 +22,6 @@ impl Owner {
     pub(crate) async fn read(&self, offset: u64, length: u64) -> Result<Bytes, IoStatus> {
         let mut data = BytesMut::new();
         let mut single = None;
-        let early = planted::is_active(Bug::ConfirmBeforeRead);
-        if early {
-            self.confirm_leases(offset, length).await?;
-        }
         for (index, start, bytes) in self.segments(offset, length) {
             let part = self.read_segment(index, start, bytes).await?;
             if bytes == length {
@@ -34,9 +30,7 @@ impl Owner {
                 data.extend_from_slice(&part);
             }
         }
-        if !early {
-            self.confirm_leases(offset, length).await?;
-        }
+        self.confirm_leases(offset, length).await?;
         Ok(single.unwrap_or_else(|| data.freeze()))
     }
 

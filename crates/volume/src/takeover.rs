@@ -23,7 +23,7 @@ use bytes::{Bytes, BytesMut};
 use futures::future::join_all;
 use futures::stream::{self, StreamExt};
 use holdfast_config::state::{
-    Change, CopyRecord, CopyStatus, Outcome, Owner as OwnerRecord, Reconciled, VolumeRecord,
+    Change, CopyRecord, CopyStatus, Office, Outcome, Reconciled, VolumeRecord,
 };
 use holdfast_replica::holder_takeover::union_of_tails;
 use holdfast_replica::{LEASE_GRACE, messages};
@@ -210,8 +210,9 @@ impl Owner {
                 view: self.view.0,
                 slices,
                 fresh,
-                predecessor: predecessor.map_or(0, |owner| owner.node.0),
-                predecessor_incarnation: predecessor.map_or(0, |owner| owner.incarnation.0),
+                predecessor: predecessor.map_or(0, |office| office.owner.node.0),
+                predecessor_incarnation: predecessor.map_or(0, |office| office.owner.incarnation.0),
+                predecessor_view: predecessor.map_or(0, |office| office.view.0),
             };
             let body = replica_request::Body::Fence(fence);
             let (reply, _) = self.ask(node, body, Bytes::new(), limit).await.ok()?;
@@ -226,7 +227,7 @@ impl Owner {
     }
 
     /// Who opened the volume last, while this owner is the one that is to open it next.
-    fn predecessor(&self) -> Option<OwnerRecord> {
+    fn predecessor(&self) -> Option<Office> {
         let in_office = self.record_in_office().is_some_and(|record| !record.open);
         let state = self.context.config.state();
         state

@@ -131,6 +131,9 @@ pub struct Fence {
     /// The start of it that did.
     #[prost(uint64, tag = "6")]
     pub predecessor_incarnation: u64,
+    /// The view that it opened it in; zero if that is not known.
+    #[prost(uint64, tag = "7")]
+    pub predecessor_view: u64,
 }
 
 /// Answer to [`Fence`].

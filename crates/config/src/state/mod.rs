@@ -31,7 +31,7 @@ pub use change::{Admission, Change, NodeStart, Outcome, Reconciled, Refusal, Vol
 pub use front::{Front, FrontChange, INITIATORS_MAX, RetiringSecret};
 pub use records::{
     Chap, ClusterIdentity, ClusterState, CopyRecord, CopyStatus, Growth, NodeRecord, NodeStatus,
-    Owner, SliceRecord, TokenRecord, VolumeRecord,
+    Office, Owner, SliceRecord, TokenRecord, VolumeRecord,
 };
 
 /// Bytes of a slice, the unit of placement.

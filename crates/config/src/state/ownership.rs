@@ -24,7 +24,7 @@ use holdfast_runtime::NodeId;
 use holdfast_wire::{View, VolumeId};
 
 use super::change::{Outcome, Refusal};
-use super::records::{ClusterState, NodeStatus, Owner, SliceRecord, VolumeRecord};
+use super::records::{ClusterState, NodeStatus, Office, Owner, SliceRecord, VolumeRecord};
 
 /// A node with so many quarters of the slices that the best one has in sync is as good: reads
 /// of the others cost a way over the network.
@@ -236,8 +236,9 @@ impl ClusterState {
             .volumes
             .get_mut(&id)
             .expect("the caller names a volume that exists");
-        if let Some(before) = volume.owner.filter(|_| volume.open) {
-            self.last_open.insert(id, before);
+        if let Some(owner) = volume.owner.filter(|_| volume.open) {
+            let view = volume.view;
+            self.last_open.insert(id, Office { owner, view });
         }
         volume.owner = owner;
         volume.view = view;
@@ -524,7 +525,10 @@ mod tests {
         assert_eq!(state.last_open.get(&DB), None, "nobody has opened it");
         open(&mut state);
         assert!(state.last_open.is_empty() && state.encode_supplement().is_empty());
-        let opened = state.volumes[&DB].owner.expect("nodes are up");
+        let opened = Office {
+            owner: state.volumes[&DB].owner.expect("nodes are up"),
+            view: state.volumes[&DB].view,
+        };
         state.apply(moving(&state.clone(), another(&state)));
         assert_eq!(state.last_open[&DB], opened);
         // A successor that does not get as far as opening it has granted nothing to anybody.

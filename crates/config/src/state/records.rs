@@ -35,10 +35,10 @@ pub struct ClusterState {
     /// When disks failed of late, in milliseconds since the Unix epoch. In the supplement, too.
     #[serde(skip)]
     pub disk_failures: BTreeMap<NodeId, Vec<u64>>,
-    /// The owner that opened a volume last, for volumes that are not open: nobody else can use a
+    /// The office that opened a volume last, for volumes that are not open: nobody else can use a
     /// lease on one. In the supplement, too.
     #[serde(skip)]
-    pub last_open: BTreeMap<VolumeId, Owner>,
+    pub last_open: BTreeMap<VolumeId, Office>,
     /// Volumes whose owner somebody has chosen, with that owner, as long as it is the owner. In
     /// the supplement, too.
     #[serde(skip)]
@@ -118,6 +118,15 @@ pub struct Owner {
     pub node: NodeId,
     /// The start of its process that took office.
     pub incarnation: Incarnation,
+}
+
+/// One term of an owner: the same process may be a volume's owner again, in a later view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Office {
+    /// Who held it.
+    pub owner: Owner,
+    /// The view it was held in.
+    pub view: View,
 }
 
 /// Credentials of one initiator for one volume.

@@ -11,7 +11,7 @@ use holdfast_wire::VolumeId;
 use serde::{Deserialize, Serialize};
 
 use super::front::Front;
-use super::records::{ClusterState, Growth, Owner};
+use super::records::{ClusterState, Growth, Office};
 
 /// The formats of the supplement itself, its first byte. The second has [`Later`] behind the
 /// first, the third [`Latest`] behind both, the fourth [`Placement`] behind all; each is written
@@ -37,7 +37,7 @@ struct Later {
 /// What came after that.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Latest {
-    last_open: BTreeMap<VolumeId, Owner>,
+    last_open: BTreeMap<VolumeId, Office>,
 }
 
 /// What rebalancing needs to know.

@@ -11,6 +11,10 @@
 //! | long cut | every time limit runs out, that of a proposal too |
 //! | long pause | hosts give the portal up meanwhile, write elsewhere, and overwrite |
 //! | cut, then restart | an owner that starts anew while its former office still holds leases |
+//! | former owner returns | what an owner that was cut off says when it learns that its office is over |
+//!
+//! A successor that waits until somebody is found to be gone comes after every lease has ended. So
+//! in most compounds an operator moves volumes away from the node at once, now and then.
 
 use std::fmt;
 use std::time::Duration;
@@ -40,11 +44,13 @@ pub enum Compound {
     LongPause,
     /// The node is cut off, and killed and started again meanwhile.
     CutAndRestart,
+    /// The node was cut off and returns; at once its successor is cut off.
+    FormerOwnerReturns,
 }
 
 impl Compound {
     /// Every compound.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::GrantersRestart,
         Self::CutAndPause,
         Self::CutAndSlowDisk,
@@ -53,6 +59,7 @@ impl Compound {
         Self::LongCut,
         Self::LongPause,
         Self::CutAndRestart,
+        Self::FormerOwnerReturns,
     ];
 
     /// The name in reports.
@@ -66,6 +73,7 @@ impl Compound {
             Self::LongCut => "compound: long cut",
             Self::LongPause => "compound: long pause",
             Self::CutAndRestart => "compound: cut and restart",
+            Self::FormerOwnerReturns => "compound: owner returns",
         }
     }
 }
@@ -90,12 +98,12 @@ impl Nemesis {
             Compound::GrantersRestart => {
                 self.cut_off(node);
                 self.wait(Duration::ZERO, lease / 2).await;
-                for granter in self.others(node) {
-                    if self.random.chance(650_000) && simulation.is_powered(granter) {
-                        simulation.kill(granter);
-                        self.revive(granter);
-                    }
-                }
+                // A majority that goes on decides the move in time; few enough may be all that
+                // have granted something.
+                let others = self.others(node);
+                let count = [1, 2, others.len()][self.random.below(3) as usize];
+                self.restart_some(others, count);
+                self.may_rescue(node);
                 self.wait(lease, lease * 2).await;
                 self.join_again(node);
             }
@@ -110,6 +118,7 @@ impl Nemesis {
                     self.wait(Duration::ZERO, lease).await;
                     self.cut_off(node);
                 }
+                self.may_rescue(node);
                 self.wait(lease / 10, lease * 2).await;
                 simulation.resume(node);
                 self.wait(lease / 2, lease * 2).await;
@@ -122,6 +131,7 @@ impl Nemesis {
                 disks.set_slow_factor(sync_ns / simulation.options().disk.sync_ns);
                 self.wait(Duration::ZERO, lease / 2).await;
                 self.cut_off(node);
+                self.may_rescue(node);
                 self.wait(lease, lease * 3).await;
                 disks.set_slow_factor(1);
                 self.join_again(node);
@@ -135,6 +145,7 @@ impl Nemesis {
                 if cut {
                     self.cut_off(node);
                 }
+                self.may_rescue(node);
                 self.wait(lease, lease * 3).await;
                 simulation.resume(node);
                 self.wait(lease / 4, lease).await;
@@ -144,17 +155,24 @@ impl Nemesis {
                 disks.heal();
             }
             Compound::LateAnswers => {
+                // What one node says, or what all say; and for a part of the time none is heard.
                 let others = self.others(node);
-                let late = self.random.pick(&others).copied();
-                let delay = self.random.duration(lease / 3, lease * 2);
+                let one = self.random.chance(500_000);
+                let late = self.random.pick(&others).copied().filter(|_| one);
+                let delay = match one {
+                    true => self.random.duration(lease / 3, lease * 2),
+                    false => self.random.duration(lease / 8, lease / 2),
+                };
                 let delay_ns = crate::random::nanos(delay);
-                let is_late = |from, to| Some(from) == late && to == node;
+                let is_late =
+                    |from, to| to == node && from != node && late.is_none_or(|late| late == from);
                 self.each_pair(is_late, |conditions| conditions.extra_delay_ns = delay_ns);
-                self.wait(Duration::ZERO, lease).await;
+                self.wait(lease / 4, lease * 2).await;
                 let cut = |from: NodeId, to: NodeId| {
-                    (from == node || to == node) && Some(from) != late && Some(to) != late
+                    (from == node || to == node) && late != Some(from) && late != Some(to)
                 };
                 self.block(cut, true);
+                self.may_rescue(node);
                 self.wait(lease, lease * 3).await;
                 self.block(cut, false);
                 self.each_pair(is_late, |conditions| conditions.extra_delay_ns = 0);
@@ -177,6 +195,51 @@ impl Nemesis {
                 self.wait(Duration::ZERO, lease * 2).await;
                 self.join_again(node);
             }
+            Compound::FormerOwnerReturns => self.former_owner_returns(node).await,
+        }
+    }
+
+    async fn former_owner_returns(&self, former: NodeId) {
+        let lease = self.simulation.options().lease;
+        self.cut_off(former);
+        self.may_rescue(former);
+        self.wait(lease, lease * 3).await;
+        let mut successors = (self.surroundings.favourites)();
+        successors.retain(|node| *node != former);
+        let successor = self.random.pick(&successors).copied();
+        self.join_again(former);
+        if let Some(successor) = successor
+            && self.disturb(successor)
+        {
+            if self.random.chance(500_000) {
+                let mut others = self.others(successor);
+                others.retain(|node| *node != former);
+                self.restart_some(others, 2);
+            }
+            self.wait(Duration::ZERO, lease / 2).await;
+            self.cut_off(successor);
+            (self.surroundings.rescuer)(successor);
+            self.wait(lease, lease * 2).await;
+            self.join_again(successor);
+            self.calm_down(successor);
+        }
+    }
+
+    /// Kills up to `count` of the nodes, most of the time, and starts them again at once.
+    fn restart_some(&self, mut nodes: Vec<NodeId>, count: usize) {
+        self.random.shuffle(&mut nodes);
+        for node in nodes.into_iter().take(count) {
+            if self.random.chance(850_000) && self.simulation.is_powered(node) {
+                self.simulation.kill(node);
+                self.revive(node);
+            }
+        }
+    }
+
+    /// Now and then an operator sees at once what goes on.
+    fn may_rescue(&self, node: NodeId) {
+        if self.random.chance(600_000) {
+            (self.surroundings.rescuer)(node);
         }
     }
 

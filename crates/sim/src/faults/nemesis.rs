@@ -30,6 +30,31 @@ pub type Starter = Rc<dyn Fn(NodeId)>;
 /// Names the nodes that matter most at this moment, such as owners.
 pub type Favourites = Rc<dyn Fn() -> Vec<NodeId>>;
 
+/// Tells an operator that a node is in trouble; what it owns is moved away then.
+pub type Rescuer = Rc<dyn Fn(NodeId)>;
+
+/// What the adversary knows of a scenario.
+#[derive(Clone)]
+pub struct Surroundings {
+    /// See [`Starter`].
+    pub starter: Starter,
+    /// See [`Favourites`].
+    pub favourites: Favourites,
+    /// See [`Rescuer`].
+    pub rescuer: Rescuer,
+}
+
+impl Surroundings {
+    /// Of a scenario in which no node matters more than others, and nobody moves anything.
+    pub fn plain(starter: Starter) -> Self {
+        Self {
+            starter,
+            favourites: Rc::new(Vec::new),
+            rescuer: Rc::new(|_| {}),
+        }
+    }
+}
+
 /// Long enough for a majority to give up nodes that were never heard of, and go on.
 const MAJORITY_ALONE: Duration = Duration::from_secs(8);
 
@@ -177,8 +202,7 @@ impl Weather {
 pub struct Nemesis {
     pub(super) simulation: Simulation,
     options: NemesisOptions,
-    starter: Starter,
-    favourites: Favourites,
+    pub(super) surroundings: Surroundings,
     pub(super) random: Random,
     /// By how many episodes each node is disturbed.
     disturbed: RefCell<BTreeMap<NodeId, u32>>,
@@ -190,16 +214,14 @@ impl Nemesis {
     pub fn new(
         simulation: Simulation,
         options: NemesisOptions,
-        starter: Starter,
-        favourites: Favourites,
+        surroundings: Surroundings,
     ) -> Rc<Self> {
         let random = simulation.random("nemesis");
         let disturbed = RefCell::default();
         Rc::new(Self {
             simulation,
             options,
-            starter,
-            favourites,
+            surroundings,
             random,
             disturbed,
             compounds: RefCell::default(),
@@ -522,7 +544,7 @@ impl Nemesis {
         let mut calm = self.simulation.hosts();
         calm.retain(|node| !disturbed.contains_key(node));
         if self.random.chance(350_000) {
-            let favourites = (self.favourites)();
+            let favourites = (self.surroundings.favourites)();
             if calm.iter().any(|node| favourites.contains(node)) {
                 calm.retain(|node| favourites.contains(node));
             }
@@ -532,8 +554,18 @@ impl Nemesis {
         Some(node)
     }
 
+    /// Takes this very node into the budget, if it is calm and there is room.
+    pub(super) fn disturb(&self, node: NodeId) -> bool {
+        let mut disturbed = self.disturbed.borrow_mut();
+        if disturbed.contains_key(&node) || disturbed.len() >= self.options.disturbed_max {
+            return false;
+        }
+        disturbed.insert(node, 1);
+        true
+    }
+
     /// An episode at this node is over.
-    fn calm_down(&self, node: NodeId) {
+    pub(super) fn calm_down(&self, node: NodeId) {
         let mut disturbed = self.disturbed.borrow_mut();
         if let Some(episodes) = disturbed.get_mut(&node) {
             *episodes -= 1;
@@ -548,7 +580,7 @@ impl Nemesis {
         self.simulation.resume(node);
         if self.simulation.incarnation(node).is_none() {
             self.damage_while_down(node);
-            (self.starter)(node);
+            (self.surroundings.starter)(node);
         }
     }
 

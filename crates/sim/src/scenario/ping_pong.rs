@@ -13,7 +13,7 @@ use bytes::Bytes;
 use holdfast_runtime::rpc::Service;
 use holdfast_runtime::{Frame, Incarnation, NodeId, Rpc, Runtime};
 
-use crate::faults::nemesis::{Nemesis, NemesisOptions};
+use crate::faults::nemesis::{Nemesis, NemesisOptions, Surroundings};
 use crate::report::{Failure, SeedResult};
 use crate::runner::{Checked, Scenario, run_seed};
 use crate::simulation::{Machine, Options, Simulation};
@@ -74,7 +74,7 @@ async fn play(simulation: Simulation, with_faults: bool) -> Result<Checked, Fail
     }
     if with_faults {
         let options = NemesisOptions::everyday(nodes.len());
-        Nemesis::new(simulation.clone(), options, starter, Rc::new(Vec::new))
+        Nemesis::new(simulation.clone(), options, Surroundings::plain(starter))
             .run(DISTURBED_FOR)
             .await;
     }

@@ -23,7 +23,7 @@ use holdfast_wire::Seq;
 
 use crate::disk::Detached;
 use crate::faults::FaultClass;
-use crate::faults::nemesis::{Nemesis, NemesisOptions};
+use crate::faults::nemesis::{Nemesis, NemesisOptions, Surroundings};
 use crate::oracle::content::{self, BLOCK_BYTES, BlockAddress, Value};
 use crate::report::{Failure, SeedResult};
 use crate::runner::{Checked, Scenario, run_seed};
@@ -135,14 +135,10 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
     options.pause = (Duration::from_millis(5), Duration::from_millis(800));
     options.length = (Duration::from_millis(5), Duration::from_millis(500));
     options.restart_after = Duration::from_millis(50);
-    Nemesis::new(
-        simulation.clone(),
-        options,
-        starter.clone(),
-        Rc::new(Vec::new),
-    )
-    .run(DISTURBED_FOR)
-    .await;
+    let surroundings = Surroundings::plain(starter.clone());
+    Nemesis::new(simulation.clone(), options, surroundings)
+        .run(DISTURBED_FOR)
+        .await;
     simulation.cut_power(&[NODE]);
     simulation.restore_power(NODE);
     if second_disk {

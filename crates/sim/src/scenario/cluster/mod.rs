@@ -16,7 +16,7 @@ use holdfast_runtime::NodeId;
 use holdfast_runtime::task::TaskGroup;
 
 use crate::disk::DamagePolicy;
-use crate::faults::nemesis::Nemesis;
+use crate::faults::nemesis::{Nemesis, Surroundings};
 use crate::random::Random;
 use crate::report::{Failure, SeedResult};
 use crate::runner::{Checked, Scenario, run_seed};
@@ -44,6 +44,7 @@ mod tests;
 
 use audit::Audit;
 use client::Workload;
+use moving::Troubles;
 use node::Nodes;
 use shape::{Mood, Shape};
 
@@ -130,13 +131,20 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
         let (nodes, victim) = (nodes.clone(), shape.victim);
         Rc::new(move || nodes.owners().into_iter().chain(victim).collect())
     };
-    let nemesis = Nemesis::new(
-        simulation.clone(),
-        shape.nemesis.clone(),
+    let troubles = Rc::new(Troubles::default());
+    let rescuer = {
+        let troubles = troubles.clone();
+        Rc::new(move |node| troubles.tell(node))
+    };
+    let surroundings = Surroundings {
         starter,
         favourites,
-    );
+        rescuer,
+    };
+    let nemesis = Nemesis::new(simulation.clone(), shape.nemesis.clone(), surroundings);
     if shape.mood == Mood::Hostile {
+        let rescuing = moving::keep_rescuing(workload.clone(), troubles, stop.clone());
+        background.add(runtime.spawn("rescuer", rescuing));
         background.add(runtime.spawn("operator", operate(nodes.clone(), stop.clone())));
         let moving = moving::keep_moving(workload.clone(), stop.clone());
         background.add(runtime.spawn("mover", moving));

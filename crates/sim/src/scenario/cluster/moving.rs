@@ -1,13 +1,15 @@
 //! An operator, and hosts, who have volumes moved to other owners while they are used, whatever
-//! else goes on.
+//! else goes on; and one who moves them away from a node as soon as it is in trouble.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
 use holdfast_config::state::Refusal;
 use holdfast_node::{MoveCause, MoveError};
 use holdfast_runtime::NodeId;
+use tokio::sync::Notify;
 
 use super::client::Workload;
 use crate::report::Failure;
@@ -42,6 +44,73 @@ pub(super) async fn keep_moving(workload: Rc<Workload>, stop: Rc<Cell<bool>>) {
             }
         };
         futures::join!(first, second);
+    }
+}
+
+/// How long an operator takes to see that a node is in trouble.
+const NOTICE: (Duration, Duration) = (Duration::ZERO, Duration::from_millis(600));
+
+/// Nodes in trouble, as an operator hears of them.
+#[derive(Default)]
+pub(super) struct Troubles {
+    nodes: RefCell<VecDeque<NodeId>>,
+    told: Notify,
+}
+
+impl Troubles {
+    pub(super) fn tell(&self, node: NodeId) {
+        self.nodes.borrow_mut().push_back(node);
+        self.told.notify_waiters();
+    }
+
+    async fn next(&self) -> NodeId {
+        loop {
+            let told = self.told.notified();
+            if let Some(node) = self.nodes.borrow_mut().pop_front() {
+                return node;
+            }
+            told.await;
+        }
+    }
+}
+
+/// Moves what nodes in trouble own to others, until `stop`.
+pub(super) async fn keep_rescuing(
+    workload: Rc<Workload>,
+    troubles: Rc<Troubles>,
+    stop: Rc<Cell<bool>>,
+) {
+    let nodes = workload.nodes.clone();
+    let runtime = nodes.simulation.runtime();
+    let random = nodes.simulation.random("rescuer");
+    loop {
+        let failing = troubles.next().await;
+        runtime.sleep(random.duration(NOTICE.0, NOTICE.1)).await;
+        if stop.get() {
+            return;
+        }
+        let mut others = nodes.with_process();
+        others.retain(|node| *node != failing);
+        let Some(through) = random.pick(&others).copied() else {
+            continue;
+        };
+        let Some(state) = nodes.get(through).map(|(_, node)| node.state()) else {
+            continue;
+        };
+        let mut rescues = Vec::new();
+        for (index, id) in workload.volumes.iter().enumerate() {
+            let Some(record) = state.volumes.get(id) else {
+                continue;
+            };
+            let has_copy = |node: &&NodeId| record.slices.iter().all(|s| s.is_in_sync(**node));
+            let successors: Vec<NodeId> = others.iter().filter(has_copy).copied().collect();
+            if record.owner.is_some_and(|owner| owner.node == failing)
+                && let Some(to) = random.pick(&successors).copied()
+            {
+                rescues.push(ask(&workload, through, index, to, false));
+            }
+        }
+        futures::future::join_all(rescues).await;
     }
 }
 
