@@ -11,6 +11,7 @@ use holdfast_config::state::{Change, ClusterIdentity, ClusterState, Outcome, Ref
 use holdfast_gossip::{Gossip, Member};
 use holdfast_path::Requester;
 use holdfast_replica::Holder;
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Directory, DiskError, Links, NodeId, Rpc, Runtime};
 use holdfast_store::{RecoveryReport, Store, StoreError, StoreOptions};
 use holdfast_volume::{AccessError, Context, IoError, Operation, Owner, Portal, serve_healing};
@@ -220,7 +221,7 @@ impl Node {
                 cause: DiskError::Full { .. }
             }
         );
-        let change = match full {
+        let change = match full && !planted::is_active(Bug::FullIsFailure) {
             true => Change::NodeDown { node, incarnation },
             false => Change::DiskFailed {
                 node,

@@ -169,11 +169,13 @@ pub enum Bug {
     VoteUnsynced,
     /// A copy acknowledges what it has journaled behind a record that it refused.
     PassOverRefused,
+    /// A file system that is full counts as a failing disk.
+    FullIsFailure,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 70] = [
+    pub const ALL: [Self; 71] = [
         Self::AcknowledgeBeforeJournal,
         Self::SkipFence,
         Self::SkipLeaseWait,
@@ -244,6 +246,7 @@ impl Bug {
         Self::DropDeltasAtOnce,
         Self::VoteUnsynced,
         Self::PassOverRefused,
+        Self::FullIsFailure,
     ];
 
     /// The name on command lines: `skip-fence` for `SkipFence`.
@@ -305,7 +308,8 @@ impl Bug {
             | Self::JoinDropsNewest
             | Self::DropDeltasAtOnce
             | Self::VoteUnsynced
-            | Self::PassOverRefused => Finder::Cluster,
+            | Self::PassOverRefused
+            | Self::FullIsFailure => Finder::Cluster,
             Self::NeverRelay | Self::RelayInOwnName | Self::TrustRumour | Self::GrantToDeaf => {
                 Finder::LinkCuts
             }

@@ -54,6 +54,8 @@ pub struct HostDisks {
 struct Health {
     slow_factor: Cell<u64>,
     error_ppm: Cell<u32>,
+    /// Operations that have failed.
+    errors: Cell<u64>,
     full: Cell<bool>,
 }
 
@@ -62,6 +64,7 @@ impl Default for Health {
         Self {
             slow_factor: Cell::new(1),
             error_ppm: Cell::new(0),
+            errors: Cell::new(0),
             full: Cell::new(false),
         }
     }
@@ -205,6 +208,11 @@ impl HostDisks {
         for device in devices {
             device.full.set(full);
         }
+    }
+
+    /// Whether an operation has ever failed, but for want of space.
+    pub fn have_failed(&self) -> bool {
+        self.health.iter().any(|device| device.errors.get() > 0)
     }
 
     /// Damages data at rest, or arms a fault of the next write, if the policy allows it and
@@ -384,8 +392,10 @@ impl HostDisks {
     }
 
     fn fails(&self, area: &str) -> bool {
-        let fails = self.random.chance(self.health_of(area).error_ppm.get());
+        let health = self.health_of(area);
+        let fails = self.random.chance(health.error_ppm.get());
         if fails {
+            health.errors.set(health.errors.get() + 1);
             self.counts.fired(FaultClass::DiskError);
         }
         fails

@@ -11,6 +11,7 @@
 //! | long cut | every time limit runs out, that of a proposal too |
 //! | long pause | hosts give the portal up meanwhile, write elsewhere, and overwrite |
 //! | cut, then restart | an owner that starts anew while its former office still holds leases |
+//! | disk fills again | a node that ends for want of space, again and again, and is all right otherwise |
 //! | former owner returns | what an owner that was cut off says when it learns that its office is over |
 //!
 //! A successor that waits until somebody is found to be gone comes after every lease has ended. So
@@ -44,13 +45,15 @@ pub enum Compound {
     LongPause,
     /// The node is cut off, and killed and started again meanwhile.
     CutAndRestart,
+    /// The node's disk is full, several times in a row.
+    DiskFillsAgain,
     /// The node was cut off and returns; at once its successor is cut off.
     FormerOwnerReturns,
 }
 
 impl Compound {
     /// Every compound.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::GrantersRestart,
         Self::CutAndPause,
         Self::CutAndSlowDisk,
@@ -59,6 +62,7 @@ impl Compound {
         Self::LongCut,
         Self::LongPause,
         Self::CutAndRestart,
+        Self::DiskFillsAgain,
         Self::FormerOwnerReturns,
     ];
 
@@ -73,6 +77,7 @@ impl Compound {
             Self::LongCut => "compound: long cut",
             Self::LongPause => "compound: long pause",
             Self::CutAndRestart => "compound: cut and restart",
+            Self::DiskFillsAgain => "compound: disk fills again",
             Self::FormerOwnerReturns => "compound: owner returns",
         }
     }
@@ -194,6 +199,16 @@ impl Nemesis {
                 self.revive(node);
                 self.wait(Duration::ZERO, lease * 2).await;
                 self.join_again(node);
+            }
+            Compound::DiskFillsAgain => {
+                // Three failures within an hour make a failing disk.
+                for _ in 0..self.random.between(3, 4) {
+                    simulation.disks(node).set_full(true);
+                    self.wait(lease / 4, lease * 2).await;
+                    simulation.disks(node).set_full(false);
+                    self.revive(node);
+                    self.wait(lease / 4, lease * 2).await;
+                }
             }
             Compound::FormerOwnerReturns => self.former_owner_returns(node).await,
         }

@@ -154,12 +154,34 @@ impl Audit {
     /// through two nodes, then all copies are compared.
     pub(super) async fn after_healing(&self) -> Result<(), Failure> {
         self.expect_service().await?;
+        self.expect_members()?;
         self.expect_redundancy().await?;
         self.expect_forgotten().await?;
         self.expect_healed().await?;
         self.read_back().await?;
         self.compare_all().await?;
         self.workload.verdict()
+    }
+
+    /// Only an operator, or a disk that fails, takes a node out for good.
+    fn expect_members(&self) -> Result<(), Failure> {
+        let nodes = &self.workload.nodes;
+        let Some(state) = self.newest_state() else {
+            return Ok(());
+        };
+        let doomed = nodes.shape.doom.as_ref().map(|doom| doom.node);
+        let mut evicted = state.nodes.keys().filter(|node| is_evicted(&state, **node));
+        let unjust = evicted.find(|node| {
+            let has_reason = Some(**node) == doomed || Some(**node) == nodes.shape.victim;
+            !has_reason && !nodes.simulation.disks(**node).have_failed()
+        });
+        match unjust {
+            Some(node) => {
+                let what = format!("node {node} was evicted, and its disk has never failed");
+                Err(Failure::oracle("membership", what))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Volumes are asked side by side: one that is lost shall not use up the others' time.
