@@ -223,6 +223,7 @@ impl Nemesis {
         successors.retain(|node| *node != former);
         let successor = self.random.pick(&successors).copied();
         self.join_again(former);
+        self.say(format!("node {former} is reached again"));
         if let Some(successor) = successor
             && self.disturb(successor)
         {
@@ -233,6 +234,7 @@ impl Nemesis {
             }
             self.wait(Duration::ZERO, lease / 2).await;
             self.cut_off(successor);
+            self.say(format!("cuts its successor off, node {successor}"));
             (self.surroundings.rescuer)(successor);
             self.wait(lease, lease * 2).await;
             self.join_again(successor);

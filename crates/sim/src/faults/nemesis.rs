@@ -4,7 +4,8 @@
 //! undone. Promises:
 //!
 //! * never more nodes are disturbed at once than [`NemesisOptions::disturbed_max`], except by a
-//!   power cut of all, and by a compound that restarts what granted leases;
+//!   power cut of all, and by compounds that restart what granted leases, or go from one owner to
+//!   the next;
 //! * a disturbed node may be disturbed once more, by something else;
 //! * when [`Nemesis::run`] returns, every fault is undone and every node's process was started.
 
@@ -57,6 +58,11 @@ impl Surroundings {
 
 /// Long enough for a majority to give up nodes that were never heard of, and go on.
 const MAJORITY_ALONE: Duration = Duration::from_secs(8);
+
+/// How often a favourite is chosen on purpose.
+const FAVOUR_PPM: u32 = 350_000;
+/// The same where little is to be learned from others.
+const FAVOUR_MOST_PPM: u32 = 700_000;
 
 /// What the adversary may do.
 #[derive(Clone, Debug)]
@@ -302,7 +308,7 @@ impl Nemesis {
     async fn episode(&self, episode: Episode) {
         match episode {
             Episode::Compound(compound) => {
-                if let Some(node) = self.disturb_one() {
+                if let Some(node) = self.disturb_one(FAVOUR_MOST_PPM) {
                     self.say(format!("{compound} at node {node}"));
                     *self.compounds.borrow_mut().entry(compound).or_default() += 1;
                     self.play(compound, node).await;
@@ -315,7 +321,7 @@ impl Nemesis {
             Episode::PowerCutOfAll => self.power_cut_of_all().await,
             Episode::Damage(damage) => self.damage(damage),
             Episode::Node(fault) => {
-                if let Some(node) = self.disturb_one() {
+                if let Some(node) = self.disturb_one(FAVOUR_PPM) {
                     self.say(format!("{fault:?} of node {node}"));
                     self.bad_node(fault, node).await;
                     self.revive(node);
@@ -346,12 +352,12 @@ impl Nemesis {
     }
 
     async fn partition(&self, one_way: bool) {
-        let Some(first) = self.disturb_one() else {
+        let Some(first) = self.disturb_one(FAVOUR_PPM) else {
             return;
         };
         let mut island: BTreeSet<NodeId> = [first].into_iter().collect();
         while self.random.chance(300_000)
-            && let Some(more) = self.disturb_one()
+            && let Some(more) = self.disturb_one(FAVOUR_PPM)
         {
             island.insert(more);
         }
@@ -530,7 +536,7 @@ impl Nemesis {
     }
 
     /// Takes an undisturbed node into the budget, or one that is in it already.
-    fn disturb_one(&self) -> Option<NodeId> {
+    fn disturb_one(&self, favour_ppm: u32) -> Option<NodeId> {
         let mut disturbed = self.disturbed.borrow_mut();
         if !disturbed.is_empty() && self.random.chance(self.options.again_ppm) {
             let nodes: Vec<NodeId> = disturbed.keys().copied().collect();
@@ -543,7 +549,7 @@ impl Nemesis {
         }
         let mut calm = self.simulation.hosts();
         calm.retain(|node| !disturbed.contains_key(node));
-        if self.random.chance(350_000) {
+        if self.random.chance(favour_ppm) {
             let favourites = (self.surroundings.favourites)();
             if calm.iter().any(|node| favourites.contains(node)) {
                 calm.retain(|node| favourites.contains(node));
@@ -554,14 +560,14 @@ impl Nemesis {
         Some(node)
     }
 
-    /// Takes this very node into the budget, if it is calm and there is room.
+    /// Takes this very node into the budget, whether there is room or not, if it is calm.
     pub(super) fn disturb(&self, node: NodeId) -> bool {
         let mut disturbed = self.disturbed.borrow_mut();
-        if disturbed.contains_key(&node) || disturbed.len() >= self.options.disturbed_max {
-            return false;
+        let calm = !disturbed.contains_key(&node);
+        if calm {
+            disturbed.insert(node, 1);
         }
-        disturbed.insert(node, 1);
-        true
+        calm
     }
 
     /// An episode at this node is over.
