@@ -23,6 +23,7 @@ use holdfast_wire::Seq;
 
 use crate::disk::Detached;
 use crate::faults::FaultClass;
+use crate::faults::compound::Compound;
 use crate::faults::nemesis::{Nemesis, NemesisOptions, Surroundings};
 use crate::oracle::content::{self, BLOCK_BYTES, BlockAddress, Value};
 use crate::report::{Failure, SeedResult};
@@ -132,6 +133,8 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
         FaultClass::SlowDisk,
     ];
     options.weights.retain(|class, _| wanted.contains(class));
+    // An error for want of space would have no cause that this workload knows.
+    options.compounds.remove(&Compound::DiskFillsAgain);
     options.pause = (Duration::from_millis(5), Duration::from_millis(800));
     options.length = (Duration::from_millis(5), Duration::from_millis(500));
     options.restart_after = Duration::from_millis(50);
