@@ -246,11 +246,7 @@ pub fn union_of_tails<N: Copy>(
             let entry = by_seq
                 .entry(header.seq)
                 .or_insert_with(|| (header.clone(), Vec::new()));
-            let newer = match planted::is_active(Bug::OldestViewWins) {
-                true => header.view < entry.0.view,
-                false => header.view > entry.0.view,
-            };
-            if newer {
+            if header.view > entry.0.view {
                 reach::note(Row::UnionNewerView);
                 *entry = (header.clone(), Vec::new());
             }

@@ -132,10 +132,6 @@ pub enum Bug {
     ReadWithoutView,
     /// A copy that has nothing durable beyond the kept position drops nothing that is on its way.
     TruncateNothingAhead,
-    /// A takeover takes the unstable tail of one copy for that of all.
-    TailOfOneCopy,
-    /// Of two records for one position a takeover takes the older one.
-    OldestViewWins,
     /// A takeover goes on behind a position that no copy holds.
     UnionOverHoles,
     /// An owner serves before the config group has agreed on its copies.
@@ -173,7 +169,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 70] = [
+    pub const ALL: [Self; 68] = [
         Self::AcknowledgeBeforeJournal,
         Self::SkipFence,
         Self::SkipLeaseWait,
@@ -226,8 +222,6 @@ impl Bug {
         Self::FenceKeepsStreams,
         Self::ReadWithoutView,
         Self::TruncateNothingAhead,
-        Self::TailOfOneCopy,
-        Self::OldestViewWins,
         Self::UnionOverHoles,
         Self::ServeBeforeOpened,
         Self::ForgetUnknownPromotion,
@@ -289,11 +283,8 @@ impl Bug {
             | Self::ForgetGrantsAtRestart
             | Self::LeaseFromAnswer
             | Self::ReadWithoutView
-            | Self::TailOfOneCopy
-            | Self::OldestViewWins
             | Self::UnionOverHoles
             | Self::ServeBeforeOpened
-            | Self::ForgetUnknownPromotion
             | Self::FirstPageOnly
             | Self::SkipPageEdge
             | Self::CoverEverything
@@ -328,7 +319,8 @@ impl Bug {
             | Self::ReleaseForAll
             | Self::FenceKeepsStreams
             | Self::TruncateNothingAhead
-            | Self::StableBeyondHeld => Finder::Nobody,
+            | Self::StableBeyondHeld
+            | Self::ForgetUnknownPromotion => Finder::Nobody,
         }
     }
 }

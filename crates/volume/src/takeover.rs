@@ -270,9 +270,6 @@ impl Owner {
             .max()
             .unwrap_or(0));
         let mut union = union_of_tails(stable, &copies);
-        if planted::is_active(Bug::TailOfOneCopy) {
-            union = union_of_tails(stable, &copies[..1]);
-        }
         if planted::is_active(Bug::TakeStableOnly) {
             union.clear();
         }
