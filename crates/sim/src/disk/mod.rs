@@ -76,6 +76,10 @@ pub struct Detached(Rc<Area>);
 /// How much faster the second device is: flash or memory for a journal.
 const SECOND_DEVICE_FASTER: u64 = 8;
 
+/// The longest that an operation takes. Healing a disk does not end what is in flight, and what is to
+/// come right within a time of its own must not wait for that.
+const SLOWEST_NS: u64 = 5_000_000_000;
+
 /// How many hosts have disks that know no discard.
 const KEEPS_ALL_PPM: u32 = 125_000;
 
@@ -369,7 +373,7 @@ impl HostDisks {
             false => 1,
         };
         let healthy_ns = fixed_ns + pages * self.timing.ns_per_page;
-        self.random.tailed(healthy_ns / faster) * factor
+        (self.random.tailed(healthy_ns / faster) * factor).min(SLOWEST_NS)
     }
 
     /// Says that an operation of this kind will be in flight for `delay_ns`.
