@@ -202,11 +202,14 @@ impl Owner {
     /// back, so that a successor who was named in good order waits for nothing. Nothing durable
     /// changes.
     pub fn close(&self) {
-        if self.phase.replace(Phase::Closed) == Phase::Closed {
+        let before = self.phase.replace(Phase::Closed);
+        if before == Phase::Closed {
             return;
         }
-        // A closed owner answers no read any more.
-        if !self.leases.borrow().is_empty() {
+        // A closed owner answers no read any more. One that has drained has said so already; one
+        // without leases has to, for copies that have restarted and do not know that they gave none.
+        let has_released = self.draining.get() && self.leases.borrow().is_empty();
+        if before == Phase::Open && !has_released {
             let release = self.release_leases();
             self.context.runtime.spawn("owner-release", release);
         }
