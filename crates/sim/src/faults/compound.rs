@@ -25,6 +25,7 @@ use holdfast_runtime::NodeId;
 use super::FaultClass;
 use super::nemesis::Nemesis;
 use crate::disk::Moment;
+use crate::simulation::Options;
 
 /// See the module's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,7 +40,7 @@ pub enum Compound {
     PauseAtRead,
     /// What one node says to it takes long; the others are cut off from it.
     LateAnswers,
-    /// The node is cut off for longer than any time limit.
+    /// The node is cut off for longer than any time limit, alone or with one that has just started.
     LongCut,
     /// The node stands still for longer than hosts wait.
     LongPause,
@@ -182,11 +183,7 @@ impl Nemesis {
                 self.block(cut, false);
                 self.each_pair(is_late, |conditions| conditions.extra_delay_ns = 0);
             }
-            Compound::LongCut => {
-                self.cut_off(node);
-                self.wait(LONG_CUT.0, LONG_CUT.1).await;
-                self.join_again(node);
-            }
+            Compound::LongCut => self.long_cut(node).await,
             Compound::LongPause => {
                 simulation.pause(node);
                 self.wait(LONG_PAUSE.0, LONG_PAUSE.1).await;
@@ -211,6 +208,30 @@ impl Nemesis {
                 }
             }
             Compound::FormerOwnerReturns => self.former_owner_returns(node).await,
+        }
+    }
+
+    /// Alone, or with somebody who has just started: what those two agree on, nobody else hears.
+    async fn long_cut(&self, node: NodeId) {
+        let others = self.others(node);
+        let company = self.random.pick(&others).copied();
+        let company = company.filter(|other| self.random.chance(600_000) && self.disturb(*other));
+        if let Some(other) = company {
+            self.restart_some(vec![other], 1);
+            // What it gets back takes it a while.
+            let Options { lease, disk, .. } = self.simulation.options();
+            let sync_ns = [5, 20, 80][self.random.below(3) as usize] * 1_000_000;
+            let disks = self.simulation.disks(other);
+            disks.set_slow_factor((sync_ns / disk.sync_ns).max(1));
+            self.wait(*lease / 4, *lease * 2).await;
+        }
+        let island = |other: NodeId| other == node || Some(other) == company;
+        self.block(|from, to| island(from) != island(to), true);
+        self.wait(LONG_CUT.0, LONG_CUT.1).await;
+        self.block(|from, to| island(from) != island(to), false);
+        if let Some(other) = company {
+            self.simulation.disks(other).set_slow_factor(1);
+            self.calm_down(other);
         }
     }
 

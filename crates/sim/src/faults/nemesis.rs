@@ -4,8 +4,8 @@
 //! undone. Promises:
 //!
 //! * never more nodes are disturbed at once than [`NemesisOptions::disturbed_max`], except by a
-//!   power cut of all, and by compounds that restart what granted leases, or go from one owner to
-//!   the next;
+//!   power cut of all, and by compounds that restart what granted leases, go from one owner to
+//!   the next, or leave two alone;
 //! * a disturbed node may be disturbed once more, by something else;
 //! * when [`Nemesis::run`] returns, every fault is undone and every node's process was started.
 
