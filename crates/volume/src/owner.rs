@@ -207,7 +207,7 @@ impl Owner {
             return;
         }
         // A closed owner answers no read any more. One that has drained has said so already; one
-        // without leases has to, for copies that have restarted and do not know that they gave none.
+        // without leases has to, for copies that have restarted and cannot know that it has none.
         let has_released = self.draining.get() && self.leases.borrow().is_empty();
         if before == Phase::Open && !has_released {
             let release = self.release_leases();

@@ -76,8 +76,9 @@ pub struct Detached(Rc<Area>);
 /// How much faster the second device is: flash or memory for a journal.
 const SECOND_DEVICE_FASTER: u64 = 8;
 
-/// The longest that an operation takes: more than any time limit of those who wait for it. Healing a
-/// disk does not end what is in flight, and what is to come right afterwards must not wait for ever.
+/// The longest that an operation takes: more than any time limit of those who wait for it. Healing
+/// a disk does not end what is in flight, and what is to come right afterwards must not wait for
+/// ever.
 const SLOWEST_NS: u64 = 12_000_000_000;
 
 /// How many hosts have disks that know no discard.
