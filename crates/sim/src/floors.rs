@@ -69,7 +69,7 @@ pub const fn of(row: Row) -> Floor {
         Row::RepeatOver => Unmet("a portal names no floor above what it still asks for"),
         Row::WriteRefusedFull => Unmet("homes of clusters are never full: tested in `volume`"),
         Row::CompareDiffers => InClusters(500),
-        Row::WriteReserved => Unmet("clusters reserve nothing: tested in `scsi` and `iscsi`"),
+        Row::WriteReserved => InClusters(5),
         Row::GrowAgain => InClusters(5),
         Row::JournalBlocked => InStores(50),
         Row::JournalRelocates => InStores(10),

@@ -35,6 +35,7 @@
 use std::time::Duration;
 
 use holdfast_reservation::{Access, Standing};
+use holdfast_runtime::reach::{self, Row};
 use holdfast_wire::volume::IoStatus;
 use holdfast_wire::{Seq, VolumeId};
 
@@ -79,6 +80,9 @@ impl Owner {
         if table.admits(standing, access) {
             Ok(())
         } else {
+            if access == Access::Write {
+                reach::note(Row::WriteReserved);
+            }
             Err(IoStatus::Reserved)
         }
     }

@@ -11,6 +11,7 @@
 //! | write given up     | takes effect at one moment up to the time that was told, or never   |
 //! | write refused      | never takes effect                                                  |
 //! | read returned      | returns what the register held at one moment between begin and end  |
+//! | swap not done      | found another value at one moment between begin and end             |
 //! | read failed        | nothing                                                             |
 //!
 //! The verdict is exact (no false alarm, nothing missed) for each block; see `register` for
@@ -150,6 +151,11 @@ impl Checker {
         self.end(now_ns, ticket, Outcome::Void)
     }
 
+    /// The swap was not done: the block did not hold what was to be replaced.
+    pub fn differed(&mut self, now_ns: u64, ticket: Ticket) -> Result<(), Violation> {
+        self.end(now_ns, ticket, Outcome::Differed)
+    }
+
     /// The read returned this value.
     pub fn returned(&mut self, now_ns: u64, ticket: Ticket, value: Value) -> Result<(), Violation> {
         self.end(now_ns, ticket, Outcome::Returned(value))
@@ -260,6 +266,7 @@ impl fmt::Display for Line {
                 )
             }
             Event::Ended(Outcome::Void) => formatter.write_str("without effect or data"),
+            Event::Ended(Outcome::Differed) => formatter.write_str("found another value"),
             Event::Ended(Outcome::Returned(value)) => {
                 write!(formatter, "returned {}", value.0)
             }

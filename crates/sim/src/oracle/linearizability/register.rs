@@ -6,8 +6,9 @@
 //! some operation (Lowe, "Testing for linearizability", 2016), so configurations change at ends
 //! only. Four rules keep them few and lose nothing:
 //!
-//! * a read takes effect as soon as the register holds its value: it changes nothing;
-//! * an unknown write takes effect before the operation that ends only if a waiting read wants
+//! * a read takes effect as soon as the register holds its value: it changes nothing; so does a
+//!   comparison that failed, as soon as the register holds another value than it compared with;
+//! * an unknown write takes effect before the operation that ends only if a waiting one wants
 //!   its value: unseen, it might as well not have happened yet;
 //! * of unknown writes of equal value (zeroes) the free one that expires first stands for all;
 //! * a configuration is dropped if another one with the same value and the same acknowledged
@@ -47,6 +48,8 @@ pub(super) enum Outcome {
     Void,
     /// A read's data.
     Returned(Value),
+    /// A swap found another value than the one that it was to replace.
+    Differed,
 }
 
 /// A set of places.
@@ -61,7 +64,7 @@ pub(super) struct Register {
     expiring: BTreeSet<(u64, u64)>,
     /// Operations with an event in `waiting`.
     operations: BTreeMap<u64, Operation>,
-    /// Operations taken in: acknowledged writes and reads until their end, unknown writes until
+    /// Operations taken in: acknowledged writes, reads and failed swaps until their end, unknown writes until
     /// every configuration has them done.
     open: Vec<Option<Open>>,
     configurations: Vec<Configuration>,
@@ -85,9 +88,25 @@ struct Operation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Open {
     Write(Value),
-    Swap { from: Value, to: Value },
+    Swap {
+        from: Value,
+        to: Value,
+    },
     UnknownWrite(Unknown),
     Read(Value),
+    /// A swap that found another value.
+    Other(Value),
+}
+
+impl Open {
+    /// Whether the operation may have seen this value, and changes nothing.
+    fn sees(self, value: Value) -> bool {
+        match self {
+            Self::Read(seen) => seen == value,
+            Self::Other(compared) => compared != value,
+            Self::Write(_) | Self::Swap { .. } | Self::UnknownWrite(_) => false,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,7 +169,7 @@ impl Register {
             "an operation ends once"
         );
         match outcome {
-            Outcome::Acknowledged | Outcome::Returned(_) => {
+            Outcome::Acknowledged | Outcome::Returned(_) | Outcome::Differed => {
                 self.waiting.push_back(Event::End(number));
             }
             Outcome::UnknownUntil(until_ns) => {
@@ -239,6 +258,7 @@ impl Register {
                 expires_ns,
             }),
             (Kind::Read, Outcome::Returned(value)) => Open::Read(value),
+            (Kind::Swap { from, .. }, Outcome::Differed) => Open::Other(from),
             (_, Outcome::Void) => {
                 self.operations.remove(&number);
                 return;
@@ -246,21 +266,16 @@ impl Register {
             (kind, outcome) => panic!("{kind:?} cannot end with {outcome:?}"),
         };
         let place = self.place(open);
-        match open {
-            Open::Read(value) => {
-                for configuration in &mut self.configurations {
-                    if configuration.value == value {
-                        configuration.done |= 1 << place;
-                    }
-                }
+        for configuration in &mut self.configurations {
+            if open.sees(configuration.value) {
+                configuration.done |= 1 << place;
             }
-            Open::Write(_) | Open::Swap { .. } | Open::UnknownWrite(_) => {}
         }
         match open {
             Open::UnknownWrite(_) => {
                 self.operations.remove(&number);
             }
-            Open::Write(_) | Open::Swap { .. } | Open::Read(_) => {
+            Open::Write(_) | Open::Swap { .. } | Open::Read(_) | Open::Other(_) => {
                 if let Some(operation) = self.operations.get_mut(&number) {
                     operation.place = Some(place);
                 }
@@ -297,7 +312,9 @@ impl Register {
     fn take_expiry(&mut self, number: u64) {
         let is_it = |open: &Option<Open>| match open {
             Some(Open::UnknownWrite(unknown)) => unknown.number == number,
-            Some(Open::Write(_) | Open::Swap { .. } | Open::Read(_)) | None => false,
+            Some(Open::Write(_) | Open::Swap { .. } | Open::Read(_) | Open::Other(_)) | None => {
+                false
+            }
         };
         // If every configuration had it done, its place is free already.
         let Some(place) = self.open.iter().position(is_it) else {
@@ -331,7 +348,6 @@ impl Register {
             if !seen.insert(configuration) {
                 continue;
             }
-            let wanted = self.wanted_values(configuration);
             // By value, the one that expires first.
             let mut unknown: BTreeMap<Value, (u64, usize)> = BTreeMap::new();
             for (place, open) in self.open.iter().enumerate() {
@@ -351,13 +367,13 @@ impl Register {
                         stack.push(self.after(configuration, place, write.value));
                     }
                     Some(Open::UnknownWrite(write)) => {
-                        if wanted.contains(&write.value) {
+                        if self.is_wanted(configuration, write.value) {
                             let this = (write.expires_ns, place);
                             let first = unknown.entry(write.value).or_insert(this);
                             *first = this.min(*first);
                         }
                     }
-                    Some(Open::Read(_)) | None => {}
+                    Some(Open::Read(_) | Open::Other(_)) | None => {}
                 }
             }
             for (value, (_, place)) in unknown {
@@ -366,22 +382,19 @@ impl Register {
         }
     }
 
-    fn wanted_values(&self, configuration: Configuration) -> Vec<Value> {
-        let undone = |place: &usize| configuration.done >> place & 1 == 0;
-        self.open
-            .iter()
-            .enumerate()
-            .filter(|(place, _)| undone(place))
-            .filter_map(|(_, open)| match open {
-                Some(Open::Read(value) | Open::Swap { from: value, .. }) => Some(*value),
-                Some(Open::Write(_) | Open::UnknownWrite(_)) | None => None,
-            })
-            .collect()
+    /// Whether an operation that is not done waits for the register to hold this value.
+    fn is_wanted(&self, configuration: Configuration, value: Value) -> bool {
+        let wants = |open: Open| match open {
+            Open::Swap { from, .. } => from == value,
+            Open::Read(_) | Open::Other(_) => open.sees(value),
+            Open::Write(_) | Open::UnknownWrite(_) => false,
+        };
+        self.places(wants) & !configuration.done != 0
     }
 
     /// The write at `place` takes effect, and with it the reads that wait for its value.
     fn after(&self, from: Configuration, place: usize, value: Value) -> Configuration {
-        let reads = self.places(|open| open == Open::Read(value));
+        let reads = self.places(|open| open.sees(value));
         Configuration {
             value,
             done: from.done | 1 << place | reads,
@@ -416,7 +429,7 @@ impl Register {
     fn drop_dominated(&mut self) {
         let writes = self.places(|open| matches!(open, Open::Write(_) | Open::Swap { .. }));
         let unknown = self.places(|open| matches!(open, Open::UnknownWrite(_)));
-        let reads = self.places(|open| matches!(open, Open::Read(_)));
+        let reads = self.places(|open| matches!(open, Open::Read(_) | Open::Other(_)));
         let dominates = |better: &Configuration, worse: &Configuration| {
             better.value == worse.value
                 && better.done & writes == worse.done & writes

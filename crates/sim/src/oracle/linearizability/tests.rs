@@ -10,7 +10,8 @@ const HERE: BlockAddress = BlockAddress {
 
 /// `w3` begins writing 3, `w3+` acknowledges it, `w3?` leaves it unknown, `w3-` refuses it, `w3!`
 /// gives it up: it may take effect during the next step, and not later;
-/// `s3>4` begins writing 4 if 3 is read, and goes on as `s3+` and so on; `ra` begins read a,
+/// `s3>4` begins writing 4 if 3 is read, and goes on as `s3+` and so on, or as `s3~` if another
+/// value was found; `ra` begins read a,
 /// `ra=3` returns 3, `ra-` fails.
 fn check(history: &str) -> Result<(), Violation> {
     let mut checker = Checker::new();
@@ -47,6 +48,7 @@ fn check(history: &str) -> Result<(), Violation> {
             ("?", "") => checker.unknown(now_ns, ticket)?,
             ("!", "") => checker.given_up(now_ns, ticket, now_ns + 1)?,
             ("-", "") => checker.failed(now_ns, ticket)?,
+            ("~", "") => checker.differed(now_ns, ticket)?,
             ("=", value) => {
                 let value = Value(value.parse().expect("a read returns a value"));
                 checker.returned(now_ns, ticket, value)?;
@@ -182,6 +184,33 @@ fn a_compare_and_write_is_one_step() {
 }
 
 #[test]
+fn a_comparison_fails_only_where_another_value_was() {
+    for history in [
+        "s1>2 s1~ ra ra=0",
+        "w1 w1+ s0>2 s0~ ra ra=1",
+        // Beside a write it finds what was before, or what comes.
+        "w1 s0>2 s0~ w1+",
+        "w1 s1>2 s1~ w1+",
+        "s0>9 w1 w1+ w0a w0a+ s0~",
+        // What nobody has answered may have been there.
+        "w1 w1? s0>2 s0~ ra ra=1",
+        "w1 w1? w2 w2? s0>9 s0~ ra ra=2 rb rb=1",
+    ] {
+        assert_eq!(check(history), Ok(()), "{history}");
+    }
+    for history in [
+        "s0>1 s0~",
+        "w1 w1+ s1>2 s1~",
+        "w1 w1+ w2 w2+ s2>3 s2~",
+        // The write that it must have found is seen by whoever comes after it.
+        "w1 w1? s0>2 s0~ ra ra=0",
+        "w1 w1! w9 w9- s0>2 s0~ ra ra=0",
+    ] {
+        assert!(check(history).is_err(), "{history}");
+    }
+}
+
+#[test]
 fn a_value_from_nowhere_or_from_a_refused_write_is_caught() {
     assert!(check("ra ra=7").is_err());
     assert!(check("w1 w1- ra ra=1").is_err());
@@ -247,12 +276,16 @@ struct Planned {
 /// Whether some order of the operations explains the history, by trying all.
 fn explained(history: &[Planned], done: u32, value: Value, newest_begin: usize) -> bool {
     let has_end = |operation: &Planned| match operation.outcome {
-        Outcome::Acknowledged | Outcome::Returned(_) => true,
+        Outcome::Acknowledged | Outcome::Returned(_) | Outcome::Differed => true,
         Outcome::Unknown | Outcome::UnknownUntil(_) | Outcome::Void => false,
     };
     let expired = |operation: &Planned| match operation.outcome {
         Outcome::UnknownUntil(until) => (until as usize) < newest_begin,
-        Outcome::Acknowledged | Outcome::Returned(_) | Outcome::Unknown | Outcome::Void => false,
+        Outcome::Acknowledged
+        | Outcome::Returned(_)
+        | Outcome::Differed
+        | Outcome::Unknown
+        | Outcome::Void => false,
     };
     let left = || (0..history.len()).filter(|index| done >> index & 1 == 0);
     let deadline = left()
@@ -268,6 +301,7 @@ fn explained(history: &[Planned], done: u32, value: Value, newest_begin: usize) 
             (_, Outcome::Void) => return false,
             (Kind::Write(written), _) => written,
             (Kind::Swap { from, to }, Outcome::Acknowledged) if from == value => to,
+            (Kind::Swap { from, .. }, Outcome::Differed) if from != value => value,
             (Kind::Swap { .. }, _) => return false,
             (Kind::Read, outcome) if outcome == Outcome::Returned(value) => value,
             (Kind::Read, _) => return false,
@@ -339,6 +373,19 @@ fn random_history(random: &Random) -> Vec<Planned> {
         let index = random.below(count as u64) as usize;
         if let Outcome::Returned(value) = &mut history[index].outcome {
             *value = wrong;
+        }
+    }
+    for operation in &mut history {
+        if let Outcome::Returned(value) = operation.outcome
+            && random.chance(300_000)
+        {
+            let from = match random.chance(300_000) {
+                true => value,
+                false => Value(random.below(count as u64 + 1)),
+            };
+            let to = Value(1_000);
+            operation.kind = Kind::Swap { from, to };
+            operation.outcome = Outcome::Differed;
         }
     }
     history

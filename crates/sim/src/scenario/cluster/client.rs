@@ -409,7 +409,7 @@ impl Workload {
     }
 
     /// Writes a new value to a block, or a sector, if it holds what it was last seen to hold.
-    async fn compare_and_write(
+    pub(super) async fn compare_and_write(
         &self,
         client: u64,
         node: NodeId,
@@ -468,7 +468,7 @@ impl Workload {
             }
             Ok(Err(IoError::Miscompare(_))) => {
                 count = &self.counts.not_swapped;
-                (checker.failed(now_ns, ticket), Ended::Served)
+                (checker.differed(now_ns, ticket), Ended::Served)
             }
             Ok(Err(IoError::Unknown | IoError::PathEnded)) | Err(NoAnswer::Open) => {
                 count = &self.counts.unknown;

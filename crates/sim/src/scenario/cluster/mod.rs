@@ -36,6 +36,7 @@ mod moving;
 mod node;
 mod readdress;
 mod reading;
+mod reserving;
 mod sessions;
 mod shape;
 mod spread;
@@ -58,6 +59,7 @@ const DAMAGE_BUDGET: u32 = 30;
 /// The numbers of hosts and readers in reports.
 const HOSTS_FROM: u64 = 20;
 const READERS_FROM: u64 = 40;
+const RIVALS_FROM: u64 = 60;
 
 impl Scenario for Cluster {
     fn name(&self) -> &'static str {
@@ -123,6 +125,12 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
             budget: DAMAGE_BUDGET,
         });
     }
+    let sharing = shape
+        .reserves
+        .then(|| reserving::Sharing::new(workload.clone()));
+    if let Some(sharing) = &sharing {
+        background.add(runtime.spawn("rivals", sharing.clone().play(stop.clone())));
+    }
     let starter = {
         let nodes = nodes.clone();
         Rc::new(move |node| nodes.start(node))
@@ -172,6 +180,10 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
     }
     audit.after_healing().await?;
     mesh::expect_whole(&audit, &nodes).await?;
+    let reservations = match &sharing {
+        Some(sharing) => sharing.finish().await?,
+        None => reserving::Figures::default(),
+    };
     let mut checker = workload.checker.borrow_mut();
     checker
         .finish()
@@ -180,7 +192,7 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
     let compounds = nemesis.compounds().into_iter();
     let compounds = compounds.map(|(compound, times)| (compound.name(), times));
     Ok(Checked {
-        operations: checker.operations(),
+        operations: checker.operations() + reservations.operations,
         figures: compounds
             .chain([
                 ("reads served", counts.reads.get()),
@@ -195,6 +207,8 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
                 ("blocks compared and written", counts.swapped.get()),
                 ("comparisons failed", counts.not_swapped.get()),
                 ("long writes", counts.long_writes.get()),
+                ("reservations taken away", reservations.taken),
+                ("writes refused as reserved", reservations.refused),
                 ("paths given up", workload.sessions.given_up.get()),
                 ("volumes lost to damage", audit.lost_volumes()),
                 ("views with an owner", audit.views()),

@@ -198,12 +198,32 @@ impl Nodes {
     /// Runs an operation through the portal of a node, as an initiator does.
     pub(super) async fn run(
         &self,
+        place: (NodeId, &Session),
+        volume: VolumeId,
+        range: (u64, u64),
+        operation: Operation,
+        limit: Duration,
+    ) -> Answer {
+        let nobody = Standing::default();
+        let answer = self
+            .run_as(nobody, place, volume, range, operation, limit)
+            .await?;
+        Ok(answer.map_err(|error| match error {
+            AccessError::Io(error) => error,
+            AccessError::Reserved => unreachable!("nobody reserves these volumes"),
+        }))
+    }
+
+    /// The same for an initiator that is something to the volume's reservations.
+    pub(super) async fn run_as(
+        &self,
+        standing: Standing,
         (id, session): (NodeId, &Session),
         volume: VolumeId,
         (offset, length): (u64, u64),
         operation: Operation,
         limit: Duration,
-    ) -> Answer {
+    ) -> Result<Result<Bytes, AccessError>, NoAnswer> {
         let (incarnation, node) = self.get(id).ok_or(NoAnswer::NotThere)?;
         if incarnation != session.incarnation {
             return Err(NoAnswer::NotThere);
@@ -211,7 +231,7 @@ impl Nodes {
         let weak = Rc::downgrade(&node);
         drop(node);
         let requester = Requester {
-            standing: Standing::default(),
+            standing,
             path: session.path.clone(),
         };
         let call = self.simulation.call(id, "client", async move {
@@ -225,10 +245,7 @@ impl Nodes {
             }
         });
         match self.simulation.runtime().timeout(limit, call).await {
-            Some(Ok(Some(answer))) => Ok(answer.map_err(|error| match error {
-                AccessError::Io(error) => error,
-                AccessError::Reserved => unreachable!("nobody reserves these volumes"),
-            })),
+            Some(Ok(Some(answer))) => Ok(answer),
             Some(Ok(None)) => Err(NoAnswer::NotThere),
             Some(Err(ProcessGone(_))) | None => Err(NoAnswer::Open),
         }

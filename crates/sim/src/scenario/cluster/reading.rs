@@ -14,6 +14,8 @@ const PATIENCE: Duration = Duration::from_millis(300);
 const STAY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
 /// The longest pause between two reads.
 const THINK: Duration = Duration::from_millis(40);
+/// How often a reader compares and writes instead: a comparison that fails tells what a read does.
+const COMPARES_PPM: u32 = 250_000;
 /// A pause after a portal was not there at all.
 const ABSENT: Duration = Duration::from_millis(20);
 
@@ -32,7 +34,15 @@ pub(super) async fn keep_reading(workload: Rc<Workload>, reader: u64, stop: Rc<C
         while runtime.now() < leaves && !stop.get() {
             let range = workload.focused(&random);
             let began = runtime.now();
-            let ended = workload.read(reader, portal, range, PATIENCE).await;
+            let ended = match random.chance(COMPARES_PPM) {
+                true => {
+                    let block = range.part(0, 1);
+                    workload
+                        .compare_and_write(reader, portal, block, PATIENCE)
+                        .await
+                }
+                false => workload.read(reader, portal, range, PATIENCE).await,
+            };
             let pause = match ended {
                 Ended::NotServed if runtime.now() == began => ABSENT,
                 // The moments in which reads fail are those that matter.

@@ -98,6 +98,8 @@ pub(super) struct Shape {
     pub(super) damaged_at_rest: Vec<String>,
     /// Whether volumes are made and deleted meanwhile.
     pub(super) deletes: bool,
+    /// Whether hosts share one more volume by reservations.
+    pub(super) reserves: bool,
     /// Whether some writes are long ones, all over a volume.
     pub(super) long_writes: bool,
     pub(super) journal_bytes: u64,
@@ -236,6 +238,9 @@ impl Shape {
                 .map(str::to_owned)
                 .collect(),
             deletes: random.fork("deletes").chance(300_000) && victim.is_none(),
+            reserves: random.fork("reserves").chance(400_000)
+                && mood == Mood::Hostile
+                && victim.is_none(),
             long_writes: random.fork("long writes").chance(LONG_WRITES_PPM)
                 && mood == Mood::Hostile,
             journal_bytes: {
