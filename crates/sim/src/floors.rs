@@ -83,7 +83,9 @@ pub const fn of(row: Row) -> Floor {
         Row::MapDeltasJoined => InClusters(1_000),
         Row::MapSegmentEmptied => Unmet("maps of so few blocks fit into one segment"),
         Row::SegmentCollected => InClusters(100),
-        Row::SegmentBroken => InClusters(1),
+        Row::SegmentBroken => Unmet(
+            "damage has to hit what a collection is about to move: 0 to 7 times in 2,000 seeds",
+        ),
         Row::SegmentsDiscarded => InClusters(1_000),
         Row::ManifestTurned => InClusters(20),
         Row::VolumeCleared => InClusters(200),

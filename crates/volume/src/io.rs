@@ -45,6 +45,9 @@ impl Owner {
         if io.kind() == IoKind::Release {
             // In whatever view: an owner that is none any more orders nothing either.
             self.end_path(path_of(io));
+            // What was ordered before is not stable yet, and so not seen; an owner that closes
+            // meanwhile shows nothing any more.
+            self.ordered_is_stable().await;
             return ended(IoStatus::Done);
         }
         if io.view == self.view.0 {

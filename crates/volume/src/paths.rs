@@ -27,7 +27,7 @@ pub const GIVEN_UP_BOUND: Duration = Duration::from_millis(1000);
 pub(crate) const HELD_FOR: Duration = Duration::from_millis(600);
 /// From this age of its evidence on, a change that was ordered and is not stable yet holds up
 /// reads of its blocks.
-const SHOWN_AFTER: Duration = Duration::from_millis(850);
+pub(crate) const SHOWN_AFTER: Duration = Duration::from_millis(850);
 // In between lies what the clocks of two nodes may differ by, and the way of an answer.
 const _: () = assert!(HELD_FOR.as_millis() < SHOWN_AFTER.as_millis());
 const _: () = assert!(SHOWN_AFTER.as_millis() < GIVEN_UP_BOUND.as_millis());

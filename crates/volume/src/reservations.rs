@@ -104,6 +104,19 @@ impl Owner {
         if !self.knows_reservations(revision).await {
             return IoStatus::Interrupted;
         }
+        if self.ordered_is_stable().await && self.is_open() {
+            IoStatus::Done
+        } else {
+            IoStatus::Interrupted
+        }
+    }
+
+    /// Waits until everything that is ordered now is stable; false if the owner closes first.
+    pub(crate) async fn ordered_is_stable(&self) -> bool {
+        if !self.is_open() {
+            // Nobody would wake who waits here.
+            return false;
+        }
         let mut pending = Vec::new();
         for slice in self.slices.borrow_mut().iter_mut() {
             let last = Seq(slice.stream.next().0 - 1);
@@ -113,13 +126,9 @@ impl Owner {
         }
         for stable in pending {
             if stable.await.is_err() {
-                return IoStatus::Interrupted;
+                return false;
             }
         }
-        if self.is_open() {
-            IoStatus::Done
-        } else {
-            IoStatus::Interrupted
-        }
+        true
     }
 }

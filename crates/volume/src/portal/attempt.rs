@@ -28,7 +28,7 @@ use prost::Message;
 
 use super::stamps::Vouch;
 use super::{AccessError, IoError, Portal};
-use crate::paths::HELD_FOR;
+use crate::paths::{HELD_FOR, SHOWN_AFTER};
 
 /// One request to an owner; a slow one is asked again and joins itself there.
 const CALL_LIMIT: Duration = Duration::from_millis(4000);
@@ -46,9 +46,11 @@ const _: () = assert!(RENEWED_AFTER.as_millis() + 2 * TICK.as_millis() < HELD_FO
 const RENEWAL_LIMIT: Duration = Duration::from_millis(1000);
 /// Limit of a message that only tells an owner of a path.
 const PATH_LIMIT: Duration = Duration::from_millis(500);
-/// The owner orders nothing on evidence that is older than this, seen from here.
-const FORGOTTEN_AFTER: Duration = Duration::from_millis(700);
+/// The owner orders nothing on evidence that is older than this, seen from here, and what it has
+/// ordered on such evidence nobody misses.
+const FORGOTTEN_AFTER: Duration = Duration::from_millis(950);
 const _: () = assert!(HELD_FOR.as_millis() < FORGOTTEN_AFTER.as_millis());
+const _: () = assert!(SHOWN_AFTER.as_millis() < FORGOTTEN_AFTER.as_millis());
 /// A node that has heard nothing of a majority for so long is cut off: a leader that has died
 /// is replaced in half the time.
 pub const CUT_OFF_AFTER: Duration = Duration::from_millis(1300);

@@ -64,8 +64,8 @@ pub(super) struct Register {
     expiring: BTreeSet<(u64, u64)>,
     /// Operations with an event in `waiting`.
     operations: BTreeMap<u64, Operation>,
-    /// Operations taken in: acknowledged writes, reads and failed swaps until their end, unknown writes until
-    /// every configuration has them done.
+    /// Operations taken in: acknowledged writes, reads and failed swaps until their end, unknown
+    /// writes until every configuration has them done.
     open: Vec<Option<Open>>,
     configurations: Vec<Configuration>,
 }

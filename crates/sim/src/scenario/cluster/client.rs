@@ -32,6 +32,9 @@ pub(super) struct Workload {
     /// What blocks were last seen to hold.
     known: RefCell<BTreeMap<BlockAddress, Value>>,
     pub(super) counts: Counts,
+    /// Draws who ends a path in good order, once [`Workload::allow_resets`] was called.
+    resets: Random,
+    resets_ppm: Cell<u32>,
     /// Where clients meet, volume by volume.
     regions: RefCell<Vec<Vec<Region>>>,
 }
@@ -110,6 +113,9 @@ const SECTORS_FROM: u64 = 1 << 40;
 const FOCUS_UNITS: u64 = 4;
 const FOCUS_EPOCH_NS: u64 = 1_500_000_000;
 
+/// How often a client ends its path with a change under way, and waits for the answer.
+const RESETS_PPM: u32 = 50_000;
+
 /// What is longer may run in pieces.
 const PIECE_BYTES: u64 = 1 << 20;
 
@@ -127,6 +133,8 @@ impl Workload {
         Rc::new(Self {
             regions: RefCell::new(regions),
             sessions: Sessions::new(nodes.clone()),
+            resets: nodes.simulation.random("resets"),
+            resets_ppm: Cell::new(0),
             nodes,
             volumes,
             checker: RefCell::default(),
@@ -385,7 +393,11 @@ impl Workload {
                 (counted, outcome) = (&self.counts.writes, Checker::acknowledged);
                 Ended::Served
             }
-            Ok(Err(IoError::Unknown | IoError::PathEnded)) | Err(NoAnswer::Open) => {
+            Ok(Err(IoError::PathEnded)) => {
+                (counted, outcome) = (&self.counts.unknown, is_dead);
+                Ended::NotServed
+            }
+            Ok(Err(IoError::Unknown)) | Err(NoAnswer::Open) => {
                 (counted, outcome) = (&self.counts.unknown, dies_soon);
                 if let Some(session) = &session {
                     self.sessions.give_up(client, node, session);
@@ -470,7 +482,11 @@ impl Workload {
                 count = &self.counts.not_swapped;
                 (checker.differed(now_ns, ticket), Ended::Served)
             }
-            Ok(Err(IoError::Unknown | IoError::PathEnded)) | Err(NoAnswer::Open) => {
+            Ok(Err(IoError::PathEnded)) => {
+                count = &self.counts.unknown;
+                (is_dead(&mut checker, now_ns, ticket), Ended::NotServed)
+            }
+            Ok(Err(IoError::Unknown)) | Err(NoAnswer::Open) => {
                 count = &self.counts.unknown;
                 if let Some(session) = session {
                     self.sessions.give_up(client, node, session);
@@ -486,6 +502,11 @@ impl Workload {
         ended
     }
 
+    /// From now on clients end paths in good order now and then.
+    pub(super) fn allow_resets(&self) {
+        self.resets_ppm.set(RESETS_PPM);
+    }
+
     /// Runs an operation in the client's session at a node, if it has or gets one.
     async fn through(
         &self,
@@ -499,6 +520,13 @@ impl Workload {
         let volume = self.volumes[range.volume];
         let answer = match &session {
             Some(session) => {
+                if !matches!(operation, Operation::Read)
+                    && self.resets.chance(self.resets_ppm.get())
+                {
+                    // What comes next is sent through a new one, also if this is done before.
+                    self.sessions.reset(node, session);
+                    self.sessions.forget(client, node, session);
+                }
                 let place = (node, &**session);
                 let running = self
                     .nodes
@@ -614,6 +642,11 @@ impl Workload {
             .simulation
             .note(Step::Operation, client, detail, words);
     }
+}
+
+/// The portal has said that the write took effect before, or never will.
+fn is_dead(checker: &mut Checker, now_ns: u64, ticket: Ticket) -> Result<(), Violation> {
+    checker.given_up(now_ns, ticket, now_ns)
 }
 
 /// The client gives the path up at this moment.

@@ -89,6 +89,7 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
     let nodes = Nodes::new(simulation.clone(), shape.clone());
     let volumes = nodes.found().await?;
     let workload = Workload::new(nodes.clone(), volumes);
+    workload.allow_resets();
     let audit = Audit::new(workload.clone());
     let runtime = simulation.runtime();
     let mut background = TaskGroup::default();

@@ -26,6 +26,9 @@ const ROUND_TRIP: Duration = Duration::from_micros(400);
 /// A reset that is late, is so by up to this.
 const RESET_LATE: Duration = Duration::from_secs(5);
 
+/// A host ends a path within this time after a command.
+const RESET_AFTER: Duration = Duration::from_millis(20);
+
 /// A client's session with one start of a node.
 pub(super) struct Session {
     pub(super) incarnation: Incarnation,
@@ -122,6 +125,32 @@ impl Sessions {
                 path.end();
             });
         }
+    }
+
+    /// The host ends the path, in good order, and waits for what becomes of what is under way: a
+    /// new login of the same nexus, a reset.
+    pub(super) fn reset(&self, id: NodeId, session: &Rc<Session>) {
+        let Some((incarnation, node)) = self.nodes.get(id) else {
+            return;
+        };
+        let runtime = node.context().runtime.clone();
+        if incarnation == session.incarnation {
+            let (path, after) = (
+                session.path.clone(),
+                self.random.duration(Duration::ZERO, RESET_AFTER),
+            );
+            self.in_portal(id, "reset", async move {
+                runtime.sleep(after).await;
+                path.end();
+            });
+        }
+    }
+
+    /// The path has ended, and the host knows it.
+    pub(super) fn forget(&self, client: u64, id: NodeId, session: &Rc<Session>) {
+        self.open
+            .borrow_mut()
+            .retain(|place, open| *place != (client, id) || !Rc::ptr_eq(open, session));
     }
 
     fn in_portal(
