@@ -523,9 +523,7 @@ impl Workload {
                 if !matches!(operation, Operation::Read)
                     && self.resets.chance(self.resets_ppm.get())
                 {
-                    // What comes next is sent through a new one, also if this is done before.
-                    self.sessions.reset(node, session);
-                    self.sessions.forget(client, node, session);
+                    self.sessions.reset(client, node, session);
                 }
                 let place = (node, &**session);
                 let running = self

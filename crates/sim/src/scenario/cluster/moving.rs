@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
-use holdfast_config::state::Refusal;
+use holdfast_config::state::{Owner, Refusal};
 use holdfast_node::{MoveCause, MoveError};
 use holdfast_runtime::NodeId;
 use tokio::sync::Notify;
@@ -99,14 +99,14 @@ pub(super) async fn keep_rescuing(
         };
         let mut rescues = Vec::new();
         for (index, id) in workload.volumes.iter().enumerate() {
-            let Some(record) = state.volumes.get(id) else {
+            let record = state.volumes.get(id);
+            let is_failing = |owner: Owner| owner.node == failing;
+            let Some(record) = record.filter(|record| record.owner.is_some_and(is_failing)) else {
                 continue;
             };
             let has_copy = |node: &&NodeId| record.slices.iter().all(|s| s.is_in_sync(**node));
             let successors: Vec<NodeId> = others.iter().filter(has_copy).copied().collect();
-            if record.owner.is_some_and(|owner| owner.node == failing)
-                && let Some(to) = random.pick(&successors).copied()
-            {
+            if let Some(to) = random.pick(&successors).copied() {
                 rescues.push(ask(&workload, through, index, to, false));
             }
         }

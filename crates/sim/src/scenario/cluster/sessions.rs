@@ -106,14 +106,26 @@ impl Sessions {
         session
             .given_up_ns
             .set(Some(self.nodes.simulation.now_ns()));
-        self.open
-            .borrow_mut()
-            .retain(|place, open| *place != (client, id) || !Rc::ptr_eq(open, session));
+        self.forget(client, id, session);
         let late = match self.random.below(3) {
             0 => return,
             1 => ROUND_TRIP / 2,
             _ => self.random.duration(Duration::ZERO, RESET_LATE),
         };
+        self.end_after(id, session, late);
+    }
+
+    /// The host ends the path, in good order, and waits for what becomes of what is under way: a
+    /// new login of the same nexus, a reset. What comes next is sent through a new session, also if
+    /// everything is done before the path ends.
+    pub(super) fn reset(&self, client: u64, id: NodeId, session: &Rc<Session>) {
+        let after = self.random.duration(Duration::ZERO, RESET_AFTER);
+        self.end_after(id, session, after);
+        self.forget(client, id, session);
+    }
+
+    /// The portal hears after this time that the path has ended, if its process is still the same.
+    fn end_after(&self, id: NodeId, session: &Session, after: Duration) {
         let Some((incarnation, node)) = self.nodes.get(id) else {
             return;
         };
@@ -121,33 +133,14 @@ impl Sessions {
         if incarnation == session.incarnation {
             let path = session.path.clone();
             self.in_portal(id, "reset", async move {
-                runtime.sleep(late).await;
-                path.end();
-            });
-        }
-    }
-
-    /// The host ends the path, in good order, and waits for what becomes of what is under way: a
-    /// new login of the same nexus, a reset.
-    pub(super) fn reset(&self, id: NodeId, session: &Rc<Session>) {
-        let Some((incarnation, node)) = self.nodes.get(id) else {
-            return;
-        };
-        let runtime = node.context().runtime.clone();
-        if incarnation == session.incarnation {
-            let (path, after) = (
-                session.path.clone(),
-                self.random.duration(Duration::ZERO, RESET_AFTER),
-            );
-            self.in_portal(id, "reset", async move {
                 runtime.sleep(after).await;
                 path.end();
             });
         }
     }
 
-    /// The path has ended, and the host knows it.
-    pub(super) fn forget(&self, client: u64, id: NodeId, session: &Rc<Session>) {
+    /// The client sends nothing more through this session.
+    fn forget(&self, client: u64, id: NodeId, session: &Rc<Session>) {
         self.open
             .borrow_mut()
             .retain(|place, open| *place != (client, id) || !Rc::ptr_eq(open, session));
