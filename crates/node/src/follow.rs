@@ -187,14 +187,7 @@ impl Node {
     /// Removes the data of volumes that have been deleted.
     async fn forget_deleted(&self, state: &ClusterState) {
         // Numbers rise and are never reused, so a lower one that is missing was deleted.
-        let held: BTreeSet<u64> = self
-            .context
-            .store
-            .slices()
-            .iter()
-            .map(|slice| slice.volume)
-            .collect();
-        for volume in held {
+        for volume in self.context.store.volumes() {
             let deleted =
                 volume <= state.last_volume && !state.volumes.contains_key(&VolumeId(volume));
             if !deleted {

@@ -103,7 +103,7 @@ impl Holder {
     fn report(&self, slice: SliceKey) -> CopyReport {
         let tail = self.store.tail(slice);
         let sound = self.store.copy_state(slice) == CopyState::InSync
-            && !self.store.suspect_slices().contains(&slice)
+            && !self.store.is_suspect(slice)
             && !tail.iter().any(|entry| entry.damaged);
         if !sound {
             reach::note(Row::IncompleteCopy);

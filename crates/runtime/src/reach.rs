@@ -119,6 +119,8 @@ pub enum Row {
     ManifestTurned,
     /// Home: a deleted volume is forgotten.
     VolumeCleared,
+    /// Home: single slices are forgotten.
+    SlicesCleared,
     /// Home: a read of the home is tried again.
     HomeReadAgain,
     /// Config: a snapshot is written.
@@ -135,7 +137,7 @@ pub enum Row {
 
 impl Row {
     /// All of them.
-    pub const ALL: [Self; 60] = [
+    pub const ALL: [Self; 61] = [
         Self::FenceLeftOut,
         Self::LaterView,
         Self::IncompleteCopy,
@@ -190,6 +192,7 @@ impl Row {
         Self::SegmentsDiscarded,
         Self::ManifestTurned,
         Self::VolumeCleared,
+        Self::SlicesCleared,
         Self::HomeReadAgain,
         Self::ConfigSnapshot,
         Self::ConfigInstalled,
@@ -255,6 +258,7 @@ impl Row {
             Self::SegmentsDiscarded => "home: free segments go back to the device",
             Self::ManifestTurned => "home: the manifest goes on in its other region",
             Self::VolumeCleared => "home: a deleted volume is forgotten",
+            Self::SlicesCleared => "home: single slices are forgotten",
             Self::HomeReadAgain => "home: a read of the home is tried again",
             Self::ConfigSnapshot => "config: a snapshot is written",
             Self::ConfigInstalled => "config: a snapshot is taken from the leader",

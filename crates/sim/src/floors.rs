@@ -89,6 +89,7 @@ pub const fn of(row: Row) -> Floor {
         Row::SegmentsDiscarded => InClusters(1_000),
         Row::ManifestTurned => InClusters(20),
         Row::VolumeCleared => InClusters(200),
+        Row::SlicesCleared => InStores(50),
         Row::HomeReadAgain => InClusters(10),
         Row::ConfigSnapshot => InClusters(500),
         Row::ConfigInstalled => InClusters(100),

@@ -193,7 +193,19 @@ async fn let_go(
     }
     drop(slices);
     inner.renew_promises(&touched);
-    Ok(())
+    forget_voided(inner).await
+}
+
+/// Forgets what was voided or removed in batches that have left the journal, if anything was.
+async fn forget_voided(inner: &Inner) -> Result<(), StoreError> {
+    let tail_lsn = inner.journal.tail_lsn();
+    if !inner.facts.with(|facts| facts.has_before(tail_lsn)) {
+        return Ok(());
+    }
+    let forgotten = inner
+        .facts
+        .update(move |facts| facts.forget_before(tail_lsn));
+    forgotten.await
 }
 
 /// Keeps the home in order until nothing is left to do, or a round is wanted. One step at least:
@@ -342,10 +354,7 @@ async fn persist_stable(inner: &Inner, plans: &[Plan]) -> Result<(), StoreError>
             }
             found.stable = found.stable.max(stable);
         }
-        facts.voids.retain(|void| void.before_lsn > tail_lsn);
-        facts
-            .removals
-            .retain(|removal| !removal.cleared || removal.before_lsn > tail_lsn);
+        facts.forget_before(tail_lsn);
     });
     persisted.await
 }

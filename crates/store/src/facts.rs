@@ -38,7 +38,8 @@ pub(crate) const AREA_BYTES: u64 = 2 * COPY_BYTES as u64;
 pub(crate) const AREA: &str = "facts";
 
 const MAGIC: u64 = u64::from_le_bytes(*b"HFFACTS\n");
-pub(crate) const VERSION: u32 = 1;
+/// Format 1 knew removals of whole volumes only.
+pub(crate) const VERSION: u32 = 2;
 const FORM: Form = Form {
     area: AREA,
     magic: MAGIC,
@@ -69,11 +70,44 @@ pub(crate) struct Void {
     pub(crate) before_lsn: u64,
 }
 
-/// Everything of `volume` in batches before `before_lsn`, and in the home until `cleared`, is
+/// What is removed at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Scope {
+    /// All slices of a volume, and what was promised for it.
+    Volume(u64),
+    /// One slice; its volume stays.
+    Slice(SliceKey),
+}
+
+impl Scope {
+    /// The volume that it is, or is of.
+    pub(crate) fn volume(self) -> u64 {
+        match self {
+            Self::Volume(volume) => volume,
+            Self::Slice(key) => key.volume,
+        }
+    }
+
+    /// The lowest and the highest slice that it may cover.
+    pub(crate) fn bounds(self) -> std::ops::RangeInclusive<SliceKey> {
+        match self {
+            Self::Volume(volume) => slices_of(volume),
+            Self::Slice(key) => key..=key,
+        }
+    }
+}
+
+/// All keys that slices of a volume may have.
+pub(crate) fn slices_of(volume: u64) -> std::ops::RangeInclusive<SliceKey> {
+    let key = |slice| SliceKey { volume, slice };
+    key(0)..=key(u32::MAX)
+}
+
+/// Everything of `scope` in batches before `before_lsn`, and in the home until `cleared`, is
 /// void.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Removal {
-    pub(crate) volume: u64,
+    pub(crate) scope: Scope,
     pub(crate) before_lsn: u64,
     pub(crate) cleared: bool,
 }
@@ -87,6 +121,59 @@ pub(crate) struct FactsState {
     pub(crate) removals: Vec<Removal>,
     /// Whole batches were lost once: a slice without facts may have been in them.
     pub(crate) hole: bool,
+}
+
+impl FactsState {
+    /// Forgets what a removal takes with it. Removals of a volume end with [`Self::cleared`].
+    pub(crate) fn begin_removal(&mut self, scopes: &[Scope], before_lsn: u64) {
+        for scope in scopes {
+            let keys: Vec<SliceKey> = self
+                .slices
+                .range(scope.bounds())
+                .map(|(key, _)| *key)
+                .collect();
+            for key in keys {
+                self.slices.remove(&key);
+            }
+        }
+        let gone: std::collections::BTreeSet<Scope> = scopes.iter().copied().collect();
+        self.voids.retain(|void| {
+            let slice = void.slice;
+            !gone.contains(&Scope::Slice(slice)) && !gone.contains(&Scope::Volume(slice.volume))
+        });
+        self.removals.extend(scopes.iter().map(|scope| Removal {
+            scope: *scope,
+            before_lsn,
+            cleared: false,
+        }));
+    }
+
+    /// The home holds nothing of what is being removed any more. With a volume its promise goes.
+    pub(crate) fn cleared(&mut self) {
+        for removal in self.removals.iter_mut().filter(|removal| !removal.cleared) {
+            removal.cleared = true;
+            match removal.scope {
+                Scope::Volume(volume) => _ = self.promises.remove(&volume),
+                Scope::Slice(_) => {}
+            }
+        }
+    }
+
+    /// Forgets what only spoke of batches that have left the journal.
+    pub(crate) fn forget_before(&mut self, tail_lsn: u64) {
+        self.voids.retain(|void| void.before_lsn > tail_lsn);
+        self.removals
+            .retain(|removal| !removal.cleared || removal.before_lsn > tail_lsn);
+    }
+
+    /// Whether that would forget anything.
+    pub(crate) fn has_before(&self, tail_lsn: u64) -> bool {
+        self.voids.iter().any(|void| void.before_lsn <= tail_lsn)
+            || self
+                .removals
+                .iter()
+                .any(|removal| removal.cleared && removal.before_lsn <= tail_lsn)
+    }
 }
 
 type Change = Box<dyn FnOnce(&mut FactsState)>;
@@ -305,9 +392,14 @@ fn encode_body(state: &FactsState) -> Vec<u8> {
     }
     writer.u32(state.removals.len() as u32);
     for removal in &state.removals {
-        writer.u64(removal.volume);
+        let (slice, is_slice) = match removal.scope {
+            Scope::Volume(_) => (0, false),
+            Scope::Slice(key) => (key.slice, true),
+        };
+        writer.u64(removal.scope.volume());
         writer.u64(removal.before_lsn);
-        writer.u32(u32::from(removal.cleared));
+        writer.u32(u32::from(removal.cleared) | u32::from(is_slice) << 8);
+        writer.u32(slice);
     }
     writer.bytes
 }
@@ -371,10 +463,10 @@ pub(crate) fn decode(
             what: "blocks per slice",
         });
     }
-    Ok(decode_body(&bytes[HEADER_BYTES..end]).map(|state| (state, sequence)))
+    Ok(decode_body(&bytes[HEADER_BYTES..end], version).map(|state| (state, sequence)))
 }
 
-fn decode_body(bytes: &[u8]) -> Option<FactsState> {
+fn decode_body(bytes: &[u8], version: u32) -> Option<FactsState> {
     let mut reader = FieldReader::new(bytes);
     let mut state = FactsState {
         hole: reader.u32()? != 0,
@@ -418,10 +510,21 @@ fn decode_body(bytes: &[u8]) -> Option<FactsState> {
     for _ in 0..reader.u32()? {
         let volume = reader.u64()?;
         let before_lsn = reader.u64()?;
+        let flags = reader.u32()?;
+        let scope = match version {
+            0 | 1 => Scope::Volume(volume),
+            _ => {
+                let slice = reader.u32()?;
+                match flags & 0x100 {
+                    0 => Scope::Volume(volume),
+                    _ => Scope::Slice(SliceKey { volume, slice }),
+                }
+            }
+        };
         state.removals.push(Removal {
-            volume,
+            scope,
             before_lsn,
-            cleared: reader.u32()? != 0,
+            cleared: flags & 1 != 0,
         });
     }
     Some(state)

@@ -355,6 +355,14 @@ impl SliceIndex {
         extents
     }
 
+    /// Whether no stream record above `keep_through` is durable or on its way to be, and none was
+    /// taken back for which that is not durable yet.
+    pub(crate) fn is_nothing_above(&self, keep_through: Seq) -> bool {
+        self.truncations == 0
+            && self.reserved.max(self.durable) <= keep_through
+            && self.stream.range(keep_through.next()..).next().is_none()
+    }
+
     /// Drops everything, reporting the pins.
     pub(crate) fn drop_all(self, unpinned: &mut Vec<u64>) {
         for resident in self.stream.values().filter(|resident| resident.pinned) {

@@ -24,7 +24,7 @@ use holdfast_runtime::{Allocation, Directory, Disk, DiskOptions, PAGE_BYTES, Run
 use tokio::sync::{Mutex, Notify};
 
 use crate::error::StoreError;
-use crate::facts::{self, COPY_BYTES, Facts, FactsState};
+use crate::facts::{self, COPY_BYTES, Facts, FactsState, Scope, Void};
 use crate::home::{self, HOME_BYTES_MIN, Home};
 use crate::index::SliceIndex;
 use crate::item::{Item, Kind};
@@ -239,7 +239,7 @@ impl Pieces {
             urgent: Cell::new(false),
             whole: Cell::new(false),
             zeroes: RefCell::default(),
-            removing: Cell::new(0),
+            removing: RefCell::default(),
             appended: Cell::new(now),
             blocked: Cell::new(false),
             press_above: Cell::new(header.ring_bytes / 2),
@@ -333,10 +333,12 @@ async fn make(
 
 /// Clears what a removal had not cleared yet, before anything is replayed over it.
 async fn finish_removals(inner: &Inner, state: &mut FactsState) -> Result<(), StoreError> {
-    for removal in state.removals.iter_mut().filter(|removal| !removal.cleared) {
-        let cleared = inner.home.clear_volume(removal.volume).await;
+    let begun = state.removals.iter().filter(|removal| !removal.cleared);
+    let begun: Vec<Scope> = begun.map(|removal| removal.scope).collect();
+    if !begun.is_empty() {
+        let cleared = inner.home.clear(&begun).await;
         cleared.map_err(|error| inner.poison.set(error))?;
-        removal.cleared = true;
+        state.cleared();
     }
     Ok(())
 }
@@ -358,6 +360,7 @@ pub(crate) fn replay(
     let mut unproven: BTreeMap<SliceKey, Seq> = BTreeMap::new();
     let mut suspect: BTreeSet<SliceKey> = BTreeSet::new();
     let mut unpinned = Vec::new();
+    let voided = Voided::of(state);
     for batch in &scanned.batches {
         inner
             .journal
@@ -367,7 +370,7 @@ pub(crate) fn replay(
         }
         let mut pins = 0;
         for item in &batch.items {
-            if is_void(state, item, batch.lsn) {
+            if voided.has(item, batch.lsn) {
                 report.voided_records += 1;
                 continue;
             }
@@ -484,16 +487,42 @@ fn doubt_all(
     }
 }
 
-fn is_void(state: &FactsState, item: &Item, lsn: u64) -> bool {
-    let removed = state
-        .removals
-        .iter()
-        .any(|removal| removal.volume == item.slice.volume && lsn < removal.before_lsn);
-    removed
-        || item.kind.is_stream()
-            && state.voids.iter().any(|void| {
-                void.slice == item.slice && item.seq > void.keep_through && lsn < void.before_lsn
-            })
+/// What of the journal does not count, arranged by what it is about.
+struct Voided {
+    removed_before: BTreeMap<Scope, u64>,
+    voids: BTreeMap<SliceKey, Vec<Void>>,
+}
+
+impl Voided {
+    fn of(state: &FactsState) -> Self {
+        let mut removed_before: BTreeMap<Scope, u64> = BTreeMap::new();
+        for removal in &state.removals {
+            let before = removed_before.entry(removal.scope).or_default();
+            *before = removal.before_lsn.max(*before);
+        }
+        let mut voids: BTreeMap<SliceKey, Vec<Void>> = BTreeMap::new();
+        for void in &state.voids {
+            voids.entry(void.slice).or_default().push(*void);
+        }
+        Self {
+            removed_before,
+            voids,
+        }
+    }
+
+    fn has(&self, item: &Item, lsn: u64) -> bool {
+        let scopes = [Scope::Volume(item.slice.volume), Scope::Slice(item.slice)];
+        let removed = scopes.iter().any(|scope| {
+            let before = self.removed_before.get(scope);
+            before.is_some_and(|before| lsn < *before)
+        });
+        let voids = self.voids.get(&item.slice).into_iter().flatten();
+        removed
+            || item.kind.is_stream()
+                && voids
+                    .into_iter()
+                    .any(|void| item.seq > void.keep_through && lsn < void.before_lsn)
+    }
 }
 
 const _: () = assert!(COPY_BYTES.is_multiple_of(PAGE_BYTES));

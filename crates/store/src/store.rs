@@ -13,7 +13,7 @@ use crate::bounds::StoreBounds;
 use crate::destage;
 use crate::discard;
 use crate::error::StoreError;
-use crate::facts::Facts;
+use crate::facts::{Facts, Scope, slices_of};
 use crate::home::Home;
 use crate::index::SliceIndex;
 use crate::journal::Journal;
@@ -87,8 +87,8 @@ pub(crate) struct Inner {
     /// The newest record of each slice that zeroes blocks and may not be at home yet: what they
     /// took is not free before it is.
     pub(crate) zeroes: RefCell<BTreeMap<SliceKey, Seq>>,
-    /// Volumes whose removal goes on.
-    pub(crate) removing: Cell<u32>,
+    /// What is being removed, and how many calls remove it.
+    pub(crate) removing: RefCell<BTreeMap<Scope, u32>>,
     /// When anything was last appended.
     pub(crate) appended: Cell<Instant>,
     /// The writer waits for room.
@@ -233,7 +233,7 @@ impl Store {
 
     /// Whether space is on its way: something was zeroed or removed that still takes some.
     pub fn is_freeing(&self) -> bool {
-        self.inner.removing.get() > 0 || !self.inner.zeroes.borrow().is_empty()
+        !self.inner.removing.borrow().is_empty() || !self.inner.zeroes.borrow().is_empty()
     }
 
     /// Somebody needs the space that is on its way.
@@ -284,7 +284,7 @@ impl Store {
     /// Durably voids all stream records above `keep_through` that were submitted before this
     /// call; records submitted after it are kept. The cut takes its place at the time of the
     /// call, and dropping the future does not take it back. Records still waiting to be written
-    /// are answered `Withdrawn`.
+    /// are answered `Withdrawn`. Where there is nothing to void nothing is written.
     ///
     /// # Errors
     ///
@@ -295,7 +295,12 @@ impl Store {
         keep_through: Seq,
     ) -> impl Future<Output = Result<(), StoreError>> + 'static {
         let begun = self.inner.begin_truncate(slice, keep_through);
-        async move { flattened(begun?.await) }
+        async move {
+            match begun? {
+                Some(reply) => flattened(reply.await),
+                None => Ok(()),
+            }
+        }
     }
 
     /// The last stream records of the slice that were seen since start or found in the journal,
@@ -396,24 +401,41 @@ impl Store {
         slice: SliceKey,
         state: CopyState,
     ) -> Result<(), StoreError> {
-        let stable = self.stable(slice);
+        self.set_copy_states(vec![(slice, state)]).await
+    }
+
+    /// The same for many slices in one change of the facts: all of them or, after a crash before
+    /// this returns, perhaps none.
+    pub async fn set_copy_states(
+        &self,
+        states: Vec<(SliceKey, CopyState)>,
+    ) -> Result<(), StoreError> {
+        if states.is_empty() {
+            return self.inner.poison.check();
+        }
+        let stables: Vec<Seq> = states.iter().map(|(key, _)| self.stable(*key)).collect();
+        let wanted = states.clone();
         let changed = self.inner.facts.update(move |facts| {
-            let found = facts.slices.entry(slice).or_default();
-            found.copy = state;
-            found.stable = found.stable.max(stable);
-            match state {
-                CopyState::InSync => found.suspect = None,
-                CopyState::Joining { base } => found.destaged = found.destaged.min(base),
-                CopyState::Absent => found.destaged = Seq(0),
+            for ((slice, state), stable) in wanted.into_iter().zip(stables) {
+                let found = facts.slices.entry(slice).or_default();
+                found.copy = state;
+                found.stable = found.stable.max(stable);
+                match state {
+                    CopyState::InSync => found.suspect = None,
+                    CopyState::Joining { base } => found.destaged = found.destaged.min(base),
+                    CopyState::Absent => found.destaged = Seq(0),
+                }
             }
         });
         changed.await?;
         let mut slices = self.inner.slices.borrow_mut();
-        let index = slices.entry(slice).or_default();
-        match state {
-            CopyState::InSync => index.joined_through = index.reserved.max(index.durable),
-            CopyState::Joining { base } => index.home_through = index.home_through.min(base),
-            CopyState::Absent => index.home_through = Seq(0),
+        for (slice, state) in states {
+            let index = slices.entry(slice).or_default();
+            match state {
+                CopyState::InSync => index.joined_through = index.reserved.max(index.durable),
+                CopyState::Joining { base } => index.home_through = index.home_through.min(base),
+                CopyState::Absent => index.home_through = Seq(0),
+            }
         }
         Ok(())
     }
@@ -435,10 +457,26 @@ impl Store {
         })
     }
 
-    /// Durably forgets all slices of a volume and frees their space. Its promise is kept. The
-    /// caller has stopped all other use of the volume.
+    /// Durably forgets all slices of a volume, what was promised for it and all else about it,
+    /// and frees their space. The caller has stopped all other use of the volume, and refuses what
+    /// still comes for it: without its promise the store no longer knows which views are over.
+    /// Numbers of volumes are never reused, so the cluster's state tells a deleted volume from
+    /// one that is new.
     pub async fn remove_volume(&self, volume: u64) -> Result<(), StoreError> {
-        let removed = self.inner.begin_remove(volume)?;
+        let removed = self.inner.begin_remove(vec![Scope::Volume(volume)])?;
+        flattened(removed.await)
+    }
+
+    /// Durably forgets single slices, as [`Store::remove_volume`] does a volume: their blocks,
+    /// records and facts. What was promised for their volumes stays. The caller has stopped all
+    /// other use of them until this returns; from then on each may be set up again, with any
+    /// sequence numbers. Many at once cost little more than one.
+    pub async fn remove_slices(&self, slices: Vec<SliceKey>) -> Result<(), StoreError> {
+        if slices.is_empty() {
+            return self.inner.poison.check();
+        }
+        let scopes = slices.into_iter().map(Scope::Slice).collect();
+        let removed = self.inner.begin_remove(scopes)?;
         flattened(removed.await)
     }
 
@@ -450,6 +488,43 @@ impl Store {
             .facts
             .with(|facts| keys.extend(facts.slices.keys().copied()));
         keys.into_iter().collect()
+    }
+
+    /// Slices of one volume this store knows anything about, ascending. Costs what there is of
+    /// that volume.
+    pub fn slices_of(&self, volume: u64) -> Vec<SliceKey> {
+        let range = slices_of(volume);
+        let slices = self.inner.slices.borrow();
+        let mut keys: BTreeSet<SliceKey> = slices.range(range.clone()).map(|(k, _)| *k).collect();
+        drop(slices);
+        self.inner.facts.with(|facts| {
+            keys.extend(facts.slices.range(range).map(|(key, _)| *key));
+        });
+        keys.extend(self.inner.home.slices_of(volume));
+        keys.into_iter().collect()
+    }
+
+    /// Volumes this store holds anything of, a promise included, ascending. Costs as many
+    /// look-ups as there are volumes, however many slices they have.
+    pub fn volumes(&self) -> Vec<u64> {
+        let mut found = Vec::new();
+        let slices = self.inner.slices.borrow();
+        self.inner.facts.with(|facts| {
+            let mut next = Some(0);
+            while let Some(from) = next {
+                let first = *slices_of(from).start();
+                let held = [
+                    slices.range(first..).next().map(|(key, _)| key.volume),
+                    facts.slices.range(first..).next().map(|(k, _)| k.volume),
+                    facts.promises.range(from..).next().map(|(v, _)| *v),
+                    self.inner.home.volume_from(from),
+                ];
+                let volume = held.into_iter().flatten().min();
+                found.extend(volume);
+                next = volume.and_then(|volume| volume.checked_add(1));
+            }
+        });
+        found
     }
 
     /// How full the store is.
@@ -479,7 +554,15 @@ impl Store {
             })
     }
 
-    /// Slices of which nothing is read because records of theirs may have been lost.
+    /// Whether nothing of the slice is read because records of it may have been lost.
+    pub fn is_suspect(&self, slice: SliceKey) -> bool {
+        self.inner.facts.with(|facts| {
+            let found = facts.slices.get(&slice);
+            found.is_some_and(|found| found.suspect.is_some())
+        })
+    }
+
+    /// All slices of which that is so.
     pub fn suspect_slices(&self) -> Vec<SliceKey> {
         self.inner.facts.with(|facts| {
             let suspect = facts

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use crate::encoding::block_checksum;
 use crate::error::StoreError;
-use crate::facts::{Removal, Void};
+use crate::facts::{Scope, Void};
 use crate::home::Arrival;
 use crate::home::fact::{Blocks, EXTENT_BLOCKS, State};
 use crate::item::{Item, Kind};
@@ -293,15 +293,19 @@ impl Inner {
         queue.retain(|submission| !submission.items.is_empty());
     }
 
+    /// `None` if there is nothing to take back: no record above `keep_through` is durable, on its
+    /// way into the journal or waiting for that, and no earlier truncation is under way.
     pub(crate) fn begin_truncate(
         self: &Rc<Self>,
         slice: SliceKey,
         keep_through: Seq,
-    ) -> Result<Reply, StoreError> {
+    ) -> Result<Option<Reply>, StoreError> {
         self.poison.check()?;
         {
             let mut slices = self.slices.borrow_mut();
-            let index = slices.entry(slice).or_default();
+            let Some(index) = slices.get_mut(&slice) else {
+                return Ok(None);
+            };
             let stable = index.stable;
             if keep_through < stable {
                 return Err(StoreError::BelowStable {
@@ -309,6 +313,9 @@ impl Inner {
                     stable,
                     keep_through,
                 });
+            }
+            if index.is_nothing_above(keep_through) {
+                return Ok(None);
             }
             index.reserved = index.reserved.min(keep_through);
             index.truncations += 1;
@@ -333,7 +340,7 @@ impl Inner {
             }
             let _ = reply.send(outcome);
         });
-        Ok(receiver)
+        Ok(Some(receiver))
     }
 
     async fn truncate(
@@ -361,7 +368,7 @@ impl Inner {
         }
         let tail_lsn = self.journal.tail_lsn();
         let voided = self.facts.update(move |facts| {
-            facts.voids.retain(|void| void.before_lsn > tail_lsn);
+            facts.forget_before(tail_lsn);
             facts.voids.push(Void {
                 slice,
                 keep_through,
@@ -424,77 +431,91 @@ impl Inner {
         }
     }
 
-    pub(crate) fn begin_remove(self: &Rc<Self>, volume: u64) -> Result<Reply, StoreError> {
+    pub(crate) fn begin_remove(self: &Rc<Self>, scopes: Vec<Scope>) -> Result<Reply, StoreError> {
         self.poison.check()?;
-        self.withdraw(|item| item.slice.volume == volume);
+        let scopes: BTreeSet<Scope> = scopes.into_iter().collect();
+        let goes = |slice: SliceKey| {
+            scopes.contains(&Scope::Volume(slice.volume)) || scopes.contains(&Scope::Slice(slice))
+        };
+        self.withdraw(|item| goes(item.slice));
         let before_lsn = self.journal.next_lsn();
-        self.zeroes
-            .borrow_mut()
-            .retain(|slice, _| slice.volume != volume);
-        self.removing.update(|removing| removing + 1);
+        self.zeroes.borrow_mut().retain(|slice, _| !goes(*slice));
+        let mut removing = self.removing.borrow_mut();
+        for scope in &scopes {
+            *removing.entry(*scope).or_default() += 1;
+        }
+        drop(removing);
         let (reply, receiver) = oneshot::channel();
         let inner = self.clone();
-        self.runtime.spawn("store remove volume", async move {
-            let removed = inner.remove(volume, before_lsn).await;
-            inner.removing.update(|removing| removing - 1);
+        self.runtime.spawn("store remove", async move {
+            let scopes: Vec<Scope> = scopes.into_iter().collect();
+            let removed = inner.remove(&scopes, before_lsn).await;
+            let mut removing = inner.removing.borrow_mut();
+            for scope in &scopes {
+                let calls = removing.get_mut(scope).expect("this call is counted");
+                *calls -= 1;
+                if *calls == 0 {
+                    removing.remove(scope);
+                }
+            }
+            drop(removing);
             let _ = reply.send(removed);
         });
         Ok(receiver)
     }
 
-    async fn remove(&self, volume: u64, before_lsn: u64) -> Result<(), StoreError> {
+    /// Whether a removal of this slice, or of its volume, is under way.
+    pub(crate) fn is_removing(&self, slice: SliceKey) -> bool {
+        let removing = self.removing.borrow();
+        let scopes = [Scope::Slice(slice), Scope::Volume(slice.volume)];
+        scopes.iter().any(|scope| removing.contains_key(scope))
+    }
+
+    /// Removes slices and volumes, in this order, each step durable before the next:
+    ///
+    /// 1. they have no facts any more, and what the journal has of them is void;
+    /// 2. the home has nothing of them;
+    /// 3. that is so: a recovery does not clear them again, and what comes from now on counts.
+    async fn remove(&self, scopes: &[Scope], before_lsn: u64) -> Result<(), StoreError> {
         self.wait_written(before_lsn - 1).await?;
         let _writers = self.home_writers.lock().await;
         let tail_lsn = self.journal.tail_lsn();
+        let begun = scopes.to_vec();
         let forgotten = self.facts.update(move |facts| {
-            facts.slices.retain(|key, _| key.volume != volume);
-            facts.voids.retain(|void| void.slice.volume != volume);
-            facts
-                .removals
-                .retain(|removal| !removal.cleared || removal.before_lsn > tail_lsn);
-            facts.removals.push(Removal {
-                volume,
-                before_lsn,
-                cleared: false,
-            });
+            facts.forget_before(tail_lsn);
+            facts.begin_removal(&begun, before_lsn);
         });
         forgotten.await?;
         let mut unpinned = Vec::new();
-        {
+        for scope in scopes {
+            let bounds = scope.bounds();
             let mut slices = self.slices.borrow_mut();
-            let keys: Vec<SliceKey> = slices
-                .keys()
-                .filter(|key| key.volume == volume)
-                .copied()
-                .collect();
+            let keys: Vec<SliceKey> = slices.range(bounds.clone()).map(|(key, _)| *key).collect();
             for key in keys {
                 if let Some(index) = slices.remove(&key) {
                     index.drop_all(&mut unpinned);
                 }
             }
+            take_range(&mut self.dirty.borrow_mut(), bounds.clone());
+            take_range(&mut self.unsealed.borrow_mut(), bounds.clone());
+            let (first, last) = bounds.into_inner();
+            take_range(&mut self.bad.borrow_mut(), (first, 0)..=(last, u32::MAX));
         }
-        self.dirty.borrow_mut().retain(|key| key.volume != volume);
-        self.unsealed
-            .borrow_mut()
-            .retain(|key| key.volume != volume);
-        self.bad
-            .borrow_mut()
-            .retain(|(key, _)| key.volume != volume);
         self.released.borrow_mut().extend(unpinned);
         self.home
-            .clear_volume(volume)
+            .clear(scopes)
             .await
             .map_err(|error| self.poison.set(error))?;
+        let tail_lsn = self.journal.tail_lsn();
         let cleared = self.facts.update(move |facts| {
-            for removal in facts
-                .removals
-                .iter_mut()
-                .filter(|found| found.volume == volume)
-            {
-                removal.cleared = true;
-            }
+            facts.cleared();
+            facts.forget_before(tail_lsn);
         });
-        cleared.await
+        cleared.await?;
+        // The next round frees what the journal held of it, and forgets that it was removed.
+        self.destageable.set(true);
+        self.pressure.notify_one();
+        Ok(())
     }
 
     /// Waits until batch `lsn` is durable and in the index.
@@ -509,6 +530,14 @@ impl Inner {
             }
             progress.await;
         }
+    }
+}
+
+/// Takes a range of keys out of a set.
+fn take_range<T: Ord + Copy>(set: &mut BTreeSet<T>, range: std::ops::RangeInclusive<T>) {
+    let keys: Vec<T> = set.range(range).copied().collect();
+    for key in keys {
+        set.remove(&key);
     }
 }
 

@@ -118,8 +118,10 @@ pub(crate) async fn seal(inner: &Rc<Inner>) {
         .unsealed
         .borrow()
         .iter()
-        .take(SEAL_SLICES)
         .copied()
+        // In a batch behind its removal a stable point would count for the slice's next life.
+        .filter(|key| !inner.is_removing(*key))
+        .take(SEAL_SLICES)
         .collect();
     let items: Vec<Item> = {
         let slices = inner.slices.borrow();

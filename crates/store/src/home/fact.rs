@@ -40,6 +40,19 @@ impl ExtentKey {
         Self { slice, extent: 0 }
     }
 
+    /// The first key behind all of a slice; `None` if there is none.
+    pub(crate) fn first_behind(slice: SliceKey) -> Option<Self> {
+        let (volume, number) = match slice.slice.checked_add(1) {
+            Some(number) => (slice.volume, number),
+            None => (slice.volume.checked_add(1)?, 0),
+        };
+        let slice = SliceKey {
+            volume,
+            slice: number,
+        };
+        Some(Self { slice, extent: 0 })
+    }
+
     /// The lowest key there is.
     pub(crate) const LOWEST: Self = Self {
         slice: SliceKey {

@@ -113,6 +113,8 @@ pub(super) enum Change {
     TableAdded(ExtentKey, Table),
     /// A volume's facts in deltas are void.
     VolumeCleared(Cleared),
+    /// Facts of slices in deltas up to this run are void.
+    SlicesCleared { slices: Vec<SliceKey>, through: u64 },
 }
 
 /// The whole state.
@@ -128,9 +130,41 @@ pub(super) struct Layout {
     pub(super) data_segments: u64,
     /// How many hold the map.
     pub(super) map_segments: u64,
+    /// Facts of a slice in deltas up to a run are void. Last: format 1 ends before it.
+    pub(super) cleared_slices: BTreeMap<SliceKey, u64>,
+}
+
+/// What a snapshot of format 1 holds: all but the last field.
+#[derive(Deserialize)]
+struct FirstLayout {
+    segments: Vec<Segment>,
+    deltas: Vec<Delta>,
+    tables: BTreeMap<ExtentKey, Table>,
+    cleared: Vec<Cleared>,
+    next_run: u64,
+    data_segments: u64,
+    map_segments: u64,
 }
 
 impl Layout {
+    /// Reads a snapshot's body of this format.
+    pub(super) fn decode(version: u32, body: &[u8]) -> Option<Self> {
+        if version > 1 {
+            return postcard::from_bytes(body).ok();
+        }
+        let first: FirstLayout = postcard::from_bytes(body).ok()?;
+        Some(Self {
+            segments: first.segments,
+            deltas: first.deltas,
+            tables: first.tables,
+            cleared: first.cleared,
+            next_run: first.next_run,
+            data_segments: first.data_segments,
+            map_segments: first.map_segments,
+            cleared_slices: BTreeMap::new(),
+        })
+    }
+
     /// Applies an edit; `edit` is its number. `None` if it does not fit: then this is not the
     /// state that it was made for.
     pub(super) fn apply(&mut self, edit: u64, changes: &[Change]) -> Option<()> {
@@ -187,6 +221,7 @@ impl Layout {
                     self.deltas.retain(|delta| delta.run > *through);
                     let oldest = self.deltas.first().map_or(u64::MAX, |delta| delta.run);
                     self.cleared.retain(|cleared| cleared.through >= oldest);
+                    self.cleared_slices.retain(|_, through| *through >= oldest);
                 }
                 Change::DeltaLost { run } => self.deltas.retain(|delta| delta.run != *run),
                 Change::TableRemoved(key) => {
@@ -199,6 +234,10 @@ impl Layout {
                     }
                 }
                 Change::VolumeCleared(cleared) => self.cleared.push(*cleared),
+                Change::SlicesCleared { slices, through } => {
+                    let cleared = slices.iter().map(|slice| (*slice, *through));
+                    self.cleared_slices.extend(cleared);
+                }
             }
         }
         Some(())
@@ -216,10 +255,13 @@ impl Layout {
             .unwrap_or_default()
     }
 
-    /// Whether facts of `volume` in run `delta` are void.
-    pub(super) fn is_cleared(&self, volume: u64, delta: u64) -> bool {
-        self.cleared
-            .iter()
-            .any(|cleared| cleared.volume == volume && delta <= cleared.through)
+    /// Whether facts of `slice` in run `delta` are void.
+    pub(super) fn is_cleared(&self, slice: SliceKey, delta: u64) -> bool {
+        let through = self.cleared_slices.get(&slice);
+        through.is_some_and(|through| delta <= *through)
+            || self
+                .cleared
+                .iter()
+                .any(|cleared| cleared.volume == slice.volume && delta <= cleared.through)
     }
 }

@@ -41,10 +41,10 @@ impl HomeScan {
         self.suspect.extend(slices.iter().copied());
     }
 
-    fn lose_delta(&mut self, delta: &Delta) {
-        tracing::warn!(run = delta.run, "a delta of the block map is damaged");
-        self.lose(&delta.slices);
-        self.deltas.push(delta.run);
+    fn lose_delta(&mut self, run: u64, slices: &[SliceKey]) {
+        tracing::warn!(run, "a delta of the block map is damaged");
+        self.lose(slices);
+        self.deltas.push(run);
     }
 }
 
@@ -212,21 +212,32 @@ impl Home {
             .insert(start, Rc::new(OpenTable::new(table, &places)));
     }
 
+    /// A delta cannot be read: what it says of slices that are still there is missing.
+    fn lose_delta(&self, delta: &Delta, scan: &mut HomeScan) {
+        let mut slices = delta.slices.clone();
+        let is_void = |key| {
+            self.manifest
+                .with(|layout| layout.is_cleared(key, delta.run))
+        };
+        slices.retain(|key| !is_void(*key));
+        scan.lose_delta(delta.run, &slices);
+    }
+
     /// Lays a delta's facts over what is known, but those that a table has already, and those
-    /// of volumes that were removed since.
+    /// of what was removed since.
     async fn load_delta(&self, delta: &Delta, scan: &mut HomeScan) {
         let pages = delta.pieces.iter().map(|piece| piece.pages).sum();
         let bytes = self.read_run(&pages_of(&delta.pieces, 0, pages)).await;
         let stream = bytes.and_then(|bytes| run::joined(self.identity, delta.run, 0, &bytes));
         let Some(stream) = stream else {
-            scan.lose_delta(delta);
+            self.lose_delta(delta, scan);
             return;
         };
         let mut reader = FieldReader::new(&stream);
         let mut map = self.map.borrow_mut();
         for _ in 0..delta.leaves {
             let Some((key, leaf)) = run::next_leaf(&mut reader) else {
-                scan.lose_delta(delta);
+                self.lose_delta(delta, scan);
                 return;
             };
             let merged = map
@@ -234,7 +245,7 @@ impl Home {
                 .is_some_and(|(_, table)| delta.run <= table.table.merged_through);
             let cleared = self
                 .manifest
-                .with(|layout| layout.is_cleared(key.slice.volume, delta.run));
+                .with(|layout| layout.is_cleared(key.slice, delta.run));
             if merged || cleared {
                 continue;
             }

@@ -38,7 +38,8 @@ use crate::error::StoreError;
 use crate::form::{Claim, Form};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"HFHOME\r\n");
-pub(crate) const VERSION: u32 = 1;
+/// Format 1 knew clearings of whole volumes only.
+pub(crate) const VERSION: u32 = 2;
 const FORM: Form = Form {
     area: AREA,
     magic: MAGIC,
@@ -134,6 +135,8 @@ impl EntryKind {
 }
 
 pub(super) struct Entry {
+    /// Format it was written in.
+    pub(super) version: u32,
     pub(super) kind: EntryKind,
     pub(super) generation: u64,
     pub(super) number: u64,
@@ -145,7 +148,7 @@ impl Entry {
         let mut writer = FieldWriter::default();
         writer.u64(0);
         writer.u64(MAGIC);
-        writer.u32(VERSION);
+        writer.u32(self.version);
         writer.u32(self.kind.code());
         writer.raw(&identity);
         writer.u64(self.generation);
@@ -185,6 +188,7 @@ impl Entry {
             return Ok(None);
         }
         Ok(EntryKind::of(kind).map(|kind| Self {
+            version: claim.version,
             kind,
             generation,
             number,
@@ -199,6 +203,11 @@ impl Entry {
             Err(StoreError::Foreign { .. }) => Ok(None),
             decoded => decoded,
         }
+    }
+
+    /// The body of a snapshot.
+    pub(super) fn layout(&self) -> Option<Layout> {
+        Layout::decode(self.version, &self.body)
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -303,6 +312,7 @@ impl Manifest {
         };
         manifest.write_snapshot(1).await?;
         let superblock = Entry {
+            version: VERSION,
             kind: EntryKind::Superblock,
             generation: 0,
             number: 0,
@@ -354,6 +364,7 @@ impl Manifest {
     pub(super) async fn edit(&self, changes: &[Change]) -> Result<(), DiskError> {
         let number = self.number.get() + 1;
         let entry = Entry {
+            version: VERSION,
             kind: EntryKind::Edit,
             generation: self.generation.get(),
             number,
@@ -394,6 +405,7 @@ impl Manifest {
     /// Says behind a region's last edit that the state goes on in the other one.
     async fn end_region(&self, generation: u64, filled: u64, number: u64) -> Result<(), DiskError> {
         let continued = Entry {
+            version: VERSION,
             kind: EntryKind::Continued,
             generation,
             number: number + 1,
@@ -406,6 +418,7 @@ impl Manifest {
 
     async fn write_snapshot(&self, generation: u64) -> Result<(), DiskError> {
         let snapshot = Entry {
+            version: VERSION,
             kind: EntryKind::Snapshot,
             generation,
             number: self.number.get(),
@@ -447,7 +460,7 @@ impl Region {
         if first.kind != EntryKind::Snapshot {
             return Ok(None);
         }
-        let Ok(layout) = postcard::from_bytes(&first.body) else {
+        let Some(layout) = first.layout() else {
             return Ok(None);
         };
         let mut region = Self {

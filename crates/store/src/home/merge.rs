@@ -5,8 +5,7 @@
 //! there when the pass began is needed any more. A crash in between costs nothing: each table
 //! says up to which delta it is complete.
 
-use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::reach::{self, Row};
@@ -15,11 +14,13 @@ use holdfast_runtime::{DiskError, PAGE_BYTES};
 use super::draft::Draft;
 use super::fact::{ExtentKey, Leaf, State};
 use super::layout::{Change, Cleared, Kind, Piece, Table};
-use super::map::{OpenTable, pages_of};
+use super::map::pages_of;
 use super::run::{self, LeafPlace, PAYLOAD_BYTES, Stream};
 use super::{Home, forget};
 use crate::bounds::StoreBounds;
 use crate::encoding::FieldReader;
+use crate::facts::Scope;
+use crate::record::SliceKey;
 
 /// Bytes of leaves in one table at most: what a merge reads and writes at least.
 const TABLE_BYTES: usize = StoreBounds::SERVICE.table_bytes;
@@ -333,29 +334,31 @@ impl Home {
         Ok(())
     }
 
-    /// Forgets all facts of a volume, durably, and frees their space. The caller holds the lock
-    /// of the home's writers.
-    pub(crate) async fn clear_volume(&self, volume: u64) -> Result<(), DiskError> {
-        reach::note(Row::VolumeCleared);
-        let first = ExtentKey::first_of(volume);
-        let end = volume.checked_add(1).map(ExtentKey::first_of);
+    /// Forgets all facts of volumes and slices, durably, and frees their space. The caller holds
+    /// the lock of the home's writers.
+    pub(crate) async fn clear(&self, scopes: &[Scope]) -> Result<(), DiskError> {
+        let gone = Gone::of(scopes);
+        reach::note(match gone.volumes.is_empty() {
+            true => Row::SlicesCleared,
+            false => Row::VolumeCleared,
+        });
         // A pass would go on at keys that may be gone.
         while let Some(pass) = self.merging.get() {
             self.continue_pass(pass).await?;
         }
-        let ranges: Vec<(ExtentKey, Rc<OpenTable>)> = {
+        let starts: Vec<ExtentKey> = {
             let map = self.map.borrow();
             let tables = map.tables.iter();
             tables
-                .filter(|(_, table)| table.table.slices.iter().any(|s| s.volume == volume))
-                .map(|(key, table)| (*key, table.clone()))
+                .filter(|(_, table)| table.table.slices.iter().any(|key| gone.has(*key)))
+                .map(|(key, _)| *key)
                 .collect()
         };
-        for (start, _) in ranges {
+        for start in starts {
             let mut draft = Draft::new(self);
             let mut leaves = self.table_leaves(start).await;
             leaves.retain(|key, leaf| {
-                let stays = key.slice.volume != volume;
+                let stays = !gone.has(key.slice);
                 if !stays {
                     leaf.facts()
                         .iter()
@@ -363,7 +366,7 @@ impl Home {
                 }
                 stays
             });
-            // Other volumes' recent facts of this range are not merged: they stay recent.
+            // What stays of this range's recent facts is not merged: it stays recent.
             let merged_through = self.map.borrow().tables[&start].table.merged_through;
             let merged = self.write_tables(&mut draft, start, &leaves, merged_through)?;
             draft.commit().await?;
@@ -372,22 +375,75 @@ impl Home {
         let mut draft = Draft::new(self);
         {
             let map = self.map.borrow();
-            for (_, leaf) in map.recent_in(first, end) {
-                leaf.facts()
-                    .iter()
-                    .for_each(|fact| forget(&mut draft, fact));
+            for (first, end) in scopes.iter().map(|scope| range_of(*scope)) {
+                for (_, leaf) in map.recent_in(first, end) {
+                    leaf.facts()
+                        .iter()
+                        .for_each(|fact| forget(&mut draft, fact));
+                }
             }
         }
-        draft.change(Change::VolumeCleared(Cleared {
-            volume,
-            through: self.newest_delta(),
-        }));
+        self.void_in_deltas(&mut draft, &gone);
         draft.commit().await?;
         let mut map = self.map.borrow_mut();
-        map.forget_recent(first, end);
-        map.release(first, end);
+        for (first, end) in scopes.iter().map(|scope| range_of(*scope)) {
+            map.forget_recent(first, end);
+            map.release(first, end);
+        }
         Ok(())
     }
+
+    /// Says that what deltas have of these is void, if any of them has something.
+    fn void_in_deltas(&self, draft: &mut Draft<'_>, gone: &Gone) {
+        let through = self.newest_delta();
+        let named: BTreeSet<SliceKey> = self.manifest.with(|layout| {
+            let named = layout.deltas.iter().flat_map(|delta| &delta.slices);
+            named.copied().filter(|key| gone.has(*key)).collect()
+        });
+        let volumes: BTreeSet<u64> = named.iter().map(|key| key.volume).collect();
+        for volume in volumes.intersection(&gone.volumes).copied() {
+            draft.change(Change::VolumeCleared(Cleared { volume, through }));
+        }
+        let slices: Vec<SliceKey> = named.intersection(&gone.slices).copied().collect();
+        if !slices.is_empty() {
+            draft.change(Change::SlicesCleared { slices, through });
+        }
+    }
+}
+
+/// What is removed, for asking about single slices.
+struct Gone {
+    volumes: BTreeSet<u64>,
+    slices: BTreeSet<SliceKey>,
+}
+
+impl Gone {
+    fn of(scopes: &[Scope]) -> Self {
+        let mut gone = Self {
+            volumes: BTreeSet::new(),
+            slices: BTreeSet::new(),
+        };
+        for scope in scopes {
+            match scope {
+                Scope::Volume(volume) => _ = gone.volumes.insert(*volume),
+                Scope::Slice(key) => _ = gone.slices.insert(*key),
+            }
+        }
+        gone
+    }
+
+    fn has(&self, slice: SliceKey) -> bool {
+        self.volumes.contains(&slice.volume) || self.slices.contains(&slice)
+    }
+}
+
+/// The keys of a scope: the first one, and the first behind it.
+fn range_of(scope: Scope) -> (ExtentKey, Option<ExtentKey>) {
+    let first = ExtentKey {
+        slice: *scope.bounds().start(),
+        extent: 0,
+    };
+    (first, ExtentKey::first_behind(*scope.bounds().end()))
 }
 
 const _: () = assert!(TABLE_BYTES + 64 * 1024 < u32::MAX as usize && PAYLOAD_BYTES < PAGE_BYTES);

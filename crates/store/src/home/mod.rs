@@ -218,6 +218,27 @@ impl Home {
         self.map.borrow().slices()
     }
 
+    /// Slices of one volume of which the home holds anything: one look-up for each.
+    pub(crate) fn slices_of(&self, volume: u64) -> Vec<SliceKey> {
+        let map = self.map.borrow();
+        let mut found = Vec::new();
+        let mut next = Some(ExtentKey::first_of(volume));
+        while let Some(from) = next {
+            let Some(key) = map.extent_from(from).filter(|k| k.slice.volume == volume) else {
+                break;
+            };
+            found.push(key.slice);
+            next = ExtentKey::first_behind(key.slice);
+        }
+        found
+    }
+
+    /// The first volume from this one on of which the home holds anything.
+    pub(crate) fn volume_from(&self, volume: u64) -> Option<u64> {
+        let key = self.map.borrow().extent_from(ExtentKey::first_of(volume))?;
+        Some(key.slice.volume)
+    }
+
     /// Whether reads have met something of the map that was damaged.
     pub(crate) fn is_damaged(&self) -> bool {
         self.damaged.get()

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{Finding, FindingKind, Findings, Inspection, JournalImage, Severity};
+use crate::facts::Scope;
 use crate::home::inspect::{Flaw, HomeImage, Space, Superblock};
 use crate::home::{self};
 use crate::item::Item;
@@ -142,7 +143,10 @@ impl Inspection {
             }
         }
         for removal in state.removals.iter().filter(|removal| !removal.cleared) {
-            let what = format!("volume {} is being removed", removal.volume);
+            let what = match removal.scope {
+                Scope::Volume(volume) => format!("volume {volume} is being removed"),
+                Scope::Slice(slice) => format!("slice {slice} is being removed"),
+            };
             findings.add(Finding::new(FindingKind::RemovalPending, area, what));
         }
     }

@@ -5,7 +5,7 @@ use serde::{Serialize, Serializer};
 
 use super::headers::Page;
 use super::{Inspection, JournalImage};
-use crate::facts::FactsState;
+use crate::facts::{FactsState, Scope};
 use crate::item::Kind;
 use crate::journal::RING_AT;
 use crate::record::{CopyState, SliceKey};
@@ -320,6 +320,10 @@ fn list_facts(state: &FactsState, filter: &Filter, listing: &mut Listing) {
     for removal in &state.removals {
         let cleared = if removal.cleared { "done" } else { "under way" };
         let value = format!("before batch {}, {cleared}", removal.before_lsn);
-        add("removal", removal.volume, None, value);
+        let slice = match removal.scope {
+            Scope::Volume(_) => None,
+            Scope::Slice(key) => Some(key.slice),
+        };
+        add("removal", removal.scope.volume(), slice, value);
     }
 }

@@ -10,6 +10,7 @@ mod home;
 mod inspect;
 mod mapped;
 mod read_in;
+mod removal;
 mod resync;
 mod verify;
 

@@ -46,15 +46,15 @@ impl FoundEntry {
                 Some(geometry) => format!("{geometry:?}"),
                 None => "unreadable".into(),
             },
-            EntryKind::Snapshot => match postcard::from_bytes::<Layout>(&self.entry.body) {
-                Ok(layout) => format!(
+            EntryKind::Snapshot => match self.entry.layout() {
+                Some(layout) => format!(
                     "{} segments, {} deltas, {} tables, next run {}",
                     layout.segments.len(),
                     layout.deltas.len(),
                     layout.tables.len(),
                     layout.next_run
                 ),
-                Err(_) => "unreadable".into(),
+                None => "unreadable".into(),
             },
             EntryKind::Edit => match changes_of(&self.entry) {
                 Some(changes) => {
@@ -187,8 +187,7 @@ impl ManifestImage {
     /// Puts the newest snapshot and all later edits together.
     fn build(&mut self) {
         let snapshot = |found: &&FoundEntry| {
-            found.entry.kind == EntryKind::Snapshot
-                && postcard::from_bytes::<Layout>(&found.entry.body).is_ok()
+            found.entry.kind == EntryKind::Snapshot && found.entry.layout().is_some()
         };
         let newest = self.entries.iter().map(|found| found.entry.generation);
         let newest = newest.max().unwrap_or(0);
@@ -199,7 +198,7 @@ impl ManifestImage {
             .max_by_key(|found| found.entry.generation);
         let generation = match base {
             Some(found) => {
-                self.layout = postcard::from_bytes(&found.entry.body).unwrap_or_default();
+                self.layout = found.entry.layout().unwrap_or_default();
                 self.number = found.entry.number;
                 found.entry.generation
             }
@@ -324,7 +323,7 @@ async fn guess(disk: &Rc<dyn Disk>, identity: [u8; 16]) -> Option<Geometry> {
         .filter(|(_, entry)| entry.kind == EntryKind::Snapshot);
     let newest = snapshots.max_by_key(|(_, entry)| entry.generation);
     if let Some((_, entry)) = newest {
-        layout = postcard::from_bytes::<Layout>(&entry.body).ok();
+        layout = entry.layout();
     }
     let odd = entries.iter().filter(|(_, entry)| {
         entry.generation % 2 == 1 && entry.kind == EntryKind::Snapshot && entry.generation > 0
