@@ -1,6 +1,5 @@
 //! Follows the config state: peers, owners, deleted volumes.
 
-use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 

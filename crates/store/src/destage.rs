@@ -185,15 +185,21 @@ async fn let_go(
         .advance(inner.home.edits())
         .await
         .map_err(|error| inner.poison.set(error))?;
-    let mut slices = inner.slices.borrow_mut();
-    for (slice, seq, lsn) in gone {
-        if let Some(index) = slices.get_mut(&slice) {
-            index.evict(seq, lsn);
-        }
-    }
-    drop(slices);
+    inner.evict(gone);
     inner.renew_promises(&touched);
     forget_voided(inner).await
+}
+
+impl Inner {
+    /// These records have left the ring.
+    fn evict(&self, gone: Vec<(SliceKey, Seq, u64)>) {
+        let mut slices = self.slices.borrow_mut();
+        for (slice, seq, lsn) in gone {
+            if let Some(index) = slices.get_mut(&slice) {
+                index.evict(seq, lsn);
+            }
+        }
+    }
 }
 
 /// Forgets what was voided or removed in batches that have left the journal, if anything was.
