@@ -193,6 +193,13 @@ impl From<Refusal> for Problem {
                 "`holdfast volume list` shows the sizes of the volumes: thin ones count in full"
                     .into(),
             ),
+            Refusal::PlacementInvalid(_) | Refusal::TooManyAtOnce { .. } => {
+                (ProblemKind::Invalid, String::new())
+            }
+            Refusal::NodeDrains(_) => (
+                ProblemKind::Unavailable,
+                "`holdfast node list` shows which nodes take volumes".into(),
+            ),
             Refusal::ViewStale => (ProblemKind::Unavailable, "try again".into()),
             Refusal::SuccessorNotUp(_) => (
                 ProblemKind::Unavailable,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use holdfast_config::group::VOTERS_MAX;
 use holdfast_config::state::{
-    Chap, ClusterState, CopyStatus, NodeRecord, NodeStatus as RecordedStatus, VolumeRecord,
+    Chap, ClusterState, NodeRecord, NodeStatus as RecordedStatus, VolumeRecord,
 };
 use holdfast_name::prepare_stored;
 use holdfast_node::{Fullness, Node, NodeReport};
@@ -423,7 +423,7 @@ fn redundancy(state: &ClusterState, record: &VolumeRecord) -> Redundancy {
             .filter(|node| state.running_incarnation(*node).is_some());
         running.count() as u32
     };
-    let counts = record.slices.iter().map(copies);
+    let counts = record.slices.values().map(copies);
     Redundancy {
         slices: record.slices.len() as u64,
         full: counts
@@ -435,17 +435,13 @@ fn redundancy(state: &ClusterState, record: &VolumeRecord) -> Redundancy {
 }
 
 fn holders(record: &VolumeRecord) -> Vec<Holder> {
-    let mut holders = BTreeMap::new();
-    for copy in record.slices.iter().flat_map(|slice| &slice.copies) {
-        let holder = holders.entry(copy.node).or_insert(Holder {
-            node: copy.node.0,
-            slices: 0,
-            in_sync: 0,
-        });
-        holder.slices += 1;
-        holder.in_sync += u64::from(copy.status == CopyStatus::InSync);
-    }
-    holders.into_values().collect()
+    let holders = record.slices.holders().iter();
+    let holders = holders.map(|held| Holder {
+        node: held.node.0,
+        slices: held.copies.into(),
+        in_sync: held.in_sync.into(),
+    });
+    holders.collect()
 }
 
 fn node_explanation(record: &NodeRecord, report: Option<&SelfReport>) -> String {

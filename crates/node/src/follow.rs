@@ -103,7 +103,7 @@ impl Node {
 
     /// A registered start proves that every earlier one of the same directory is gone.
     fn note_deaths(&self, state: &ClusterState) {
-        for (node, record) in &state.nodes {
+        for (node, record) in state.nodes.iter() {
             self.note_earlier_dead(*node, record.incarnation);
         }
     }

@@ -9,7 +9,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures::future::select;
-use holdfast_config::state::CopyStatus;
 use holdfast_runtime::{Frame, NodeId, Service};
 use holdfast_store::DamagedBlocks;
 use holdfast_volume::HEAL_BLOCKS_MAX;
@@ -122,10 +121,7 @@ impl Node {
     fn owner_to_ask(&self, slice: SliceKey) -> Option<NodeId> {
         let state = self.group.state();
         let record = state.volumes.get(&VolumeId(slice.volume))?;
-        let copies = &record.slices.get(slice.slice as usize)?.copies;
-        let counts = copies
-            .iter()
-            .any(|copy| copy.node == self.id() && copy.status == CopyStatus::InSync);
+        let counts = record.slices.get(slice.slice)?.is_in_sync(self.id());
         counts.then_some(record.owner?.node)
     }
 }

@@ -130,7 +130,7 @@ impl Node {
         };
         memory.superseded.retain(|start, _| current(start));
         memory.proposed.retain(|start, _| current(start));
-        for (node, record) in &state.nodes {
+        for (node, record) in state.nodes.iter() {
             let running = matches!(record.status, NodeStatus::Up | NodeStatus::Leaving);
             if !running || *node == self.id() {
                 continue;

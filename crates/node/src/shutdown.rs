@@ -65,7 +65,7 @@ impl Node {
                 volume.open
                     && volume
                         .slices
-                        .iter()
+                        .values()
                         .any(|slice| slice.is_in_sync(self.id()) && slice.in_sync().count() > 1)
             });
             if !waited_for || watch.changed().await.is_err() {

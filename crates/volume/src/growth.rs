@@ -75,8 +75,8 @@ impl Owner {
     /// Whether a new copy on a running node was not set up.
     fn lacks_copies(&self, record: &VolumeRecord, first: u32, settled: &[Settled]) -> bool {
         let state = self.context.config.state();
-        let mut slices = record.slices[first as usize..].iter().zip(settled);
-        slices.any(|(placed, settled)| {
+        let mut slices = record.slices.range(first..).zip(settled);
+        slices.any(|((_, placed), settled)| {
             placed.in_sync().any(|node| {
                 let running = state.running_incarnation(node).is_some();
                 running && !settled.sessions.contains_key(&node)

@@ -118,8 +118,7 @@ impl Owner {
         };
         let state = self.context.config.state();
         let mut gone: BTreeMap<NodeId, Vec<u32>> = BTreeMap::new();
-        for (index, placed) in record.slices.iter().enumerate() {
-            let index = index as u32;
+        for (index, placed) in record.slices.iter() {
             self.with_slice(index, |slice| {
                 let members: Vec<(NodeId, Role, Incarnation)> = slice
                     .stream

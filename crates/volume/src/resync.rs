@@ -83,16 +83,16 @@ impl Owner {
         };
         let slices = self.slices.borrow();
         let mut targets = Vec::new();
-        for (index, placed) in record.slices.iter().enumerate() {
-            let stream = slices.get(index).map(|slice| &slice.stream);
-            for copy in &placed.copies {
+        for (index, placed) in record.slices.iter() {
+            let stream = slices.get(index as usize).map(|slice| &slice.stream);
+            for copy in placed.copies() {
                 let known = stream.is_some_and(|stream| stream.members().contains_key(&copy.node));
                 let Some(incarnation) = state.running_incarnation(copy.node) else {
                     continue;
                 };
                 if copy.status == CopyStatus::Stale && !known {
                     let session = self.next_session();
-                    let (slice, node) = (index as u32, copy.node);
+                    let (slice, node) = (index, copy.node);
                     targets.push(Target {
                         slice,
                         node,

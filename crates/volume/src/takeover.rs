@@ -141,8 +141,8 @@ impl Owner {
             let state = self.context.config.state();
             let mut wanted: BTreeMap<NodeId, Vec<u32>> = BTreeMap::new();
             for index in slices.clone() {
-                let slice = &record.slices[index as usize];
-                for CopyRecord { node, status } in slice.copies.iter().copied() {
+                let slice = &record.slices[index];
+                for CopyRecord { node, status } in slice.copies() {
                     let counts = status == CopyStatus::InSync
                         || planted::is_active(Bug::TrustIncompleteCopy);
                     if counts && state.running_incarnation(node).is_some() {
@@ -171,9 +171,10 @@ impl Owner {
                 })
             });
             let state = self.context.config.state();
-            let missing = record.slices[slices.start as usize..slices.end as usize]
-                .iter()
-                .flat_map(|slice| slice.in_sync())
+            let missing = record
+                .slices
+                .range(slices.clone())
+                .flat_map(|(_, slice)| slice.in_sync())
                 .any(|n| state.running_incarnation(n).is_some() && !witnesses.contains_key(&n));
             if covered && (!missing || self.context.runtime.now() >= give_up) {
                 if missing {

@@ -75,8 +75,7 @@ fn three_nodes() -> (ClusterState, VolumeId) {
     let Outcome::Created(volume) = created else {
         panic!("{created:?}");
     };
-    let record = state.volumes.get_mut(&volume).unwrap();
-    record.open = true;
+    state.volumes.update(volume, |record| record.open = true);
     (state, volume)
 }
 

@@ -50,7 +50,7 @@ pub use membership::VOTERS_MAX;
 pub use peek::last_known_state;
 pub use types::{Applied, Machine, Proposal, ProposalKey};
 
-use crate::state::{Change, ClusterState, Outcome};
+use crate::state::{Change, ClusterState, Outcome, Pieces, Progress};
 use election::Elector;
 use forward::{Forwarder, Numbers};
 use network::{Network, Server};
@@ -65,17 +65,26 @@ pub type ConfigGroup = Group<ClusterState>;
 impl Machine for ClusterState {
     type Change = Change;
     type Outcome = Outcome;
+    type Pieces = Pieces;
 
     fn apply(&mut self, change: Change) -> Outcome {
         Self::apply(self, change)
     }
 
-    fn supplement(&self) -> Vec<u8> {
-        self.encode_supplement()
+    fn pieces(&self) -> Pieces {
+        Self::pieces(self)
+    }
+
+    fn take_up<'a>(&mut self, bytes: &'a [u8]) -> Option<(Progress, &'a [u8])> {
+        Self::take_up(self, bytes)
+    }
+
+    fn read_first(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        Self::read_first(bytes)
     }
 
     fn supply(&mut self, supplement: &[u8]) -> bool {
-        self.decode_supplement(supplement)
+        Self::supply(self, supplement)
     }
 }
 

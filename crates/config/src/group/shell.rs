@@ -21,6 +21,7 @@ use super::types::{
     Applied, Entry, LogId, Machine, Proposal, ProposalKey, Snapshot, SnapshotMeta, StorageError,
     StoredMembership, Types,
 };
+use crate::state::Progress;
 
 /// What the rest of the node sees of the applied state.
 pub(super) struct View<M> {
@@ -65,8 +66,7 @@ pub(super) struct Shell<M: Machine> {
     log_bytes_max: usize,
 }
 
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(bound = "")]
+#[derive(Clone)]
 struct Body<M: Machine> {
     state: Rc<M>,
     sessions: Sessions<M::Outcome>,
@@ -188,21 +188,19 @@ impl<O> Session<O> {
     }
 }
 
-/// Format of a snapshot's data.
-const SNAPSHOT_FORMAT: u8 = 1;
-/// Format of a snapshot with the machine's supplement after it.
+/// Formats of a snapshot's data: the state as one value and the sessions; the same with the
+/// supplement of the state behind them; the sessions and the state in pieces. Only the last one
+/// is written.
+const FIRST_FORMAT: u8 = 1;
 const SUPPLEMENTED_FORMAT: u8 = 2;
+const PIECES_FORMAT: u8 = 3;
 
 fn encode_body<M: Machine>(body: &Body<M>) -> Bytes {
-    let supplement = body.state.supplement();
-    let format = if supplement.is_empty() {
-        SNAPSHOT_FORMAT
-    } else {
-        SUPPLEMENTED_FORMAT
-    };
-    let data = postcard::to_extend(body, vec![format]);
+    let data = postcard::to_extend(&body.sessions, vec![PIECES_FORMAT]);
     let mut data = data.expect("plain data always encodes");
-    data.extend_from_slice(&supplement);
+    for piece in body.state.pieces() {
+        data.extend_from_slice(&piece);
+    }
     Bytes::from(data)
 }
 
@@ -211,25 +209,44 @@ fn encode_body<M: Machine>(body: &Body<M>) -> Bytes {
     reason = "openraft's error, as its traits want it"
 )]
 fn decode_body<M: Machine>(data: &[u8]) -> Result<Body<M>, StorageError> {
-    let malformed = |error: AnyError| StorageIOError::read_snapshot(None, error).into();
-    match data.split_first() {
-        Some((&SNAPSHOT_FORMAT, body)) => {
-            postcard::from_bytes(body).map_err(|error| malformed(AnyError::new(&error)))
-        }
+    let body = match data.split_first() {
+        Some((&FIRST_FORMAT, body)) => decode_first(body)
+            .filter(|(_, rest)| rest.is_empty())
+            .map(|(body, _)| body),
         Some((&SUPPLEMENTED_FORMAT, body)) => {
-            let (mut body, supplement): (Body<M>, &[u8]) = postcard::take_from_bytes(body)
-                .map_err(|error| malformed(AnyError::new(&error)))?;
-            if Rc::make_mut(&mut body.state).supply(supplement) {
-                Ok(body)
-            } else {
-                let what = "a snapshot with a supplement of an unknown format";
-                Err(malformed(AnyError::error(what)))
-            }
+            decode_first::<M>(body).and_then(|(mut body, rest)| {
+                Rc::make_mut(&mut body.state).supply(rest).then_some(body)
+            })
         }
-        Some(_) | None => Err(malformed(AnyError::error(
-            "a snapshot of an unknown format",
-        ))),
+        Some((&PIECES_FORMAT, body)) => decode_pieces(body),
+        Some(_) | None => None,
+    };
+    body.ok_or_else(|| {
+        let what = AnyError::error("a snapshot that is damaged or of an unknown format");
+        StorageIOError::read_snapshot(None, what).into()
+    })
+}
+
+fn decode_first<M: Machine>(bytes: &[u8]) -> Option<(Body<M>, &[u8])> {
+    let (state, rest) = M::read_first(bytes)?;
+    let (sessions, rest) = postcard::take_from_bytes(rest).ok()?;
+    let state = Rc::new(state);
+    Some((Body { state, sessions }, rest))
+}
+
+fn decode_pieces<M: Machine>(bytes: &[u8]) -> Option<Body<M>> {
+    let (sessions, mut rest) = postcard::take_from_bytes(bytes).ok()?;
+    let mut state = M::default();
+    loop {
+        let (progress, following) = state.take_up(rest)?;
+        rest = following;
+        match progress {
+            Progress::More => {}
+            Progress::Complete => break,
+        }
     }
+    let state = Rc::new(state);
+    rest.is_empty().then_some(Body { state, sessions })
 }
 
 /// Writes down one moment of the state machine.
@@ -321,31 +338,30 @@ impl<M: Machine> RaftStateMachine<Types<M>> for Shell<M> {
 
 #[cfg(test)]
 mod tests {
-    use holdfast_wire::VolumeId;
-
     use super::*;
-    use crate::state::{ClusterState, Growth};
+    use crate::state::ClusterState;
 
     #[test]
-    fn a_snapshot_has_a_supplement_only_where_there_is_something_to_say() {
-        let body = |state: &ClusterState| Body {
-            state: Rc::new(state.clone()),
-            sessions: Sessions(BTreeMap::new()),
-        };
-        let mut state = ClusterState::default();
-        let plain = encode_body(&body(&state));
-        assert_eq!(plain[0], SNAPSHOT_FORMAT, "older versions read it");
-        let growth = Growth {
-            size_bytes: 8192,
-            first_slice: 1,
-        };
-        state.growing.insert(VolumeId(7), growth);
-        let supplemented = encode_body(&body(&state));
-        assert_eq!(supplemented[0], SUPPLEMENTED_FORMAT);
-        for data in [plain, supplemented] {
-            let read = decode_body::<ClusterState>(&data).expect("a snapshot");
-            assert_eq!(encode_body(&read), data);
+    fn snapshots_of_every_format_are_read_and_the_newest_is_written() {
+        let old: [&[u8]; 2] = [
+            include_bytes!("../../fixtures/snapshot-1.bin"),
+            include_bytes!("../../fixtures/snapshot-2.bin"),
+        ];
+        for data in old {
+            let read = decode_body::<ClusterState>(data).expect("a snapshot");
+            assert_eq!(read.sessions.0[&NodeId(1)].outcomes.len(), 3);
+            let written = encode_body(&read);
+            assert_eq!(written[0], PIECES_FORMAT);
+            let again = decode_body::<ClusterState>(&written).expect("a snapshot");
+            assert_eq!(again.state, read.state);
+            assert_eq!(encode_body(&again), written);
+            again.state.check();
+            for end in 0..written.len() {
+                assert!(decode_body::<ClusterState>(&written[..end]).is_err());
+            }
+            let longer = [&written[..], &[0]].concat();
+            assert!(decode_body::<ClusterState>(&longer).is_err());
         }
-        assert!(decode_body::<ClusterState>(&[3, 0]).is_err());
+        assert!(decode_body::<ClusterState>(&[4, 0]).is_err());
     }
 }

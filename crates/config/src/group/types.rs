@@ -13,28 +13,34 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::scheduling::AmbientRuntime;
+use crate::state::Progress;
 
 /// A pure, deterministic state machine that the group replicates. The same changes in the same
 /// order give the same state and the same outcomes on every node.
-pub trait Machine: Clone + Default + Serialize + DeserializeOwned + 'static {
+pub trait Machine: Clone + Default + 'static {
     /// What is proposed.
     type Change: Clone + fmt::Debug + Serialize + DeserializeOwned + 'static;
     /// What applying a change answers.
     type Outcome: Clone + fmt::Debug + PartialEq + Serialize + DeserializeOwned + 'static;
+    /// A moment of the state in bytes. Each piece is little work.
+    type Pieces: Iterator<Item = Vec<u8>> + 'static;
 
     /// Applies one change.
     fn apply(&mut self, change: Self::Change) -> Self::Outcome;
 
-    /// State that its serialized form leaves out, because older versions do not know it; empty
-    /// if there is none. Snapshots carry it after the rest.
-    fn supplement(&self) -> Vec<u8> {
-        Vec::new()
-    }
+    /// This moment of the state in bytes; cheap, as is a clone.
+    fn pieces(&self) -> Self::Pieces;
 
-    /// Takes a supplement up again; false if it is not understood.
-    fn supply(&mut self, supplement: &[u8]) -> bool {
-        supplement.is_empty()
-    }
+    /// Takes up some of what the pieces together gave from the head of `bytes`, into a state that
+    /// began as the default one, and gives what follows; `None` if it is not understood.
+    fn take_up<'a>(&mut self, bytes: &'a [u8]) -> Option<(Progress, &'a [u8])>;
+
+    /// Reads the state as snapshots of formats 1 and 2 have it from the head of `bytes`, and gives
+    /// what follows; `None` if it is not understood.
+    fn read_first(bytes: &[u8]) -> Option<(Self, &[u8])>;
+
+    /// Takes up the supplement that snapshots of format 2 have; false if it is not understood.
+    fn supply(&mut self, supplement: &[u8]) -> bool;
 }
 
 /// Names one proposal for ever, so that it takes effect at most once however often it is sent.

@@ -7,15 +7,26 @@ use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::{View, VolumeId};
 
 use super::change::{Admission, Change, NodeStart, Outcome, Reconciled, Refusal, VolumeSpec};
-use super::growth::{placed, settle_copies};
-use super::records::{
-    ClusterIdentity, ClusterState, CopyStatus, NodeRecord, NodeStatus, SliceRecord, VolumeRecord,
+use super::growth::settled_copies;
+use super::records::{ClusterIdentity, ClusterState, Growth, NodeRecord, NodeStatus, VolumeRecord};
+use super::slices::{CopyStatus, SliceRecord};
+use super::{
+    COPIES_MAX, SLICE_BYTES_MIN, VOLUME_BYTES_MAX, VOLUME_NAME_BYTES_MAX, WHOLE_VOLUME_BYTES_MAX,
 };
-use super::{COPIES_MAX, VOLUME_BYTES_MAX, VOLUME_NAME_BYTES_MAX};
 
 /// The authority part of every target name; the volume's name follows.
 const TARGET_NAME_PREFIX: &str = "iqn.2026-11.io.holdfast:";
-const MIB: u64 = 1 << 20;
+/// Smallest volume.
+const BYTES_MIN: u64 = 1 << 20;
+
+/// Which slices of a new volume are placed with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SlicesAtFirst {
+    /// All of them: as it was before slices came with their first write.
+    All,
+    /// The first one.
+    Anchor,
+}
 
 impl ClusterState {
     /// Applies `change`. A refusal leaves the state as it was; only `RemoveCopies` may have
@@ -46,10 +57,10 @@ impl ClusterState {
                 now_unix_ms,
             } => self.disk_failed(node, incarnation, now_unix_ms),
             Change::CreateVolume(spec) => self.create_volume(spec),
-            Change::DeleteVolume { volume } => match self.volumes.remove(&volume) {
+            Change::DeleteVolume { volume } => match self.volumes.remove(volume) {
                 Some(_) => {
                     self.growing.remove(&volume);
-                    self.fronts.remove(&volume);
+                    self.fronts.remove(volume);
                     self.last_open.remove(&volume);
                     self.placed.remove(&volume);
                     Ok(Outcome::Done)
@@ -104,6 +115,25 @@ impl ClusterState {
                 Ok(Outcome::Done)
             }
             Change::EndGrace { now_unix_ms } => self.end_grace(now_unix_ms),
+            Change::CreateThinVolume { spec, front } => self.create_thin_volume(spec, &front),
+            Change::ResizeVolume {
+                volume,
+                expected_bytes,
+                size_bytes,
+            } => self.resize_volume(volume, expected_bytes, size_bytes),
+            Change::PlaceSlices {
+                volume,
+                view,
+                slices,
+                incarnations,
+            } => self.place_slices(volume, view, &slices, &incarnations),
+            Change::PromoteCopies {
+                volume,
+                view,
+                node,
+                incarnation,
+                slices,
+            } => self.promote_copies(volume, view, node, incarnation, &slices),
         };
         self.rehome();
         result.unwrap_or_else(Outcome::Refused)
@@ -118,7 +148,7 @@ impl ClusterState {
         if self.cluster.is_some() {
             return Err(Refusal::AlreadyFounded);
         }
-        self.cluster = Some(cluster);
+        self.cluster = Some(Rc::new(cluster));
         let node = self.add_node(uuid, link_address);
         Ok(Outcome::Admitted(node))
     }
@@ -135,7 +165,7 @@ impl ClusterState {
             portal_address: String::new(),
             version: String::new(),
         };
-        self.nodes.insert(node, record);
+        Rc::make_mut(&mut self.nodes).insert(node, record);
         node
     }
 
@@ -160,16 +190,14 @@ impl ClusterState {
             return Err(Refusal::TokenExpired);
         }
         self.tokens.remove(&admission.secret_hash);
-        self.tokens
-            .retain(|_, token| token.expires_unix_ms > admission.now_unix_ms);
+        self.forget_tokens(admission.now_unix_ms);
         let node = self.add_node(admission.uuid, admission.link_address.clone());
         Ok(Outcome::Admitted(node))
     }
 
     fn node_started(&mut self, start: NodeStart) -> Result<Outcome, Refusal> {
         let node = start.node;
-        let record = self
-            .nodes
+        let record = Rc::make_mut(&mut self.nodes)
             .get_mut(&node)
             .ok_or(Refusal::NodeUnknown(node))?;
         if record.uuid != start.uuid {
@@ -202,8 +230,7 @@ impl ClusterState {
         node: NodeId,
         incarnation: Incarnation,
     ) -> Result<Outcome, Refusal> {
-        let record = self
-            .nodes
+        let record = Rc::make_mut(&mut self.nodes)
             .get_mut(&node)
             .ok_or(Refusal::NodeUnknown(node))?;
         let running = matches!(record.status, NodeStatus::Up | NodeStatus::Leaving);
@@ -215,8 +242,7 @@ impl ClusterState {
     }
 
     fn hand_over(&mut self, node: NodeId, incarnation: Incarnation) -> Result<Outcome, Refusal> {
-        let record = self
-            .nodes
+        let record = Rc::make_mut(&mut self.nodes)
             .get_mut(&node)
             .ok_or(Refusal::NodeUnknown(node))?;
         if record.incarnation != incarnation {
@@ -230,15 +256,34 @@ impl ClusterState {
     }
 
     pub(super) fn create_volume(&mut self, spec: VolumeSpec) -> Result<Outcome, Refusal> {
-        validate(&spec)?;
-        if self.volume_by_name(&spec.name).is_some() {
+        let volume = self.create_with_slices(spec, SlicesAtFirst::All)?;
+        Ok(Outcome::Created(volume))
+    }
+
+    pub(super) fn create_with_slices(
+        &mut self,
+        spec: VolumeSpec,
+        at_first: SlicesAtFirst,
+    ) -> Result<VolumeId, Refusal> {
+        let bytes_max = match at_first {
+            SlicesAtFirst::All => WHOLE_VOLUME_BYTES_MAX,
+            SlicesAtFirst::Anchor => VOLUME_BYTES_MAX,
+        };
+        validate(&spec, bytes_max)?;
+        if self.volumes.by_name(&spec.name).is_some() {
             return Err(Refusal::NameTaken(spec.name));
         }
         let up = self.nodes_for(spec.copies)?;
         let volume = VolumeId(self.last_volume + 1);
-        let slice_count = spec.size_bytes.div_ceil(spec.slice_bytes) as u32;
-        let slices = placed(&up, volume, 0..slice_count, spec.copies);
-        self.check_capacity(&slices)?;
+        let slice_count = match at_first {
+            SlicesAtFirst::All => spec.size_bytes.div_ceil(spec.slice_bytes) as u32,
+            SlicesAtFirst::Anchor => 1,
+        };
+        let slices = self.in_sync_on(&up, volume, 0..slice_count, spec.copies);
+        match at_first {
+            SlicesAtFirst::All => self.check_capacity(&slices)?,
+            SlicesAtFirst::Anchor => {}
+        }
         self.last_volume = volume.0;
         let record = VolumeRecord {
             target_name: format!("{TARGET_NAME_PREFIX}{}", spec.name),
@@ -254,12 +299,12 @@ impl ClusterState {
             view: View::default(),
             open: false,
             ever_open: false,
-            slices,
+            slices: (0..).zip(slices).collect(),
             reservations: Rc::default(),
         };
         self.volumes.insert(volume, record);
         self.appoint(volume);
-        Ok(Outcome::Created(volume))
+        Ok(volume)
     }
 
     fn opened(
@@ -271,24 +316,30 @@ impl ClusterState {
         let growing = self.growing.get(&volume).copied();
         let record = self
             .volumes
-            .get_mut(&volume)
+            .get(&volume)
             .ok_or(Refusal::VolumeUnknown(volume))?;
         // Slices that were added while the takeover went on are left for the open owner.
         let reconciled_all = reconciled.slices.len() == record.slices.len();
+        let before_growth = |growth: Growth| record.slices.range(..growth.first_slice).count();
         let all_but_new =
-            growing.is_some_and(|growth| reconciled.slices.len() == growth.first_slice as usize);
+            growing.is_some_and(|growth| reconciled.slices.len() == before_growth(growth));
         if record.view != view || record.open || !(reconciled_all || all_but_new) {
             return Err(Refusal::ViewStale);
         }
-        let count = reconciled.slices.len();
-        settle_copies(&self.nodes, &mut record.slices[..count], reconciled)?;
-        record.open = true;
-        record.ever_open = true;
+        let settled = settled_copies(&self.nodes, record.slices.iter(), reconciled)?;
+        let grown = growing.filter(|_| reconciled_all);
+        self.volumes.update(volume, |record| {
+            for (index, slice) in settled {
+                record.slices.set(index, slice);
+            }
+            record.open = true;
+            record.ever_open = true;
+            if let Some(growth) = grown {
+                record.size_bytes = growth.size_bytes;
+            }
+        });
         self.last_open.remove(&volume);
-        if let Some(growth) = growing
-            && reconciled_all
-        {
-            record.size_bytes = growth.size_bytes;
+        if grown.is_some() {
             self.growing.remove(&volume);
         }
         self.view.0 += 1;
@@ -307,23 +358,18 @@ impl ClusterState {
         Ok(Outcome::Done)
     }
 
-    fn open_slice(
-        &mut self,
+    /// The record of a volume whose owner is in office with this view.
+    pub(super) fn open_record(
+        &self,
         volume: VolumeId,
         view: View,
-        slice: u32,
-    ) -> Result<&mut SliceRecord, Refusal> {
-        let record = self
-            .volumes
-            .get_mut(&volume)
-            .ok_or(Refusal::VolumeUnknown(volume))?;
+    ) -> Result<&VolumeRecord, Refusal> {
+        let record = self.volumes.get(&volume);
+        let record = record.ok_or(Refusal::VolumeUnknown(volume))?;
         if record.view != view || !record.open {
             return Err(Refusal::ViewStale);
         }
-        record
-            .slices
-            .get_mut(slice as usize)
-            .ok_or(Refusal::ViewStale)
+        Ok(record)
     }
 
     fn remove_copies(
@@ -333,27 +379,33 @@ impl ClusterState {
         slices: &[u32],
         node: NodeId,
     ) -> Result<Outcome, Refusal> {
-        let mut last = false;
-        let mut removed = false;
-        for slice in slices {
-            let record = self.open_slice(volume, view, *slice)?;
-            if !record.is_in_sync(node) {
+        let mut result = Ok(Outcome::Done);
+        let mut removed = Vec::new();
+        for index in slices.iter().copied() {
+            let record = self.open_record(volume, view)?;
+            let Some(slice) = record.slices.get(index) else {
+                // What was named before it is removed all the same.
+                result = Err(Refusal::ViewStale);
+                break;
+            };
+            if !slice.is_in_sync(node) {
                 continue;
             }
-            if record.in_sync().count() == 1 {
-                last = true;
+            if slice.in_sync().count() == 1 {
+                result = Err(Refusal::LastCopy);
                 continue;
             }
-            removed |= record.set_status(node, CopyStatus::Stale);
+            removed.extend(
+                slice
+                    .with_status(node, CopyStatus::Stale)
+                    .map(|slice| (index, slice)),
+            );
         }
-        if removed {
+        if !removed.is_empty() {
+            self.set_slices(volume, removed);
             self.view.0 += 1;
         }
-        if last {
-            Err(Refusal::LastCopy)
-        } else {
-            Ok(Outcome::Done)
-        }
+        result
     }
 
     fn promote_copy(
@@ -364,15 +416,41 @@ impl ClusterState {
         node: NodeId,
         incarnation: Incarnation,
     ) -> Result<Outcome, Refusal> {
+        self.promote(volume, view, node, incarnation, &[slice])
+    }
+
+    pub(super) fn promote(
+        &mut self,
+        volume: VolumeId,
+        view: View,
+        node: NodeId,
+        incarnation: Incarnation,
+        slices: &[u32],
+    ) -> Result<Outcome, Refusal> {
         if !self.running(node, incarnation) {
             return Err(Refusal::IncarnationStale(node));
         }
-        let record = self.open_slice(volume, view, slice)?;
-        if !record.set_status(node, CopyStatus::InSync) {
-            return Err(Refusal::ViewStale);
-        }
+        let record = self.open_record(volume, view)?;
+        let promoted = |index: &u32| {
+            let slice = record.slices.get(*index);
+            let slice = slice.and_then(|slice| slice.with_status(node, CopyStatus::InSync));
+            Ok((*index, slice.ok_or(Refusal::ViewStale)?))
+        };
+        let promoted: Vec<_> = slices
+            .iter()
+            .map(promoted)
+            .collect::<Result<_, Refusal>>()?;
+        self.set_slices(volume, promoted);
         self.view.0 += 1;
         Ok(Outcome::Done)
+    }
+
+    pub(super) fn set_slices(&mut self, volume: VolumeId, slices: Vec<(u32, SliceRecord)>) {
+        self.volumes.update(volume, |record| {
+            for (index, slice) in slices {
+                record.slices.set(index, slice);
+            }
+        });
     }
 
     fn change_reservations(
@@ -380,16 +458,19 @@ impl ClusterState {
         volume: VolumeId,
         request: &Request,
     ) -> Result<Outcome, Refusal> {
-        let record = self
-            .volumes
-            .get_mut(&volume)
-            .ok_or(Refusal::VolumeUnknown(volume))?;
-        let effects = Rc::make_mut(&mut record.reservations).apply(request)?;
+        let record = self.volumes.get(&volume);
+        let mut table = record
+            .ok_or(Refusal::VolumeUnknown(volume))?
+            .reservations
+            .clone();
+        let effects = Rc::make_mut(&mut table).apply(request)?;
+        self.volumes
+            .update(volume, |record| record.reservations = table);
         Ok(Outcome::Reserved(effects))
     }
 }
 
-fn validate(spec: &VolumeSpec) -> Result<(), Refusal> {
+fn validate(spec: &VolumeSpec, bytes_max: u64) -> Result<(), Refusal> {
     let alphanumeric = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     let name = &spec.name;
     if name.is_empty()
@@ -402,21 +483,23 @@ fn validate(spec: &VolumeSpec) -> Result<(), Refusal> {
     {
         return Err(Refusal::NameInvalid(name.clone()));
     }
-    validate_size(spec.size_bytes)?;
+    validate_size(spec.size_bytes, bytes_max)?;
     if spec.copies == 0 || spec.copies > COPIES_MAX {
         return Err(Refusal::CopiesInvalid(spec.copies));
     }
     if spec.logical_block_bytes != 512 && spec.logical_block_bytes != 4096 {
         return Err(Refusal::BlockSizeInvalid(spec.logical_block_bytes));
     }
-    if !spec.slice_bytes.is_power_of_two() || !(MIB..=64 << 30).contains(&spec.slice_bytes) {
+    if !spec.slice_bytes.is_power_of_two()
+        || !(SLICE_BYTES_MIN..=64 << 30).contains(&spec.slice_bytes)
+    {
         return Err(Refusal::SliceSizeInvalid(spec.slice_bytes));
     }
     Ok(())
 }
 
-pub(super) fn validate_size(size: u64) -> Result<(), Refusal> {
-    if (MIB..=VOLUME_BYTES_MAX).contains(&size) && size.is_multiple_of(4096) {
+pub(super) fn validate_size(size: u64, bytes_max: u64) -> Result<(), Refusal> {
+    if (BYTES_MIN..=bytes_max).contains(&size) && size.is_multiple_of(4096) {
         Ok(())
     } else {
         Err(Refusal::SizeInvalid(size))

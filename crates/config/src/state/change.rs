@@ -195,6 +195,59 @@ pub enum Change {
         /// Whether it does.
         automatic: bool,
     },
+    /// Makes a volume of which the first slice is placed and nothing else: the anchor. Every
+    /// other slice comes with `PlaceSlices`.
+    CreateThinVolume {
+        /// The volume.
+        spec: VolumeSpec,
+        /// How initiators are to reach it.
+        front: FrontChange,
+    },
+    /// Makes a volume larger, at once: nothing is placed.
+    ResizeVolume {
+        /// The volume.
+        volume: VolumeId,
+        /// The size that the proposer saw; `None` if it does not matter. A proposal that was
+        /// made for another size is refused.
+        expected_bytes: Option<u64>,
+        /// The new size in bytes, a multiple of 4096.
+        size_bytes: u64,
+    },
+    /// The owner in office has made empty copies of slices that were not placed so far, at most
+    /// `PLACED_AT_ONCE_MAX`. All of them are placed, or none.
+    PlaceSlices {
+        /// The volume.
+        volume: VolumeId,
+        /// The owner's view.
+        view: View,
+        /// The slices.
+        slices: Vec<PlacedSlice>,
+        /// The start of each of their nodes that has made the copies.
+        incarnations: Vec<(NodeId, Incarnation)>,
+    },
+    /// The same as `PromoteCopy` for several slices, at most `PROMOTED_AT_ONCE_MAX`: all of them
+    /// are promoted, or none.
+    PromoteCopies {
+        /// The volume.
+        volume: VolumeId,
+        /// The owner's view.
+        view: View,
+        /// The node of the copies.
+        node: NodeId,
+        /// The start of the node that was brought up to date.
+        incarnation: Incarnation,
+        /// The slices.
+        slices: Vec<u32>,
+    },
+}
+
+/// A slice that its owner has set up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacedSlice {
+    /// Its index.
+    pub index: u32,
+    /// Distinct nodes with an empty copy in sync: at least one, at most the volume's copies.
+    pub nodes: Vec<NodeId>,
 }
 
 /// A node asks to join.
@@ -253,7 +306,7 @@ pub struct VolumeSpec {
 /// What a takeover has brought to the same state: per slice the nodes, and their starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reconciled {
-    /// Nodes whose copies are identical now, slice by slice.
+    /// Nodes whose copies are identical now, placed slice by placed slice, ascending by index.
     pub slices: Vec<Vec<NodeId>>,
     /// The start of each of these nodes that was reconciled.
     pub incarnations: Vec<(NodeId, Incarnation)>,
@@ -314,7 +367,7 @@ pub enum Refusal {
     )]
     NameInvalid(String),
     /// The size is out of range.
-    #[error("a volume has between 1 MiB and 4 TiB in steps of 4 KiB; {0} bytes are not")]
+    #[error("a volume has between 1 MiB and 1 PiB in steps of 4 KiB; {0} bytes are not")]
     SizeInvalid(u64),
     /// The number of copies is out of range.
     #[error("a volume has 1 to 7 copies, not {0}")]
@@ -419,5 +472,20 @@ pub enum Refusal {
     TooManySlices {
         /// The node.
         node: NodeId,
+    },
+    /// Slices cannot be placed so: on no node, more nodes than copies, one node twice, beyond the
+    /// volume's end, or one slice twice.
+    #[error("slice {0} cannot be placed as the change says")]
+    PlacementInvalid(u32),
+    /// A node gives its copies away and takes no new ones.
+    #[error("node {0} is being drained: it takes no new copies and owns nothing new")]
+    NodeDrains(NodeId),
+    /// A change names too many slices.
+    #[error("a change names at most {most} slices, not {named}: split it")]
+    TooManyAtOnce {
+        /// Slices named.
+        named: u32,
+        /// Most slices of such a change.
+        most: u32,
     },
 }

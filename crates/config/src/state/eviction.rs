@@ -9,11 +9,14 @@
 //! it stays where it was, as one that is missing. So every change is followed by a look at what can
 //! move now.
 
+use std::rc::Rc;
+
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::VolumeId;
 
 use super::change::{Outcome, Refusal};
-use super::records::{ClusterState, CopyRecord, CopyStatus, NodeStatus, SliceRecord};
+use super::records::{ClusterState, NodeStatus};
+use super::slices::{CopyRecord, CopyStatus, SliceRecord};
 
 /// So many failures of a disk within [`DISK_FAILURES_WITHIN_MS`] evict its node.
 const DISK_FAILURES_MAX: usize = 3;
@@ -55,7 +58,7 @@ impl ClusterState {
         if let Some(name) = self.kept_by_alone(node) {
             return Err(Refusal::HoldsLastCopy { node, volume: name });
         }
-        if let Some(record) = self.nodes.get_mut(&node) {
+        if let Some(record) = Rc::make_mut(&mut self.nodes).get_mut(&node) {
             record.status = NodeStatus::Evicted;
         }
         self.disk_failures.remove(&node);
@@ -67,7 +70,7 @@ impl ClusterState {
     fn kept_by_alone(&self, node: NodeId) -> Option<String> {
         let alone = |slice: &SliceRecord| slice.is_in_sync(node) && slice.in_sync().count() == 1;
         let mut volumes = self.volumes.values();
-        let found = volumes.find(|volume| volume.slices.iter().any(alone));
+        let found = volumes.find(|volume| volume.slices.values().any(alone));
         found.map(|volume| volume.name.clone())
     }
 
@@ -82,8 +85,8 @@ impl ClusterState {
         }
         let mut moves = Vec::new();
         for (id, volume) in &self.volumes {
-            for (index, slice) in volume.slices.iter().enumerate() {
-                for (place, copy) in slice.copies.iter().enumerate() {
+            for (index, slice) in volume.slices.iter() {
+                for (place, copy) in slice.copies().enumerate() {
                     if copy.status == CopyStatus::Stale && evicted(&copy.node) {
                         moves.push((*id, index, place));
                     }
@@ -95,28 +98,26 @@ impl ClusterState {
         }
     }
 
-    fn move_copy(&mut self, volume: VolumeId, slice: usize, place: usize) {
-        let copies = &self.volumes[&volume].slices[slice].copies;
-        let up: Vec<u64> = self
-            .nodes
-            .iter()
-            .filter(|(node, record)| {
-                record.status == NodeStatus::Up && copies.iter().all(|copy| copy.node != **node)
-            })
-            .map(|(node, _)| node.0)
-            .collect();
+    fn move_copy(&mut self, volume: VolumeId, index: u32, place: usize) {
+        let slice = &self.volumes[&volume].slices[index];
+        let mut up = self.placeable();
+        up.retain(|node| slice.status(*node).is_none());
         // The layout spreads the slices of a volume, so the copies of one node go to all others.
-        let Some(node) = holdfast_layout::place(&up, volume.0, slice as u32, 1)
-            .first()
-            .copied()
-        else {
+        let Some(node) = self.layouts.place(&up, volume, index, 1).pop() else {
             return;
         };
-        if let Some(record) = self.volumes.get_mut(&volume) {
-            record.slices[slice].copies[place] = CopyRecord {
-                node: NodeId(node),
-                status: CopyStatus::Stale,
-            };
-        }
+        let copies = slice.copies().enumerate();
+        let moved = copies.map(|(number, copy)| {
+            if number == place {
+                CopyRecord {
+                    node,
+                    status: CopyStatus::Stale,
+                }
+            } else {
+                copy
+            }
+        });
+        let moved = moved.collect();
+        self.set_slices(volume, vec![(index, moved)]);
     }
 }

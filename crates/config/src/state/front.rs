@@ -5,13 +5,16 @@
 //! leader says so (`EndGrace`): what has ended stays ended when clocks go back.
 
 use std::collections::BTreeSet;
+use std::rc::Rc;
 
 use holdfast_name::prepare_stored;
 use holdfast_wire::VolumeId;
 use serde::{Deserialize, Serialize};
 
+use super::apply::SlicesAtFirst;
 use super::change::{Outcome, Refusal, VolumeSpec};
-use super::records::{Chap, ClusterState};
+use super::records::{Chap, ClusterState, TokenRecord};
+use super::slices::{SharedMap, SharedSet};
 
 /// Most initiators on one volume's access list: it is config state, in memory on every node.
 pub const INITIATORS_MAX: usize = 256;
@@ -130,10 +133,70 @@ impl Front {
     }
 }
 
+/// How initiators reach volumes, where that is not the default.
+#[derive(Clone, Default)]
+pub struct Fronts {
+    records: SharedMap<VolumeId, Rc<Front>>,
+    /// When each retiring secret ends; always that of the records.
+    ends: SharedSet<(u64, VolumeId)>,
+}
+
+impl Fronts {
+    /// How initiators reach a volume.
+    pub fn get(&self, volume: VolumeId) -> &Front {
+        self.records.get(&volume).map_or(&DEFAULT, Rc::as_ref)
+    }
+
+    /// Those that are not the default, from one volume on.
+    pub(super) fn from(&self, first: VolumeId) -> impl Iterator<Item = (VolumeId, &Front)> {
+        let found = self.records.range(first..);
+        found.map(|(volume, front)| (*volume, &**front))
+    }
+
+    pub(super) fn set(&mut self, volume: VolumeId, front: Front) {
+        self.remove(volume);
+        if front == DEFAULT {
+            return;
+        }
+        for secret in &front.retiring {
+            self.ends.insert((secret.until_unix_ms, volume));
+        }
+        self.records.insert(volume, Rc::new(front));
+    }
+
+    pub(super) fn remove(&mut self, volume: VolumeId) {
+        let Some(front) = self.records.remove(&volume) else {
+            return;
+        };
+        for secret in &front.retiring {
+            self.ends.remove(&(secret.until_unix_ms, volume));
+        }
+    }
+
+    /// The volume with the retiring secret that ends first, and when that is.
+    fn next_end(&self) -> Option<(u64, VolumeId)> {
+        self.ends.get_min().copied()
+    }
+}
+
+impl PartialEq for Fronts {
+    fn eq(&self, other: &Self) -> bool {
+        self.records.ptr_eq(&other.records) || self.records == other.records
+    }
+}
+
+impl Eq for Fronts {}
+
+impl std::fmt::Debug for Fronts {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.records.fmt(formatter)
+    }
+}
+
 impl ClusterState {
     /// How initiators reach a volume.
     pub fn front(&self, volume: VolumeId) -> &Front {
-        self.fronts.get(&volume).unwrap_or(&DEFAULT)
+        self.fronts.get(volume)
     }
 
     pub(super) fn create_volume_with(
@@ -144,9 +207,20 @@ impl ClusterState {
         let front = DEFAULT.changed(change)?;
         let outcome = self.create_volume(spec)?;
         if let Outcome::Created(volume) = outcome {
-            self.set_front(volume, front);
+            self.fronts.set(volume, front);
         }
         Ok(outcome)
+    }
+
+    pub(super) fn create_thin_volume(
+        &mut self,
+        spec: VolumeSpec,
+        change: &FrontChange,
+    ) -> Result<Outcome, Refusal> {
+        let front = DEFAULT.changed(change)?;
+        let volume = self.create_with_slices(spec, SlicesAtFirst::Anchor)?;
+        self.fronts.set(volume, front);
+        Ok(Outcome::Created(volume))
     }
 
     pub(super) fn change_front(
@@ -158,7 +232,7 @@ impl ClusterState {
             return Err(Refusal::VolumeUnknown(volume));
         }
         let front = self.front(volume).changed(change)?;
-        self.set_front(volume, front);
+        self.fronts.set(volume, front);
         Ok(Outcome::Done)
     }
 
@@ -173,9 +247,9 @@ impl ClusterState {
         let mut front = self.front(volume).clone();
         let record = self
             .volumes
-            .get_mut(&volume)
+            .get(&volume)
             .ok_or(Refusal::VolumeUnknown(volume))?;
-        let old = record.chap.as_mut().ok_or(Refusal::NoSecret)?;
+        let old = record.chap.clone().ok_or(Refusal::NoSecret)?;
         front
             .retiring
             .retain(|secret| secret.until_unix_ms > now_unix_ms);
@@ -187,46 +261,47 @@ impl ClusterState {
             }
             front.retiring.push(RetiringSecret {
                 number: front.secret_number,
-                chap: old.clone(),
+                chap: old,
                 until_unix_ms: old_until_unix_ms,
             });
         }
-        *old = chap;
+        self.volumes
+            .update(volume, |record| record.chap = Some(chap));
         front.secret_number += 1;
         if revoke {
             front.oldest_secret = front.secret_number;
         }
-        self.set_front(volume, front);
+        self.fronts.set(volume, front);
         Ok(Outcome::Done)
     }
 
     /// What has run out by this clock is over, also if clocks go back.
     pub(super) fn end_grace(&mut self, now_unix_ms: u64) -> Result<Outcome, Refusal> {
         let over = |until_unix_ms: u64| until_unix_ms <= now_unix_ms;
-        self.tokens.retain(|_, token| !over(token.expires_unix_ms));
-        let volumes: Vec<VolumeId> = self.fronts.keys().copied().collect();
-        for volume in volumes {
+        self.forget_tokens(now_unix_ms);
+        while let Some((_, volume)) = self.fronts.next_end().filter(|(end, _)| over(*end)) {
             let mut front = self.front(volume).clone();
             front.retiring.retain(|secret| !over(secret.until_unix_ms));
-            self.set_front(volume, front);
+            self.fronts.set(volume, front);
         }
         Ok(Outcome::Done)
     }
 
-    /// When the next secret or join token runs out, in milliseconds since the Unix epoch.
-    pub fn next_end_unix_ms(&self) -> Option<u64> {
-        let secrets = self.fronts.values().flat_map(|front| &front.retiring);
-        let secrets = secrets.map(|secret| secret.until_unix_ms);
-        let tokens = self.tokens.values().map(|token| token.expires_unix_ms);
-        secrets.chain(tokens).min()
+    /// Join tokens are few: an operator makes each of them.
+    pub(super) fn forget_tokens(&mut self, now_unix_ms: u64) {
+        let over = |token: &TokenRecord| token.expires_unix_ms <= now_unix_ms;
+        let tokens = self.tokens.iter().filter(|(_, token)| over(token));
+        let tokens: Vec<[u8; 32]> = tokens.map(|(hash, _)| *hash).collect();
+        for hash in tokens {
+            self.tokens.remove(&hash);
+        }
     }
 
-    fn set_front(&mut self, volume: VolumeId, front: Front) {
-        if front == DEFAULT {
-            self.fronts.remove(&volume);
-        } else {
-            self.fronts.insert(volume, front);
-        }
+    /// When the next secret or join token runs out, in milliseconds since the Unix epoch.
+    pub fn next_end_unix_ms(&self) -> Option<u64> {
+        let secret = self.fronts.next_end().map(|(end, _)| end);
+        let tokens = self.tokens.values().map(|token| token.expires_unix_ms);
+        tokens.chain(secret).min()
     }
 }
 
@@ -309,7 +384,8 @@ mod tests {
             secret: secret.into(),
             mutual: None,
         };
-        state.volumes.get_mut(&volume).expect("db").chap = Some(chap("first"));
+        let first = Some(chap("first"));
+        state.volumes.update(volume, |record| record.chap = first);
         for (secret, old_until_unix_ms) in [("second", 2_000), ("third", 9_000)] {
             state.apply(Change::RotateSecret {
                 volume,

@@ -1,4 +1,11 @@
-//! Making a volume larger while it serves.
+//! Making a volume larger.
+//!
+//! `ResizeVolume` sets the size, and that is all: nothing has been written beyond the old end, so
+//! there is nothing to place.
+//!
+//! What else is here is from when every slice of a volume was placed with it, and is proposed no
+//! more. An old log still has the effect that it had, and what was under way is completed by the
+//! next takeover:
 //!
 //! ```text
 //!  GrowVolume ──► slices placed, size as before ──► owner sets the new slices up ──► Grown
@@ -8,32 +15,32 @@
 //!                                                                             the new size
 //! ```
 //!
-//! Nobody sees the new size before every copy that counts of every new slice is there and empty.
-//! A slice that has never been open is *fresh*: an empty copy of it is complete, while an empty
-//! copy of any other slice is one that lost its data.
+//! Nobody saw the new size before every copy that counts of every new slice was there and empty.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use holdfast_runtime::NodeId;
 use holdfast_wire::{View, VolumeId};
 
-use super::COPIES_PER_NODE_MAX;
 use super::apply::validate_size;
 use super::change::{Outcome, Reconciled, Refusal};
-use super::records::{
-    ClusterState, CopyRecord, CopyStatus, Growth, NodeRecord, NodeStatus, SliceRecord,
-};
+use super::records::{ClusterState, Growth, NodeRecord, NodeStatus};
+use super::slices::{CopyRecord, CopyStatus, SliceRecord};
+use super::{COPIES_PER_NODE_MAX, VOLUME_BYTES_MAX, WHOLE_VOLUME_BYTES_MAX};
+
+/// What has to be done to give a volume another size.
+enum Resizing {
+    /// Nothing: it has that size, or is on the way to it.
+    Done,
+    /// It is smaller so far.
+    Grow,
+}
 
 impl ClusterState {
     /// The nodes on which copies may be placed now; an error if there are too few.
-    pub(super) fn nodes_for(&self, copies: u32) -> Result<Vec<u64>, Refusal> {
-        let up: Vec<u64> = self
-            .nodes
-            .iter()
-            .filter(|(_, record)| record.status == NodeStatus::Up)
-            .map(|(node, _)| node.0)
-            .collect();
+    pub(super) fn nodes_for(&self, copies: u32) -> Result<Vec<NodeId>, Refusal> {
+        let up = self.placeable();
         if up.len() < copies as usize {
             return Err(Refusal::TooFewNodes {
                 wanted: copies,
@@ -43,28 +50,47 @@ impl ClusterState {
         Ok(up)
     }
 
-    /// Refuses new slices with which a node would hold more than it can.
+    /// The nodes that take new copies: up, and not to be drained.
+    pub(super) fn placeable(&self) -> Vec<NodeId> {
+        let takes = |(node, record): &(&NodeId, &NodeRecord)| {
+            record.status == NodeStatus::Up && !self.draining.contains_key(*node)
+        };
+        self.nodes
+            .iter()
+            .filter(takes)
+            .map(|(node, _)| *node)
+            .collect()
+    }
+
+    /// Refuses new slices with which a node would hold more than it could, when all slices of a
+    /// volume were placed with it.
     pub(super) fn check_capacity(&self, added: &[SliceRecord]) -> Result<(), Refusal> {
-        let volumes = self.volumes.values().flat_map(|volume| &volume.slices);
         let mut held: BTreeMap<NodeId, usize> = BTreeMap::new();
-        for copy in volumes.chain(added).flat_map(|slice| &slice.copies) {
-            *held.entry(copy.node).or_default() += 1;
+        for holder in self
+            .volumes
+            .values()
+            .flat_map(|volume| volume.slices.holders())
+        {
+            *held.entry(holder.node).or_default() += holder.copies as usize;
         }
-        let added = added.iter().flat_map(|slice| &slice.copies);
-        for CopyRecord { node, .. } in added {
-            if held[node] > COPIES_PER_NODE_MAX {
-                return Err(Refusal::TooManySlices { node: *node });
+        for CopyRecord { node, .. } in added.iter().flat_map(SliceRecord::copies) {
+            *held.entry(node).or_default() += 1;
+        }
+        for CopyRecord { node, .. } in added.iter().flat_map(SliceRecord::copies) {
+            if held[&node] > COPIES_PER_NODE_MAX {
+                return Err(Refusal::TooManySlices { node });
             }
         }
         Ok(())
     }
 
-    pub(super) fn grow_volume(
-        &mut self,
+    fn check_resizing(
+        &self,
         volume: VolumeId,
         expected_bytes: Option<u64>,
         size_bytes: u64,
-    ) -> Result<Outcome, Refusal> {
+        bytes_max: u64,
+    ) -> Result<Resizing, Refusal> {
         let record = self
             .volumes
             .get(&volume)
@@ -73,7 +99,7 @@ impl ClusterState {
         if let Some(growth) = self.growing.get(&volume) {
             // The answer to an earlier try may have been lost.
             return if growth.size_bytes == size_bytes {
-                Ok(Outcome::Done)
+                Ok(Resizing::Done)
             } else {
                 Err(Refusal::GrowsAlready(growth.size_bytes))
             };
@@ -86,21 +112,52 @@ impl ClusterState {
                 expected_bytes,
             });
         }
-        validate_size(size_bytes)?;
+        validate_size(size_bytes, bytes_max)?;
         if size_bytes < now_bytes {
             return Err(Refusal::CannotShrink {
                 now_bytes,
                 wanted_bytes: size_bytes,
             });
         }
-        if size_bytes == now_bytes {
-            return Ok(Outcome::Done);
+        Ok(if size_bytes == now_bytes {
+            Resizing::Done
+        } else {
+            Resizing::Grow
+        })
+    }
+
+    pub(super) fn resize_volume(
+        &mut self,
+        volume: VolumeId,
+        expected_bytes: Option<u64>,
+        size_bytes: u64,
+    ) -> Result<Outcome, Refusal> {
+        match self.check_resizing(volume, expected_bytes, size_bytes, VOLUME_BYTES_MAX)? {
+            Resizing::Done => {}
+            Resizing::Grow => {
+                self.volumes
+                    .update(volume, |record| record.size_bytes = size_bytes);
+            }
         }
-        let first_slice = record.slices.len() as u32;
+        Ok(Outcome::Done)
+    }
+
+    pub(super) fn grow_volume(
+        &mut self,
+        volume: VolumeId,
+        expected_bytes: Option<u64>,
+        size_bytes: u64,
+    ) -> Result<Outcome, Refusal> {
+        match self.check_resizing(volume, expected_bytes, size_bytes, WHOLE_VOLUME_BYTES_MAX)? {
+            Resizing::Done => return Ok(Outcome::Done),
+            Resizing::Grow => {}
+        }
+        let record = &self.volumes[&volume];
+        let first_slice = record.slice_count();
         let slice_count = size_bytes.div_ceil(record.slice_bytes) as u32;
         let added = if slice_count > first_slice {
             let up = self.nodes_for(record.copies)?;
-            placed(&up, volume, first_slice..slice_count, record.copies)
+            self.in_sync_on(&up, volume, first_slice..slice_count, record.copies)
         } else {
             Vec::new()
         };
@@ -110,9 +167,7 @@ impl ClusterState {
             first_slice,
         };
         self.growing.insert(volume, growth);
-        if let Some(record) = self.volumes.get_mut(&volume) {
-            record.slices.extend(added);
-        }
+        self.set_slices(volume, (first_slice..).zip(added).collect());
         Ok(Outcome::Done)
     }
 
@@ -124,74 +179,74 @@ impl ClusterState {
     ) -> Result<Outcome, Refusal> {
         let record = self
             .volumes
-            .get_mut(&volume)
+            .get(&volume)
             .ok_or(Refusal::VolumeUnknown(volume))?;
         let growth = self.growing.get(&volume).ok_or(Refusal::ViewStale)?;
-        let added = &mut record.slices[growth.first_slice as usize..];
-        if record.view != view || !record.open || reconciled.slices.len() != added.len() {
+        let size_bytes = growth.size_bytes;
+        let added = record.slices.range(growth.first_slice..);
+        if record.view != view || !record.open || reconciled.slices.len() != added.clone().count() {
             return Err(Refusal::ViewStale);
         }
-        settle_copies(&self.nodes, added, reconciled)?;
-        record.size_bytes = growth.size_bytes;
+        let settled = settled_copies(&self.nodes, added, reconciled)?;
+        self.set_slices(volume, settled);
+        self.volumes
+            .update(volume, |record| record.size_bytes = size_bytes);
         self.growing.remove(&volume);
         self.view.0 += 1;
         Ok(Outcome::Done)
     }
-}
 
-/// New slices, every copy in sync.
-pub(super) fn placed(
-    up: &[u64],
-    volume: VolumeId,
-    slices: Range<u32>,
-    copies: u32,
-) -> Vec<SliceRecord> {
-    let place = |slice| {
-        let nodes = holdfast_layout::place(up, volume.0, slice, copies as usize);
-        let copy = |node| CopyRecord {
-            node: NodeId(node),
-            status: CopyStatus::InSync,
+    /// New slices, every copy in sync.
+    pub(super) fn in_sync_on(
+        &self,
+        up: &[NodeId],
+        volume: VolumeId,
+        slices: Range<u32>,
+        copies: u32,
+    ) -> Vec<SliceRecord> {
+        let place = |slice| {
+            let nodes = self.layouts.place(up, volume, slice, copies as usize);
+            let copy = |node| CopyRecord {
+                node,
+                status: CopyStatus::InSync,
+            };
+            nodes.into_iter().map(copy).collect()
         };
-        SliceRecord {
-            copies: nodes.into_iter().map(copy).collect(),
-        }
-    };
-    slices.map(place).collect()
+        slices.map(place).collect()
+    }
 }
 
-/// Makes every copy stale that its owner has not reconciled, or whose node has restarted since:
-/// nobody knows its stream. Refuses, and changes nothing, if a slice would lose its last one.
-pub(super) fn settle_copies(
+/// The slices that change as every copy becomes stale that its owner has not reconciled, or whose
+/// node has restarted since: nobody knows its stream. Refuses if a slice would lose its last one.
+pub(super) fn settled_copies<'a>(
     nodes: &BTreeMap<NodeId, NodeRecord>,
-    slices: &mut [SliceRecord],
+    slices: impl Iterator<Item = (u32, &'a SliceRecord)>,
     reconciled: &Reconciled,
-) -> Result<(), Refusal> {
-    let current = |node: &NodeId| {
-        reconciled.incarnations.iter().any(|(member, incarnation)| {
-            member == node
-                && nodes
-                    .get(node)
-                    .is_some_and(|record| record.incarnation == *incarnation)
+) -> Result<Vec<(u32, SliceRecord)>, Refusal> {
+    let starts = reconciled.incarnations.iter();
+    let current: BTreeSet<NodeId> = starts
+        .filter(|(node, incarnation)| {
+            let record = nodes.get(node);
+            record.is_some_and(|record| record.incarnation == *incarnation)
         })
-    };
-    let kept: Vec<Vec<NodeId>> = reconciled
-        .slices
-        .iter()
-        .zip(slices.iter())
-        .map(|(members, slice)| {
-            let in_sync = |node: &&NodeId| current(node) && slice.is_in_sync(**node);
-            members.iter().filter(in_sync).copied().collect()
-        })
+        .map(|(node, _)| *node)
         .collect();
-    if kept.iter().any(Vec::is_empty) {
-        return Err(Refusal::LastCopy);
-    }
-    for (slice, members) in slices.iter_mut().zip(&kept) {
-        for copy in &mut slice.copies {
-            if !members.contains(&copy.node) {
-                copy.status = CopyStatus::Stale;
-            }
+    let mut settled = Vec::new();
+    for ((index, slice), members) in slices.zip(&reconciled.slices) {
+        let keeps = |node: NodeId| current.contains(&node) && members.contains(&node);
+        if !slice.in_sync().any(keeps) {
+            return Err(Refusal::LastCopy);
+        }
+        if !slice.in_sync().all(keeps) {
+            let copies = slice.copies().map(|copy| match copy.status {
+                CopyStatus::InSync if !keeps(copy.node) => CopyRecord {
+                    status: CopyStatus::Stale,
+                    ..copy
+                },
+                CopyStatus::InSync | CopyStatus::Stale => copy,
+            });
+            settled.push((index, copies.collect()));
         }
     }
-    Ok(())
+    Ok(settled)
 }

@@ -20,27 +20,52 @@ mod change;
 mod eviction;
 mod front;
 mod growth;
+mod layouts;
 mod ownership;
 mod records;
-mod supplement;
+mod slices;
+mod snapshot;
+mod thin;
+mod volumes;
 
 #[cfg(test)]
 mod tests;
 
-pub use change::{Admission, Change, NodeStart, Outcome, Reconciled, Refusal, VolumeSpec};
-pub use front::{Front, FrontChange, INITIATORS_MAX, RetiringSecret};
-pub use records::{
-    Chap, ClusterIdentity, ClusterState, CopyRecord, CopyStatus, Growth, NodeRecord, NodeStatus,
-    Office, Owner, SliceRecord, TokenRecord, VolumeRecord,
+pub use change::{
+    Admission, Change, NodeStart, Outcome, PlacedSlice, Reconciled, Refusal, VolumeSpec,
 };
+pub use front::{Front, FrontChange, Fronts, INITIATORS_MAX, RetiringSecret};
+pub use records::{
+    Chap, ClusterIdentity, ClusterState, Growth, NodeRecord, NodeStatus, Office, Owner,
+    TokenRecord, VolumeRecord,
+};
+pub use slices::{CopyRecord, CopyStatus, Held, SharedMap, SliceRecord, Slices};
+pub use snapshot::{Pieces, Progress};
+pub use volumes::Volumes;
 
 /// Bytes of a slice, the unit of placement.
 pub const SLICE_BYTES: u64 = 1 << 30;
-/// Largest volume: bounds the slice directory, which lives in memory on every node.
-pub const VOLUME_BYTES_MAX: u64 = 4 << 40;
-/// Most slices of which one node has copies: its store keeps durable account of each, in an area of
-/// fixed size that holds some more, and a volume that no store can take would never open.
-pub const COPIES_PER_NODE_MAX: usize = 16_384;
+/// Largest volume. What a volume costs follows what was written to it, so this bounds only what a
+/// slice index has to hold.
+pub const VOLUME_BYTES_MAX: u64 = 1 << 50;
+/// Smallest slice; larger ones are powers of two.
+pub const SLICE_BYTES_MIN: u64 = 1 << 20;
+const _: () = assert!(
+    VOLUME_BYTES_MAX / SLICE_BYTES_MIN <= 1 << 31,
+    "an index is a u32"
+);
+/// Most slices in one `PlaceSlices`. With seven copies on nodes of large numbers they have less
+/// than a quarter of the megabyte that a change may have, and are applied within some
+/// milliseconds.
+pub const PLACED_AT_ONCE_MAX: usize = 4_096;
+/// Most slices in one `PromoteCopies`, and what an owner should put into one `RemoveCopies`; for
+/// the same reasons.
+pub const PROMOTED_AT_ONCE_MAX: usize = 4_096;
+/// Largest volume that `CreateVolume` and `GrowVolume` made, which placed every slice at once.
+/// Nobody proposes them any more; from an old log they have the effect that they had.
+const WHOLE_VOLUME_BYTES_MAX: u64 = 4 << 40;
+/// Most slices of which one node had copies when those two were proposed.
+const COPIES_PER_NODE_MAX: usize = 16_384;
 /// Most copies of a slice.
 pub const COPIES_MAX: u32 = 7;
 /// Longest volume name in bytes; it is a part of the iSCSI name, which ends at 223.

@@ -6,10 +6,10 @@
 //! | node leaving | nothing (its copies serve on) | the volumes it owns get a new owner |
 //! | somebody moves the volume | new view: the named owner, takeover | the same |
 //!
-//! Who is appointed: of the nodes that are up and have (nearly) as many slices in sync as any, the
-//! owner so far, else the one that owns fewest volumes. So new volumes, and those of a node that
-//! is gone, spread over the nodes by themselves; what I/O they bear is known to nobody here (see
-//! the rebalancing of the `node` crate).
+//! Who is appointed: of the nodes that are up, not drained, and have (nearly) as many slices in
+//! sync as any, the owner so far, else the one that owns fewest volumes. So new volumes, and those
+//! of a node that is gone, spread over the nodes by themselves; what I/O they bear is known to
+//! nobody here (see the rebalancing of the `node` crate).
 //!
 //! In-sync sets change only by the word of an owner in office: what it reconciled (`Opened`),
 //! took out, or brought up to date. The owner of record may itself be dead, and after a power
@@ -17,36 +17,18 @@
 //! one to return.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use holdfast_runtime::NodeId;
 use holdfast_wire::{View, VolumeId};
 
 use super::change::{Outcome, Refusal};
-use super::records::{ClusterState, NodeStatus, Office, Owner, SliceRecord, VolumeRecord};
+use super::records::{ClusterState, NodeStatus, Office, Owner, VolumeRecord};
 
 /// A node with so many quarters of the slices that the best one has in sync is as good: reads
 /// of the others cost a way over the network.
 const NEAR_QUARTERS: usize = 3;
-
-/// How many volumes each node owns.
-struct Offices(BTreeMap<NodeId, usize>);
-
-impl Offices {
-    fn of(&self, node: NodeId) -> usize {
-        self.0.get(&node).copied().unwrap_or(0)
-    }
-
-    fn pass(&mut self, from: Option<Owner>, to: Option<Owner>) {
-        if let Some(count) = from.and_then(|owner| self.0.get_mut(&owner.node)) {
-            *count -= 1;
-        }
-        if let Some(owner) = to {
-            *self.0.entry(owner.node).or_default() += 1;
-        }
-    }
-}
 
 impl ClusterState {
     /// The current start of `node` is gone.
@@ -66,12 +48,7 @@ impl ClusterState {
 
     /// `node` gives its volumes away.
     pub(super) fn settle_leaving(&mut self, node: NodeId) {
-        let owned: Vec<VolumeId> = self
-            .volumes
-            .iter()
-            .filter(|(_, volume)| volume.owner.is_some_and(|owner| owner.node == node))
-            .map(|(id, _)| *id)
-            .collect();
+        let owned = self.volumes.owned_by(Some(node)).collect();
         self.appoint_all(owned);
     }
 
@@ -81,39 +58,38 @@ impl ClusterState {
         let Ok(port) = u16::try_from(node.0) else {
             return;
         };
-        for volume in self.volumes.values_mut() {
-            let holder = volume.reservations.unit_holder();
-            if holder.is_some_and(|holder| holder.target_port == port) {
-                Rc::make_mut(&mut volume.reservations).lose_port(port);
-            }
+        let reserved: Vec<VolumeId> = self.volumes.reserved_by(port).collect();
+        for volume in reserved {
+            self.volumes.update(volume, |record| {
+                Rc::make_mut(&mut record.reservations).lose_port(port);
+            });
         }
     }
 
     fn settle(&mut self, node: NodeId) {
         self.lose_sessions(node);
-        let concerned = |volume: &VolumeRecord| {
-            let owned = volume.owner.is_some_and(|owner| owner.node == node);
-            // A takeover under way sees by itself who is there, and what it agrees on names
-            // the starts that it reconciled.
-            owned || volume.open && !self.others_serve(volume, node)
+        let owned = self.volumes.owned_by(Some(node));
+        // A takeover under way sees by itself who is there, and what it agrees on names the starts
+        // that it reconciled.
+        let bereft = |id: &VolumeId| {
+            let volume = &self.volumes[id];
+            volume.open && !self.others_serve(volume, node)
         };
-        let volumes = self.volumes.iter().filter(|(_, volume)| concerned(volume));
-        let volumes: Vec<VolumeId> = volumes.map(|(id, _)| *id).collect();
-        self.appoint_all(volumes);
+        let bereft = self.volumes.held_by(node).filter(bereft);
+        // Ascending, as views are given by turns.
+        let concerned: BTreeSet<VolumeId> = owned.chain(bereft).collect();
+        self.appoint_all(concerned.into_iter().collect());
         self.appoint_missing();
     }
 
     /// Whether each slice in which `node` is in sync has another in-sync copy on a running node.
     fn others_serve(&self, volume: &VolumeRecord, node: NodeId) -> bool {
-        volume
+        let runs = |other: NodeId| other != node && self.running_incarnation(other).is_some();
+        let mut in_sync = volume
             .slices
-            .iter()
-            .filter(|slice| slice.is_in_sync(node))
-            .all(|slice| {
-                slice
-                    .in_sync()
-                    .any(|other| other != node && self.running_incarnation(other).is_some())
-            })
+            .values()
+            .filter(|slice| slice.is_in_sync(node));
+        in_sync.all(|slice| slice.in_sync().any(runs))
     }
 
     /// Gives the volume to the node that somebody named, in a new view.
@@ -139,7 +115,7 @@ impl ClusterState {
         if volume.view != view {
             return Err(Refusal::ViewStale);
         }
-        if !volume.slices.iter().any(|slice| slice.is_in_sync(to)) {
+        if volume.slices.held_by(to).in_sync == 0 {
             return Err(Refusal::SuccessorWithoutCopy(to));
         }
         self.begin_view(id, Some(owner));
@@ -159,12 +135,7 @@ impl ClusterState {
     }
 
     fn appoint_missing(&mut self) {
-        let orphans: Vec<VolumeId> = self
-            .volumes
-            .iter()
-            .filter(|(_, v)| v.owner.is_none())
-            .map(|(id, _)| *id)
-            .collect();
+        let orphans = self.volumes.owned_by(None).collect();
         self.appoint_all(orphans);
     }
 
@@ -174,17 +145,8 @@ impl ClusterState {
     }
 
     fn appoint_all(&mut self, volumes: Vec<VolumeId>) {
-        if volumes.is_empty() {
-            return;
-        }
-        let mut offices = Offices(BTreeMap::new());
-        for volume in self.volumes.values() {
-            offices.pass(None, volume.owner);
-        }
         for id in volumes {
-            let before = self.volumes[&id].owner;
-            let owner = self.best_owner(id, &offices);
-            offices.pass(before, owner);
+            let owner = self.best_owner(id);
             self.begin_view(id, owner);
         }
     }
@@ -195,13 +157,8 @@ impl ClusterState {
         let Some(volume) = self.volumes.get(&id) else {
             return Vec::new();
         };
-        let mut in_sync: BTreeMap<NodeId, usize> = BTreeMap::new();
-        for node in volume.slices.iter().flat_map(SliceRecord::in_sync) {
-            *in_sync.entry(node).or_default() += 1;
-        }
-        let up = self.nodes.iter();
-        let up = up.filter(|(_, record)| record.status == NodeStatus::Up);
-        let slices = up.map(|(node, _)| (*node, in_sync.get(node).copied().unwrap_or(0)));
+        let up = self.placeable().into_iter();
+        let slices = up.map(|node| (node, volume.slices.held_by(node).in_sync as usize));
         let slices: Vec<(NodeId, usize)> = slices.collect();
         let most = slices.iter().map(|(_, slices)| *slices).max().unwrap_or(0);
         let near = slices.into_iter();
@@ -210,7 +167,7 @@ impl ClusterState {
             .collect()
     }
 
-    fn best_owner(&self, id: VolumeId, offices: &Offices) -> Option<Owner> {
+    fn best_owner(&self, id: VolumeId) -> Option<Owner> {
         let owner_now = self.volumes[&id].owner.map(|owner| owner.node);
         let near = self.good_owners(id);
         // Among equals by turns, so that volumes that come and go one by one spread too.
@@ -218,7 +175,7 @@ impl ClusterState {
         let turn = |index: usize| (index as u64 + count - id.0 % count) % count;
         let rank = |index: usize, node: NodeId| {
             let stays = owner_now == Some(node);
-            (Reverse(stays), offices.of(node), turn(index))
+            (Reverse(stays), self.volumes.offices(node), turn(index))
         };
         let ranked = near.into_iter().enumerate();
         let (_, node) = ranked.min_by_key(|(index, node)| rank(*index, *node))?;
@@ -232,17 +189,16 @@ impl ClusterState {
     fn begin_view(&mut self, id: VolumeId, owner: Option<Owner>) {
         self.view.0 += 1;
         let view = self.view;
-        let volume = self
-            .volumes
-            .get_mut(&id)
-            .expect("the caller names a volume that exists");
+        let volume = &self.volumes[&id];
         if let Some(owner) = volume.owner.filter(|_| volume.open) {
             let view = volume.view;
             self.last_open.insert(id, Office { owner, view });
         }
-        volume.owner = owner;
-        volume.view = view;
-        volume.open = false;
+        self.volumes.update(id, |volume| {
+            volume.owner = owner;
+            volume.view = view;
+            volume.open = false;
+        });
         // A wish that could not be kept is over.
         if self.placed.get(&id).copied() != owner.map(|owner| owner.node) {
             self.placed.remove(&id);
@@ -251,6 +207,7 @@ impl ClusterState {
 
     /// Asserts the invariants of this module's parent; for tests and the simulator.
     pub fn check(&self) {
+        self.volumes.check();
         for (id, volume) in &self.volumes {
             assert!(
                 volume.view <= self.view,
@@ -260,7 +217,7 @@ impl ClusterState {
                 !volume.open || volume.owner.is_some(),
                 "volume {id} is open without an owner"
             );
-            for (index, slice) in volume.slices.iter().enumerate() {
+            for (index, slice) in volume.slices.iter() {
                 assert!(
                     slice.in_sync().count() > 0,
                     "slice {id}/{index} lost its last copy"
@@ -274,7 +231,7 @@ impl ClusterState {
 mod tests {
     use holdfast_runtime::Incarnation;
 
-    use super::super::tests::{cluster, down, open, start};
+    use super::super::tests::{cluster, down, open, read_back, start};
     use super::super::{Change, CopyStatus, VolumeSpec};
     use super::*;
 
@@ -297,7 +254,7 @@ mod tests {
         let mut others = (1..=5).filter(|node| NodeId(*node) != owner(state));
         let holds = |node: &u64| {
             let slices = &state.volumes[&DB].slices;
-            slices.iter().any(|slice| slice.is_in_sync(NodeId(*node)))
+            slices.values().any(|slice| slice.is_in_sync(NodeId(*node)))
         };
         others.find(holds).expect("three copies")
     }
@@ -331,7 +288,7 @@ mod tests {
     /// Three copies of each of many small volumes on five nodes.
     fn many(volumes: u64, copies: u32) -> ClusterState {
         let mut state = cluster();
-        state.volumes.clear();
+        state.volumes.remove(DB);
         for number in 0..volumes {
             let outcome = state.apply(Change::CreateVolume(VolumeSpec {
                 name: format!("v{number}"),
@@ -345,8 +302,11 @@ mod tests {
             }));
             assert!(matches!(outcome, Outcome::Created(_)), "{outcome:?}");
         }
-        for volume in state.volumes.values_mut() {
-            (volume.open, volume.ever_open) = (true, true);
+        let volumes: Vec<VolumeId> = state.volumes.keys().copied().collect();
+        for volume in volumes {
+            state.volumes.update(volume, |record| {
+                (record.open, record.ever_open) = (true, true);
+            });
         }
         state
     }
@@ -388,7 +348,8 @@ mod tests {
                 now_unix_ms: 0,
             }));
             assert_eq!(state.volumes.len(), known + 1);
-            let (id, record) = state.volumes.pop_last().expect("one");
+            let id = *state.volumes.keys().next_back().expect("one");
+            let record = state.volumes.remove(id).expect("one");
             assert_eq!(id.0, state.last_volume);
             owners.insert(record.owner.expect("up").node);
         }
@@ -433,9 +394,7 @@ mod tests {
         assert_eq!(encoded[0], 22, "changes keep their numbers in the log");
         assert_eq!(state.apply(wish), Outcome::Done);
         assert_eq!(state.placed.get(&DB), Some(&NodeId(to)));
-        let mut other = ClusterState::default();
-        assert!(other.decode_supplement(&state.encode_supplement()));
-        assert_eq!(other.placed, state.placed);
+        assert_eq!(read_back(&state).placed, state.placed);
         open(&mut state);
         // Where it is, it may be wished for too; a refused wish changes nothing.
         let before = state.clone();
@@ -448,13 +407,13 @@ mod tests {
         // Somebody else's move, and the end of the node, end it.
         let mut moved = state.clone();
         moved.apply(moving(&state, first.0));
-        assert_eq!(moved.placed, BTreeMap::new());
+        assert!(moved.placed.is_empty());
         state.apply(down(NodeId(to)));
-        assert_eq!(state.placed, BTreeMap::new());
+        assert!(state.placed.is_empty());
         assert_ne!(owner(&state), NodeId(to));
         let mut deleted = before;
         deleted.apply(Change::DeleteVolume { volume: DB });
-        assert_eq!(deleted.placed, BTreeMap::new());
+        assert!(deleted.placed.is_empty());
     }
 
     #[test]
@@ -507,9 +466,14 @@ mod tests {
         });
         let nothing = Refusal::SuccessorWithoutCopy(NodeId(to));
         refuse(change.clone(), nothing, &|state| {
-            for slice in &mut state.volumes.get_mut(&DB).expect("db").slices {
-                slice.set_status(NodeId(to), CopyStatus::Stale);
-            }
+            state.volumes.update(DB, |record| {
+                for (index, slice) in record.slices.clone().iter() {
+                    let stale = slice.with_status(NodeId(to), CopyStatus::Stale);
+                    record
+                        .slices
+                        .set(index, stale.unwrap_or_else(|| slice.clone()));
+                }
+            });
         });
         // It came back meanwhile: the move names the node, not its start.
         state.apply(start(to, 2));
@@ -524,7 +488,7 @@ mod tests {
         let mut state = cluster();
         assert_eq!(state.last_open.get(&DB), None, "nobody has opened it");
         open(&mut state);
-        assert!(state.last_open.is_empty() && state.encode_supplement().is_empty());
+        assert!(state.last_open.is_empty());
         let opened = Office {
             owner: state.volumes[&DB].owner.expect("nodes are up"),
             view: state.volumes[&DB].view,
@@ -537,10 +501,7 @@ mod tests {
         assert_ne!(state.volumes[&DB].owner, Some(second));
         assert_eq!(state.last_open[&DB], opened);
 
-        let plain = postcard::to_stdvec(&state).expect("plain data");
-        let mut read: ClusterState = postcard::from_bytes(&plain).expect("the first format");
-        assert!(read.decode_supplement(&state.encode_supplement()));
-        assert_eq!(read, state);
+        assert_eq!(read_back(&state), state);
 
         open(&mut state);
         assert!(state.last_open.is_empty());

@@ -8,44 +8,49 @@ use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::{View, VolumeId};
 use serde::{Deserialize, Serialize};
 
-use super::front::Front;
+use super::front::Fronts;
+use super::layouts::Layouts;
+use super::slices::{SharedMap, Slices};
+use super::volumes::Volumes;
 
 /// Everything the cluster has to agree on; small enough for memory on every node.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// A clone shares everything: what grows with the cluster's volumes, slices and operators' acts is
+/// in persistent maps. The rest is small by nature, a record or less for each node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClusterState {
     /// Who this cluster is; `None` before `Found`.
-    pub cluster: Option<ClusterIdentity>,
+    pub cluster: Option<Rc<ClusterIdentity>>,
     /// The newest view; every change of an owner or an in-sync set raises it.
     pub view: View,
-    /// All nodes ever admitted.
-    pub nodes: BTreeMap<NodeId, NodeRecord>,
+    /// All nodes ever admitted. They change when one starts or ends, so one that changes copies
+    /// them all.
+    pub nodes: Rc<BTreeMap<NodeId, NodeRecord>>,
     /// All volumes.
-    pub volumes: BTreeMap<VolumeId, VolumeRecord>,
+    pub volumes: Volumes,
     /// Number of the newest volume.
     pub last_volume: u64,
     /// Join tokens not yet used, by SHA-256 of their secret.
-    pub tokens: BTreeMap<[u8; 32], TokenRecord>,
-    /// Volumes that are being made larger. Like everything that came after the first format of
-    /// snapshots, it travels in the supplement.
-    #[serde(skip)]
-    pub growing: BTreeMap<VolumeId, Growth>,
-    /// How initiators reach volumes, where that is not the default. In the supplement, too.
-    #[serde(skip)]
-    pub fronts: BTreeMap<VolumeId, Front>,
-    /// When disks failed of late, in milliseconds since the Unix epoch. In the supplement, too.
-    #[serde(skip)]
+    pub tokens: SharedMap<[u8; 32], TokenRecord>,
+    /// Volumes that are being made larger by `GrowVolume`, which no version proposes any more.
+    pub growing: SharedMap<VolumeId, Growth>,
+    /// How initiators reach volumes, where that is not the default.
+    pub fronts: Fronts,
+    /// When disks failed of late, in milliseconds since the Unix epoch; less than three for each
+    /// node.
     pub disk_failures: BTreeMap<NodeId, Vec<u64>>,
     /// The office that opened a volume last, for volumes that are not open: nobody else can use a
-    /// lease on one. In the supplement, too.
-    #[serde(skip)]
-    pub last_open: BTreeMap<VolumeId, Office>,
-    /// Volumes whose owner somebody has chosen, with that owner, as long as it is the owner. In
-    /// the supplement, too.
-    #[serde(skip)]
-    pub placed: BTreeMap<VolumeId, NodeId>,
-    /// No volume moves just to spread the load. In the supplement, too.
-    #[serde(skip)]
+    /// lease on one.
+    pub last_open: SharedMap<VolumeId, Office>,
+    /// Volumes whose owner somebody has chosen, with that owner, as long as it is the owner.
+    pub placed: SharedMap<VolumeId, NodeId>,
+    /// No volume moves just to spread the load.
     pub rebalancing_off: bool,
+    /// Nodes that are giving their copies away, and since when, in milliseconds since the Unix
+    /// epoch; by node, so a few.
+    pub draining: BTreeMap<NodeId, u64>,
+    /// Computed layouts; not a part of the state.
+    pub(super) layouts: Layouts,
 }
 
 /// How far a volume is to grow. Its slices are in the directory already, its size is the old one.
@@ -150,7 +155,7 @@ impl std::fmt::Debug for Chap {
 }
 
 /// One volume.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeRecord {
     /// Name, unique in the cluster.
     pub name: String,
@@ -178,35 +183,10 @@ pub struct VolumeRecord {
     pub open: bool,
     /// Whether any owner ever has: from then on an empty copy is a lost one.
     pub ever_open: bool,
-    /// Placement, slice by slice.
-    pub slices: Vec<SliceRecord>,
+    /// Placement of the slices that are placed.
+    pub slices: Slices,
     /// Who may access it. Shared, as every command of an initiator looks at it.
     pub reservations: Rc<ReservationTable>,
-}
-
-/// Placement of one slice.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SliceRecord {
-    /// Its copies.
-    pub copies: Vec<CopyRecord>,
-}
-
-/// One copy of a slice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CopyRecord {
-    /// Where it is.
-    pub node: NodeId,
-    /// What it counts for.
-    pub status: CopyStatus,
-}
-
-/// What a copy counts for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum CopyStatus {
-    /// Holds every acknowledged write; no write is acknowledged without it.
-    InSync,
-    /// Misses writes; may be joining at this moment.
-    Stale,
 }
 
 /// A join token that has not been used.
@@ -214,6 +194,14 @@ pub enum CopyStatus {
 pub struct TokenRecord {
     /// When it ends, in milliseconds since the Unix epoch.
     pub expires_unix_ms: u64,
+}
+
+impl VolumeRecord {
+    /// Slices of its size, placed or not.
+    pub fn slice_count(&self) -> u32 {
+        let count = self.size_bytes.div_ceil(self.slice_bytes);
+        u32::try_from(count).expect("sizes are checked against the largest number of slices")
+    }
 }
 
 impl ClusterState {
@@ -237,13 +225,13 @@ impl ClusterState {
         record.map_or_else(Rc::default, |record| record.reservations.clone())
     }
 
-    /// The first slice of a volume that has never been open, so that an empty copy of it is
-    /// complete.
+    /// The first placed slice of a volume that has never been open, so that an empty copy of it is
+    /// complete; the number of its slices if there is none.
     pub fn first_fresh_slice(&self, volume: VolumeId) -> u32 {
         match (self.volumes.get(&volume), self.growing.get(&volume)) {
             (Some(record), _) if !record.ever_open => 0,
             (_, Some(growth)) => growth.first_slice,
-            (Some(record), None) => record.slices.len() as u32,
+            (Some(record), None) => record.slice_count(),
             (None, None) => 0,
         }
     }
@@ -258,44 +246,14 @@ impl ClusterState {
 
     /// The volume with this name.
     pub fn volume_by_name(&self, name: &str) -> Option<(VolumeId, &VolumeRecord)> {
-        self.volumes
-            .iter()
-            .find(|(_, volume)| volume.name == name)
-            .map(|(id, v)| (*id, v))
+        let id = self.volumes.by_name(name)?;
+        Some((id, &self.volumes[&id]))
     }
 
     /// The volume behind this target name, which is prepared for comparing (`holdfast_name`). The
     /// names of targets are so by the rules for names of volumes.
     pub fn volume_by_target(&self, target_name: &str) -> Option<(VolumeId, &VolumeRecord)> {
-        self.volumes
-            .iter()
-            .find(|(_, volume)| volume.target_name == target_name)
-            .map(|(id, v)| (*id, v))
-    }
-}
-
-impl SliceRecord {
-    /// Nodes with an in-sync copy.
-    pub fn in_sync(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.copies
-            .iter()
-            .filter(|copy| copy.status == CopyStatus::InSync)
-            .map(|copy| copy.node)
-    }
-
-    /// Whether `node` has an in-sync copy.
-    pub fn is_in_sync(&self, node: NodeId) -> bool {
-        self.in_sync().any(|member| member == node)
-    }
-
-    /// Sets the status of the copy on `node`; false if it has none.
-    pub(super) fn set_status(&mut self, node: NodeId, status: CopyStatus) -> bool {
-        match self.copies.iter_mut().find(|copy| copy.node == node) {
-            Some(copy) => {
-                copy.status = status;
-                true
-            }
-            None => false,
-        }
+        let id = self.volumes.by_target(target_name)?;
+        Some((id, &self.volumes[&id]))
     }
 }

@@ -1,13 +1,13 @@
 //! The serving node: recovery, the cluster, initiators, and the way out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
 use holdfast_api::Administration;
 use holdfast_config::group::GroupOptions;
-use holdfast_config::state::{ClusterIdentity, Front as FrontSettings, Refusal};
+use holdfast_config::state::{ClusterIdentity, Fronts, Refusal};
 use holdfast_iscsi::{Limits, Server};
 use holdfast_node::{Failure as NodeFailure, Node, NodeError, NodeIdentity, NodeOptions};
 use holdfast_runtime::Runtime;
@@ -241,7 +241,7 @@ struct Portal {
     shutdown: watch::Sender<bool>,
     ended: oneshot::Receiver<io::Result<()>>,
     targets: BTreeSet<(VolumeId, String)>,
-    fronts: BTreeMap<VolumeId, FrontSettings>,
+    fronts: Fronts,
 }
 
 impl Portal {

@@ -23,7 +23,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_config::state::{ClusterState, CopyStatus, NodeStatus, VolumeRecord};
+use holdfast_config::state::{ClusterState, NodeStatus, VolumeRecord};
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Incarnation, Instant, NodeId};
 use holdfast_volume::Traffic;
@@ -331,14 +331,11 @@ impl Node {
 
 /// Whether a volume serves with every copy that its running nodes can have.
 fn is_whole(state: &ClusterState, id: VolumeId, record: &VolumeRecord) -> bool {
-    let copies = record.slices.iter().flat_map(|slice| &slice.copies);
-    let missing = copies.filter(|copy| copy.status == CopyStatus::Stale);
+    let missing = record.slices.holders().iter();
+    let mut missing = missing.filter(|held| held.in_sync < held.copies);
     record.open
         && !state.growing.contains_key(&id)
-        && missing
-            .filter(|copy| state.running_incarnation(copy.node).is_some())
-            .count()
-            == 0
+        && missing.all(|held| state.running_incarnation(held.node).is_none())
 }
 
 #[cfg(test)]

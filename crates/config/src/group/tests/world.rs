@@ -22,6 +22,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use super::super::{Group, GroupError, GroupOptions, Machine};
 use super::disks::{AreaBytes, NodeDirectory};
 use super::links::NodeLinks;
+use crate::state::Progress;
 
 /// Every applied number, in order: a change applied twice shows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,10 +31,29 @@ pub(super) struct Ledger(pub(super) Vec<u64>);
 impl Machine for Ledger {
     type Change = u64;
     type Outcome = usize;
+    type Pieces = std::iter::Once<Vec<u8>>;
 
     fn apply(&mut self, number: u64) -> usize {
         self.0.push(number);
         self.0.len()
+    }
+
+    fn pieces(&self) -> Self::Pieces {
+        std::iter::once(postcard::to_stdvec(self).expect("plain data"))
+    }
+
+    fn take_up<'a>(&mut self, bytes: &'a [u8]) -> Option<(Progress, &'a [u8])> {
+        let (ledger, rest) = postcard::take_from_bytes(bytes).ok()?;
+        *self = ledger;
+        Some((Progress::Complete, rest))
+    }
+
+    fn read_first(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        postcard::take_from_bytes(bytes).ok()
+    }
+
+    fn supply(&mut self, supplement: &[u8]) -> bool {
+        supplement.is_empty()
     }
 }
 

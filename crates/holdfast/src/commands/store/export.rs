@@ -133,7 +133,7 @@ fn rows(summary: &Summary) -> Rows {
 }
 
 fn in_sync(record: Option<&VolumeRecord>, slice: u32) -> Vec<u64> {
-    let slice = record.and_then(|record| record.slices.get(slice as usize));
+    let slice = record.and_then(|record| record.slices.get(slice));
     slice.map_or_else(Vec::new, |slice| {
         slice.in_sync().map(|node| node.0).collect()
     })

@@ -122,7 +122,7 @@ impl Audit {
             return Ok(());
         }
         for (id, volume) in &state.volumes {
-            let copies = volume.slices.iter().flat_map(|slice| &slice.copies);
+            let copies = volume.slices.values().flat_map(SliceRecord::copies);
             let fallen = copies
                 .filter(|copy| copy.status == CopyStatus::Stale)
                 .count();
@@ -240,8 +240,12 @@ impl Audit {
             Some(id) == victim || state.as_ref().is_some_and(|state| is_evicted(state, id))
         };
         self.workload.damage_was_done()
-            && record
-                .is_some_and(|record| record.slices.iter().any(|slice| slice.in_sync().all(gone)))
+            && record.is_some_and(|record| {
+                record
+                    .slices
+                    .values()
+                    .any(|slice| slice.in_sync().all(gone))
+            })
     }
 
     /// How many volumes went out of service because of damage.
@@ -312,28 +316,28 @@ impl Audit {
                 if lost.iter().any(|lost| self.workload.volumes[*lost] == *id) {
                     return true;
                 }
-                let complete = |(index, slice): (usize, &SliceRecord)| {
+                let complete = |(index, slice): (u32, &SliceRecord)| {
                     let key = SliceKey {
                         volume: id.0,
-                        slice: index as u32,
+                        slice: index,
                     };
                     // If nothing can be told of the last copy, the others cannot be made from it.
                     let left_alone =
                         damaged && !slice.in_sync().any(healthy) && self.is_suspect(key);
                     // A copy that was evicted stays missing while no node is there to have it.
-                    let placed = |node: NodeId| slice.copies.iter().any(|copy| copy.node == node);
+                    let placed = |node: NodeId| slice.status(node).is_some();
                     let nowhere = state
                         .members()
                         .all(|(node, record)| record.status != NodeStatus::Up || placed(node));
                     left_alone
-                        || slice.copies.iter().all(|copy| {
+                        || slice.copies().all(|copy| {
                             copy.status == CopyStatus::InSync
                                 || !healthy(copy.node)
                                 || evicted(copy.node) && nowhere
                         })
                 };
                 let grows = state.growing.contains_key(id);
-                volume.open && !grows && volume.slices.iter().enumerate().all(complete)
+                volume.open && !grows && volume.slices.iter().all(complete)
             })
     }
 
@@ -408,7 +412,7 @@ impl Audit {
         let mut unhealed = Vec::new();
         for ((slice, block), nodes) in damaged {
             let volume = state.volumes.get(&VolumeId(slice.volume));
-            let placed = volume.and_then(|volume| volume.slices.get(slice.slice as usize));
+            let placed = volume.and_then(|volume| volume.slices.get(slice.slice));
             let Some(placed) = placed.filter(|_| volume.is_some_and(|volume| volume.open)) else {
                 continue;
             };
@@ -518,10 +522,10 @@ impl Audit {
                 continue;
             }
             let blocks = (record.slice_bytes / BLOCK_BYTES as u64) as u32;
-            for (index, slice) in record.slices.iter().enumerate() {
+            for (index, slice) in record.slices.iter() {
                 let key = SliceKey {
                     volume: volume.0,
-                    slice: index as u32,
+                    slice: index,
                 };
                 let mut copies = Vec::new();
                 for id in slice.in_sync() {
@@ -603,8 +607,7 @@ impl Audit {
                 let stale: Vec<String> = volume
                     .slices
                     .iter()
-                    .enumerate()
-                    .flat_map(|(index, slice)| slice.copies.iter().map(move |copy| (index, copy)))
+                    .flat_map(|(index, slice)| slice.copies().map(move |copy| (index, copy)))
                     .filter(|(_, copy)| copy.status == CopyStatus::Stale)
                     .map(|(index, copy)| format!("{index}@{}", copy.node))
                     .collect();

@@ -210,7 +210,7 @@ impl Watch {
         let probed = |volume: &VolumeId| self.workload.volumes.contains(volume);
         let volumes = state.volumes.iter().filter(|(id, _)| probed(id));
         let held = volumes.filter(|(_, volume)| {
-            let mut slices = volume.slices.iter();
+            let mut slices = volume.slices.values();
             slices.all(|slice| slice.in_sync().any(|node| island.contains(&node)))
         });
         held.flat_map(|(volume, _)| island.iter().map(|portal| (*portal, volume.0)))

@@ -104,7 +104,7 @@ pub(super) async fn keep_rescuing(
             let Some(record) = record.filter(|record| record.owner.is_some_and(is_failing)) else {
                 continue;
             };
-            let has_copy = |node: &&NodeId| record.slices.iter().all(|s| s.is_in_sync(**node));
+            let has_copy = |node: &&NodeId| record.slices.values().all(|s| s.is_in_sync(**node));
             let successors: Vec<NodeId> = others.iter().filter(has_copy).copied().collect();
             if let Some(to) = random.pick(&successors).copied() {
                 rescues.push(ask(&workload, through, index, to, false));

@@ -78,7 +78,7 @@ fn uneven(state: &ClusterState) -> Option<String> {
         if state.placed.contains_key(id) {
             return None;
         }
-        let holds = |node: &NodeId| volume.slices.iter().all(|slice| slice.is_in_sync(*node));
+        let holds = |node: &NodeId| volume.slices.values().all(|slice| slice.is_in_sync(*node));
         let mut others = owned.iter().filter(|(node, _)| holds(node));
         let (better, fewer) =
             others.find(|(_, fewer)| **fewer + DIFFERENCE_MAX <= owned[&owner])?;
