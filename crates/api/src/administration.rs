@@ -225,8 +225,8 @@ impl Administration {
             ..FrontChange::default()
         };
         let outcome = self
-            .propose(created(
-                VolumeSpec {
+            .propose(Change::CreateThinVolume {
+                spec: VolumeSpec {
                     name: wanted.name,
                     size_bytes: wanted.size_bytes,
                     logical_block_bytes: wanted.block_size,
@@ -237,7 +237,7 @@ impl Administration {
                     now_unix_ms: runtime.unix_time_ms(),
                 },
                 front,
-            ))
+            })
             .await?;
         let Outcome::Created(id) = outcome else {
             unreachable!("creating a volume has no other good outcome");
@@ -272,7 +272,7 @@ impl Administration {
         }
         if let Some(size_bytes) = wanted.size_bytes {
             let expected_bytes = wanted.expected_size_bytes;
-            self.propose(Change::GrowVolume {
+            self.propose(Change::ResizeVolume {
                 volume,
                 expected_bytes,
                 size_bytes,
@@ -439,15 +439,6 @@ impl Administration {
             missing_links: views::missing_links(&self.node),
             now_unix_ms: self.node.context().runtime.unix_time_ms(),
         }
-    }
-}
-
-/// The change that older versions know, where it says everything.
-fn created(spec: VolumeSpec, front: FrontChange) -> Change {
-    if front == FrontChange::default() {
-        Change::CreateVolume(spec)
-    } else {
-        Change::CreateVolumeWith { spec, front }
     }
 }
 

@@ -61,16 +61,19 @@ fn three_nodes() -> (ClusterState, VolumeId) {
     }
     let created = applied(
         &mut state,
-        Change::CreateVolume(VolumeSpec {
-            name: "db".into(),
-            size_bytes: 2 << 30,
-            logical_block_bytes: 512,
-            copies: 3,
-            slice_bytes: 1 << 30,
-            chap: None,
-            naa_random: 5,
-            now_unix_ms: 1,
-        }),
+        Change::CreateThinVolume {
+            front: holdfast_config::state::FrontChange::default(),
+            spec: VolumeSpec {
+                name: "db".into(),
+                size_bytes: 2 << 30,
+                logical_block_bytes: 512,
+                copies: 3,
+                slice_bytes: 1 << 30,
+                chap: None,
+                naa_random: 5,
+                now_unix_ms: 1,
+            },
+        },
     );
     let Outcome::Created(volume) = created else {
         panic!("{created:?}");
@@ -104,7 +107,7 @@ fn a_whole_cluster_is_healthy_and_has_nothing_to_explain() {
     let volume = super::volume(&seen, volume).unwrap();
     assert_eq!(volume.portals.len(), 3);
     let in_sync: u64 = volume.holders.iter().map(|holder| holder.in_sync).sum();
-    assert_eq!((volume.holders.len(), in_sync), (3, 6));
+    assert_eq!((volume.holders.len(), in_sync), (3, 3));
     assert_eq!(volume.authentication, Authentication::None);
     assert_eq!(volume.naa.len(), 32);
 }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_config::state::{Change, Outcome, VolumeSpec};
+use holdfast_config::state::{Change, FrontChange, Outcome, VolumeSpec};
 use holdfast_node::{Node, Operation};
 use holdfast_runtime::NodeId;
 use holdfast_wire::VolumeId;
@@ -39,7 +39,15 @@ pub(super) async fn keep_deleting(workload: Rc<Workload>, stop: Rc<Cell<bool>>) 
             naa_random: 1_000 + made,
             now_unix_ms: 0,
         };
-        let created = propose(&workload, &random, Change::CreateVolume(spec)).await;
+        let created = propose(
+            &workload,
+            &random,
+            Change::CreateThinVolume {
+                spec,
+                front: FrontChange::default(),
+            },
+        )
+        .await;
         let Some(Outcome::Created(volume)) = created else {
             continue;
         };

@@ -65,7 +65,7 @@ async fn ask(
     let weak = Rc::downgrade(&node);
     drop(node);
     let call = simulation.call(id, "grower", async move {
-        let change = Change::GrowVolume {
+        let change = Change::ResizeVolume {
             volume,
             expected_bytes: None,
             size_bytes,

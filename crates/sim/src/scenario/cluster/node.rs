@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_config::group::GroupOptions;
-use holdfast_config::state::{Admission, Change, ClusterIdentity, Outcome, VolumeSpec};
+use holdfast_config::state::{
+    Admission, Change, ClusterIdentity, FrontChange, Outcome, VolumeSpec,
+};
 use holdfast_node::{AccessError, IoError, Node, NodeIdentity, NodeOptions, Operation};
 use holdfast_path::Requester;
 use holdfast_reservation::Standing;
@@ -309,7 +311,16 @@ impl Nodes {
                 naa_random: number as u64,
                 now_unix_ms: 0,
             };
-            match self.propose(&node, Change::CreateVolume(spec)).await? {
+            match self
+                .propose(
+                    &node,
+                    Change::CreateThinVolume {
+                        spec,
+                        front: FrontChange::default(),
+                    },
+                )
+                .await?
+            {
                 Outcome::Created(volume) => volumes.push(volume),
                 outcome => return Err(setup(&format!("creating a volume: {outcome:?}"))),
             }

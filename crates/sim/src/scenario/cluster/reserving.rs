@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
-use holdfast_config::state::{Change, Outcome, VolumeSpec};
+use holdfast_config::state::{Change, FrontChange, Outcome, VolumeSpec};
 use holdfast_node::{AccessError, IoError, Node, Operation, VolumeReservations};
 use holdfast_reservation::{Action, Nexus, Request, ReservationType, Standing};
 use holdfast_runtime::NodeId;
@@ -413,7 +413,10 @@ impl Sharing {
                 drop(node);
                 let call = simulation.call(id, "rivals", async move {
                     let node = weak.upgrade()?;
-                    let change = Change::CreateVolume(spec);
+                    let change = Change::CreateThinVolume {
+                        spec,
+                        front: FrontChange::default(),
+                    };
                     if let Ok(Outcome::Created(volume)) = node.propose(change, SETUP_LIMIT).await {
                         return Some(volume);
                     }

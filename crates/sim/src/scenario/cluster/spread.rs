@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use holdfast_config::state::{Change, ClusterState, NodeStatus, VolumeSpec};
+use holdfast_config::state::{Change, ClusterState, FrontChange, NodeStatus, VolumeSpec};
 use holdfast_runtime::NodeId;
 
 use super::audit::Audit;
@@ -26,8 +26,8 @@ const DIFFERENCE_MAX: usize = 4;
 pub(super) fn changes(nodes: &Nodes) -> Vec<Change> {
     let shape = &nodes.shape;
     let copies = shape.copies.min(shape.nodes.len() as u32);
-    let volume = |number: u64| {
-        Change::CreateVolume(VolumeSpec {
+    let volume = |number: u64| Change::CreateThinVolume {
+        spec: VolumeSpec {
             name: format!("bystander-{number}"),
             size_bytes: MIB,
             logical_block_bytes: 512,
@@ -36,7 +36,8 @@ pub(super) fn changes(nodes: &Nodes) -> Vec<Change> {
             chap: None,
             naa_random: number,
             now_unix_ms: 0,
-        })
+        },
+        front: FrontChange::default(),
     };
     // Nothing moves while only frames get lost: the oracle for that is told of each change.
     let switch = (shape.mood == Mood::Calm).then_some(Change::SetRebalancing { automatic: false });
