@@ -20,7 +20,8 @@ pub(crate) fn wait(waiting: &Waiting, now: Instant) -> Wait {
         WaitReason::CopyUnderRepair => (WaitKind::CopyUnderRepair, None),
         WaitReason::RestartedCopy => (WaitKind::RestartedCopy, None),
         WaitReason::Opening => (WaitKind::Opening, None),
-        WaitReason::NewSlices => (WaitKind::NewSlices, None),
+        WaitReason::Placement(nodes) => (WaitKind::Placement, Some(nodes)),
+        WaitReason::PlacementAgreement => (WaitKind::Placement, None),
         WaitReason::Acknowledgement(nodes) => (WaitKind::Acknowledgement, Some(nodes)),
         WaitReason::Removal(nodes) => (WaitKind::Removal, Some(nodes)),
         WaitReason::Lease(nodes) => (WaitKind::Lease, Some(nodes)),
@@ -44,7 +45,14 @@ pub(crate) fn wait_text(waiting: &Waiting) -> String {
         WaitReason::CopyUnderRepair => "a copy that answers while it is reconciled".into(),
         WaitReason::RestartedCopy => "copies whose node has just restarted".into(),
         WaitReason::Opening => "the config group to agree on the opening".into(),
-        WaitReason::NewSlices => "every copy of the new slices".into(),
+        WaitReason::PlacementAgreement => {
+            "the config group to agree on where a part goes that is written to for the first time"
+                .into()
+        }
+        WaitReason::Placement(nodes) => format!(
+            "copies on {} of a part that is written to for the first time",
+            node_list(nodes)
+        ),
         WaitReason::Acknowledgement(nodes) => {
             format!("acknowledgements of copies on {}", node_list(nodes))
         }

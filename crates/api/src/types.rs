@@ -328,8 +328,8 @@ pub enum WaitKind {
     RestartedCopy,
     /// A takeover: the config group's agreement.
     Opening,
-    /// A resize: copies of the new range.
-    NewSlices,
+    /// Nodes have not made copies of a slice that is written to for the first time.
+    Placement,
     /// Writes: acknowledgements of copies.
     Acknowledgement,
     /// Writes: the config group's agreement to go on without copies.

@@ -1,11 +1,12 @@
 //! Follows the config state: peers, owners, deleted volumes.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::{Either, select};
-use holdfast_config::state::{Change, ClusterState, Owner as OwnerRecord};
+use futures::future::{Either, join_all, select};
+use holdfast_config::state::{Change, ClusterState, Owner as OwnerRecord, Volumes};
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::rpc::LinkChange;
 use holdfast_runtime::{DownReason, Incarnation, NodeId};
@@ -36,15 +37,21 @@ impl Node {
         let mut watch = self.group.watch();
         let mut health = self.gossip.health();
         let mut peers = Vec::new();
+        let mut seen: Option<Rc<ClusterState>> = None;
+        // What the store held at the start, until a state says what became of it.
+        let held = self.context.store.volumes().into_iter();
+        let mut held: BTreeSet<VolumeId> = held.map(VolumeId).collect();
         loop {
             watch.mark_unchanged();
             health.mark_unchanged();
             let state = self.group.state();
             self.follow_peers(&state, &mut peers);
             self.note_deaths(&state);
-            self.moves.note(self.context.runtime.now(), &state);
-            self.follow_owners(&state);
-            self.forget_deleted(&state).await;
+            self.follow_volumes(seen.as_deref(), &state);
+            let deleted = held.iter().filter(|volume| is_deleted(&state, **volume));
+            self.forget(deleted.copied().collect());
+            held.retain(|volume| volume.0 > state.last_volume);
+            seen = Some(state);
             let unlinked = peers
                 .iter()
                 .any(|(peer, _)| self.context.rpc.peer_up(*peer).is_none());
@@ -127,38 +134,62 @@ impl Node {
         }
     }
 
-    /// Starts and closes owners so that they are those of the config state.
-    fn follow_owners(self: &Rc<Self>, state: &ClusterState) {
+    /// Acts on what has changed since the state that was seen before: what it costs follows that,
+    /// not the number of volumes.
+    fn follow_volumes(self: &Rc<Self>, seen: Option<&ClusterState>, state: &ClusterState) {
+        let nothing = Volumes::default();
+        let before = seen.map_or(&nothing, |seen| &seen.volumes);
+        let changed = state.volumes.changed_since(before);
+        let now = self.context.runtime.now();
+        self.moves.note(now, state, &changed);
+        for volume in &changed {
+            self.follow_owner(*volume, state);
+        }
+        let nodes_changed = seen.is_none_or(|seen| seen.nodes != state.nodes);
+        let owners: Vec<Rc<Owner>> = {
+            let owners = self.owners.borrow();
+            match nodes_changed {
+                true => owners.values().cloned().collect(),
+                false => changed
+                    .iter()
+                    .filter_map(|volume| owners.get(volume).cloned())
+                    .collect(),
+            }
+        };
+        for owner in owners {
+            owner.follow(state);
+        }
+        // Also what was made and deleted since: owners may have been ahead of this node.
+        let known = seen.map_or(state.last_volume, |seen| seen.last_volume);
+        let made = (known + 1..=state.last_volume).map(VolumeId);
+        let gone = changed.into_iter().chain(made);
+        self.forget(gone.filter(|volume| is_deleted(state, *volume)).collect());
+    }
+
+    /// Starts or closes the owner of a volume so that it is that of the config state.
+    fn follow_owner(self: &Rc<Self>, volume: VolumeId, state: &ClusterState) {
         let office = OwnerRecord {
             node: self.id(),
             incarnation: self.context.incarnation(),
         };
-        let mut owners = self.owners.borrow_mut();
-        let mut closed = Vec::new();
-        owners.retain(|volume, owner| {
-            let keep = state
-                .volumes
-                .get(volume)
-                .is_some_and(|record| record.owner == Some(office) && record.view == owner.view());
-            if !keep {
-                closed.push(owner.clone());
+        let record = state.volumes.get(&volume);
+        let record = record.filter(|record| record.owner == Some(office));
+        let known = self.owners.borrow().get(&volume).cloned();
+        if let Some(owner) = known {
+            if record.is_some_and(|record| record.view == owner.view()) {
+                return;
             }
-            keep
-        });
-        for (volume, record) in &state.volumes {
-            if record.owner != Some(office) || owners.contains_key(volume) || self.leaving.get() {
-                continue;
-            }
-            let owner = Owner::start(self.context.clone(), *volume, record);
-            owners.insert(*volume, owner.clone());
-            self.context
-                .runtime
-                .spawn("node-resign", self.clone().resign_after(owner));
-        }
-        drop(owners);
-        for owner in closed {
+            self.owners.borrow_mut().remove(&volume);
             owner.close();
         }
+        let Some(record) = record.filter(|_| !self.leaving.get()) else {
+            return;
+        };
+        let owner = Owner::start(self.context.clone(), volume, record);
+        self.owners.borrow_mut().insert(volume, owner.clone());
+        self.context
+            .runtime
+            .spawn("node-resign", self.clone().resign_after(owner));
     }
 
     /// If the owner closes although it is still in office, asks for a new view.
@@ -184,18 +215,27 @@ impl Node {
     }
 
     /// Removes the data of volumes that have been deleted.
-    async fn forget_deleted(&self, state: &ClusterState) {
-        // Numbers rise and are never reused, so a lower one that is missing was deleted.
-        for volume in self.context.store.volumes() {
-            let deleted =
-                volume <= state.last_volume && !state.volumes.contains_key(&VolumeId(volume));
-            if !deleted {
-                continue;
-            }
-            self.context.holder.forget_volume(volume);
-            if let Err(error) = self.context.store.remove_volume(volume).await {
-                return self.fail(Failure::Store(error.to_string()));
-            }
+    fn forget(self: &Rc<Self>, deleted: Vec<VolumeId>) {
+        if deleted.is_empty() {
+            return;
         }
+        let node = self.clone();
+        self.context.runtime.spawn("node-forget", async move {
+            let (store, holder) = (&node.context.store, &node.context.holder);
+            let removing = deleted.into_iter().map(|VolumeId(volume)| async move {
+                holder.forget_volume(volume).await;
+                store.remove_volume(volume).await
+            });
+            // Their durable facts are written together.
+            let removed = join_all(removing).await;
+            if let Some(error) = removed.into_iter().find_map(Result::err) {
+                node.fail(Failure::Store(error.to_string()));
+            }
+        });
     }
+}
+
+/// Numbers of volumes rise and are never reused, so a lower one that is missing was deleted.
+pub(crate) fn is_deleted(state: &ClusterState, volume: VolumeId) -> bool {
+    volume.0 <= state.last_volume && !state.volumes.contains_key(&volume)
 }

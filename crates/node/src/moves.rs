@@ -68,11 +68,14 @@ struct Seen {
 }
 
 impl Moves {
-    /// Another config state has been applied.
-    pub(crate) fn note(&self, now: Instant, state: &ClusterState) {
+    /// Another config state has been applied, in which these volumes are not what they were.
+    pub(crate) fn note(&self, now: Instant, state: &ClusterState, changed: &[VolumeId]) {
         let mut seen = self.seen.borrow_mut();
-        seen.retain(|volume, _| state.volumes.contains_key(volume));
-        for (volume, record) in &state.volumes {
+        for volume in changed {
+            let Some(record) = state.volumes.get(volume) else {
+                seen.remove(volume);
+                continue;
+            };
             let Some(owner) = record.owner.map(|owner| owner.node) else {
                 continue;
             };

@@ -14,13 +14,16 @@ use holdfast_replica::Holder;
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Directory, DiskError, Links, NodeId, Rpc, Runtime};
 use holdfast_store::{RecoveryReport, Store, StoreError, StoreOptions};
-use holdfast_volume::{AccessError, Context, IoError, Operation, Owner, Portal, serve_healing};
+use holdfast_volume::{
+    AccessError, Context, IoError, LeaseClerk, Operation, Owner, Portal, serve_healing,
+};
 use holdfast_wire::VolumeId;
 use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::balance::Measures;
 use crate::config::GroupConfig;
+use crate::follow::is_deleted;
 use crate::fullness::FullnessWatch;
 use crate::heal::Healing;
 use crate::isolation::Isolation;
@@ -121,12 +124,14 @@ impl Node {
         let config = Rc::new(GroupConfig {
             group: group.clone(),
         });
+        let leases = LeaseClerk::new(runtime.clone(), rpc.clone());
         let context = Context {
             runtime,
             rpc,
             config,
             holder,
             store,
+            leases,
             bounds: options.volume_bounds,
         };
         let owners: Rc<RefCell<BTreeMap<VolumeId, Rc<Owner>>>> = Rc::default();
@@ -176,6 +181,10 @@ impl Node {
                     owner.on_promise(view);
                 }
             });
+        let group = self.group.clone();
+        self.context
+            .holder
+            .set_deleted_check(move |volume| is_deleted(&group.state(), VolumeId(volume)));
         let runtime = &self.context.runtime;
         runtime.spawn("node-disks", self.clone().watch_disks());
         runtime.spawn("node-fullness", self.clone().watch_fullness());

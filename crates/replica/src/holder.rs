@@ -42,6 +42,7 @@ const RESERVE_BYTES_MAX: u64 = 128 << 20;
 
 type AckHandler = Rc<dyn Fn(NodeId, Incarnation, Ack)>;
 type PromiseHandler = Rc<dyn Fn(u64, View)>;
+type DeletedCheck = Rc<dyn Fn(u64) -> bool>;
 
 /// A reply with its data; refusals travel as `Err` inside this crate.
 pub(crate) type Answer = Result<(ReplicaReply, Bytes), ReplicaRefusal>;
@@ -60,6 +61,7 @@ pub struct Holder {
     setting_up: RefCell<BTreeMap<SliceKey, Arc<Mutex<()>>>>,
     on_ack: RefCell<Option<AckHandler>>,
     on_promise: RefCell<Option<PromiseHandler>>,
+    is_deleted: RefCell<Option<DeletedCheck>>,
 }
 
 impl Holder {
@@ -82,6 +84,7 @@ impl Holder {
             setting_up: RefCell::default(),
             on_ack: RefCell::default(),
             on_promise: RefCell::default(),
+            is_deleted: RefCell::default(),
         });
         let serving = Rc::downgrade(&holder);
         rpc.serve(Service::Replica, move |incoming| {
@@ -108,23 +111,47 @@ impl Holder {
         *self.on_promise.borrow_mut() = Some(Rc::new(handler));
     }
 
+    /// Asked whether a volume is known to be deleted: nothing of it is taken in any more, as its
+    /// promises are forgotten.
+    pub fn set_deleted_check(&self, check: impl Fn(u64) -> bool + 'static) {
+        *self.is_deleted.borrow_mut() = Some(Rc::new(check));
+    }
+
+    pub(crate) fn is_deleted(&self, volume: u64) -> bool {
+        let check = self.is_deleted.borrow().clone();
+        check.is_some_and(|check| check(volume))
+    }
+
     /// The process `incarnation` of `node` is proven gone; its leases need not be waited for.
     pub fn note_dead(&self, node: NodeId, incarnation: Incarnation) {
         self.grants.borrow_mut().note_dead(node, incarnation);
         self.death.notify_waiters();
     }
 
-    /// Forgets what is in memory about a deleted volume.
-    pub fn forget_volume(&self, volume: u64) {
+    /// Forgets what is in memory about a volume that is known to be deleted, once what was being
+    /// set up of it has ended: after this nothing of it is taken in.
+    pub async fn forget_volume(&self, volume: u64) {
+        let of_volume = |slice: &SliceKey| slice.volume == volume;
         self.receiving
             .borrow_mut()
-            .retain(|slice, _| slice.volume != volume);
+            .retain(|slice, _| !of_volume(slice));
+        let under_way: Vec<Arc<Mutex<()>>> = {
+            let setting_up = self.setting_up.borrow();
+            let turns = setting_up.iter().filter(|(slice, _)| of_volume(slice));
+            turns.map(|(_, turn)| turn.clone()).collect()
+        };
+        for turn in under_way {
+            drop(turn.lock().await);
+        }
+        self.receiving
+            .borrow_mut()
+            .retain(|slice, _| !of_volume(slice));
         self.newest_session
             .borrow_mut()
-            .retain(|slice, _| slice.volume != volume);
+            .retain(|slice, _| !of_volume(slice));
         self.setting_up
             .borrow_mut()
-            .retain(|slice, _| slice.volume != volume);
+            .retain(|slice, _| !of_volume(slice));
     }
 
     fn on_notice(self: &Rc<Self>, incoming: Incoming) {
@@ -299,6 +326,10 @@ impl Holder {
             Some(Body::JoinFinish(finish)) => (finish.volume, self.on_join_finish(&finish).await),
             Some(Body::ReadVersions(read)) => (read.volume, self.on_read_versions(&read).await),
             Some(Body::MapBlocks(map)) => (map.volume, self.on_map_blocks(&map).await),
+            Some(Body::BeginStreams(begin)) => (begin.volume, self.on_begin_streams(&begin).await),
+            Some(Body::TellStable(tell)) => (tell.volume, self.on_tell_stable(&tell)),
+            Some(Body::JoinMany(join)) => (join.volume, self.on_join_many(&join).await),
+            Some(Body::FinishMany(finish)) => (finish.volume, self.on_finish_many(&finish).await),
             Some(Body::Lease(lease)) => (0, Ok(self.on_lease(from, incarnation, &lease))),
             None => (0, Err(ReplicaRefusal::Unknown)),
         };
@@ -322,6 +353,9 @@ impl Holder {
 
     /// Promises `view` durably; refuses if a later one has been promised.
     pub(crate) async fn promise(&self, volume: u64, view: View) -> Result<(), ReplicaRefusal> {
+        if self.is_deleted(volume) {
+            return Err(ReplicaRefusal::Absent);
+        }
         self.check_view(volume, view.0)?;
         // Also if it is promised already: that promise may not be durable yet.
         self.store.promise(volume, view).await.map_err(refused)?;
@@ -351,6 +385,9 @@ impl Holder {
         session: u64,
     ) -> Result<OwnedMutexGuard<()>, ReplicaRefusal> {
         let turn = self.turn(slice).await;
+        if self.is_deleted(slice.volume) {
+            return Err(ReplicaRefusal::Absent);
+        }
         self.check_view(slice.volume, view.0)?;
         let mut newest = self.newest_session.borrow_mut();
         let newest = newest.entry(slice).or_insert((view, session));

@@ -2,11 +2,13 @@
 //! takes them.
 
 use bytes::Bytes;
+use futures::future::join_all;
 use holdfast_runtime::PAGE_BYTES;
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_store::{Copied, CopiedBlock, CopyState};
 use holdfast_wire::replica::{
-    Changed, Install, JoinBegin, JoinFinish, ReadVersions, ReplicaRefusal, ReplicaReply,
+    Changed, FinishMany, Install, JoinBegin, JoinFinish, JoinMany, JoinedSlice, ReadVersions,
+    ReplicaRefusal, ReplicaReply, SlicePosition, StreamStart,
 };
 use holdfast_wire::{Seq, SliceKey, View};
 
@@ -22,11 +24,61 @@ impl Holder {
             slice: begin.slice,
         };
         let view = View(begin.view);
-        if begin.next == 0 {
+        self.promise(begin.volume, view).await?;
+        let start = StreamStart {
+            slice: begin.slice,
+            session: begin.session,
+            next: begin.next,
+        };
+        let base = self.join(slice, view, start).await?;
+        Ok((
+            ReplicaReply {
+                base: base.0,
+                ..ReplicaReply::default()
+            },
+            Bytes::new(),
+        ))
+    }
+
+    /// The same for many copies; each that fails is left out of the answer.
+    pub(crate) async fn on_join_many(&self, join: &JoinMany) -> Answer {
+        let view = View(join.view);
+        self.promise(join.volume, view).await?;
+        // Their durable facts are written together, as all are under way at the same time.
+        let joining = join.slices.iter().map(|start| async move {
+            let slice = SliceKey {
+                volume: join.volume,
+                slice: start.slice,
+            };
+            let base = self.join(slice, view, *start).await.ok()?;
+            Some(SlicePosition {
+                slice: start.slice,
+                seq: base.0,
+            })
+        });
+        let bases = join_all(joining).await.into_iter().flatten().collect();
+        self.check_view(join.volume, join.view)?;
+        Ok((
+            ReplicaReply {
+                bases,
+                ..ReplicaReply::default()
+            },
+            Bytes::new(),
+        ))
+    }
+
+    /// Makes a copy a joining one, whose stream begins at `start`. Answers up to where it holds
+    /// the whole history.
+    async fn join(
+        &self,
+        slice: SliceKey,
+        view: View,
+        start: StreamStart,
+    ) -> Result<Seq, ReplicaRefusal> {
+        if start.next == 0 {
             return Err(ReplicaRefusal::Unknown);
         }
-        self.promise(begin.volume, view).await?;
-        let _turn = self.set_up(slice, view, begin.session).await?;
+        let _turn = self.set_up(slice, view, start.session).await?;
         self.receiving.borrow_mut().remove(&slice);
         let mut base = self.store.base(slice);
         let stable = self.store.stable(slice);
@@ -42,16 +94,10 @@ impl Holder {
             .set_copy_state(slice, CopyState::Joining { base })
             .await
             .map_err(refused)?;
-        self.check_view(begin.volume, begin.view)?;
-        let receiver = Receiver::new(view, begin.session, Seq(begin.next));
+        self.check_view(slice.volume, view.0)?;
+        let receiver = Receiver::new(view, start.session, Seq(start.next));
         self.receiving.borrow_mut().insert(slice, receiver);
-        Ok((
-            ReplicaReply {
-                base: base.0,
-                ..ReplicaReply::default()
-            },
-            Bytes::new(),
-        ))
+        Ok(base)
     }
 
     /// As a source: lists and reads the next blocks whose newest stable version is after
@@ -148,18 +194,51 @@ impl Holder {
 
     /// As a joining copy: everything up to `stable` is here now.
     pub(crate) async fn on_join_finish(&self, finish: &JoinFinish) -> Answer {
-        let slice = SliceKey {
-            volume: finish.volume,
+        let joined = JoinedSlice {
             slice: finish.slice,
+            session: finish.session,
+            stable: finish.stable,
         };
-        self.check_session(slice, finish.view, finish.session)?;
-        self.raise_stable(slice, View(finish.view), Seq(finish.stable))?;
+        self.finish(finish.volume, finish.view, joined).await?;
+        Ok((ReplicaReply::default(), Bytes::new()))
+    }
+
+    /// The same for many copies; each that fails is left out of the answer.
+    pub(crate) async fn on_finish_many(&self, finish: &FinishMany) -> Answer {
+        let finishing = finish.slices.iter().map(|joined| async move {
+            let finished = self.finish(finish.volume, finish.view, *joined).await;
+            finished.ok().map(|()| joined.slice)
+        });
+        let begun = join_all(finishing).await.into_iter().flatten().collect();
+        self.check_view(finish.volume, finish.view)?;
+        Ok((
+            ReplicaReply {
+                begun,
+                ..ReplicaReply::default()
+            },
+            Bytes::new(),
+        ))
+    }
+
+    async fn finish(
+        &self,
+        volume: u64,
+        view: u64,
+        joined: JoinedSlice,
+    ) -> Result<(), ReplicaRefusal> {
+        let JoinedSlice {
+            slice,
+            session,
+            stable,
+        } = joined;
+        let slice = SliceKey { volume, slice };
+        self.check_session(slice, view, session)?;
+        self.raise_stable(slice, View(view), Seq(stable))?;
         self.store
             .set_copy_state(slice, CopyState::InSync)
             .await
             .map_err(refused)?;
-        self.check_session(slice, finish.view, finish.session)?;
-        Ok((ReplicaReply::default(), Bytes::new()))
+        self.check_session(slice, view, session)
     }
 
     fn check_session(

@@ -3,15 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use futures::future::join_all;
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_store::{CopyState, OperationId};
 use holdfast_wire::replica::{
-    CopyReport, Fence, FenceReply, OperationSeq, Reconcile, RecordHeader, ReplicaRefusal,
-    ReplicaReply,
+    BeginStreams, CopyReport, Fence, FenceReply, OperationSeq, Reconcile, RecordHeader,
+    ReplicaRefusal, ReplicaReply, StreamStart, TellStable,
 };
 use holdfast_wire::{Seq, SliceKey, View};
+use tokio::sync::OwnedMutexGuard;
 
 use crate::grants::Predecessor;
 use crate::holder::{Answer, Holder, refused};
@@ -33,6 +35,9 @@ impl Holder {
                 slice: *slice,
             };
             let turn = self.turn(slice).await;
+            if self.is_deleted(slice.volume) {
+                return Err(ReplicaRefusal::Absent);
+            }
             if fence.fresh && self.store.copy_state(slice) == CopyState::Absent {
                 self.store
                     .set_copy_state(slice, CopyState::InSync)
@@ -153,24 +158,10 @@ impl Holder {
         if self.store.promised(slice.volume) != view {
             return Err(ReplicaRefusal::ViewStale);
         }
-        let _turn = self.set_up(slice, view, reconcile.session).await?;
-        let begun = self
-            .receiving
-            .borrow()
-            .get(&slice)
-            .map(|receiver| receiver.session);
-        if begun == Some(reconcile.session) {
-            // The last message of this very set-up has been done; this is a part of it, late.
-            return Err(ReplicaRefusal::SessionStale);
-        }
-        self.receiving.borrow_mut().remove(&slice);
         let keep_through = Seq(reconcile.keep_through);
-        // Also if nothing is durable beyond: records of an earlier owner may be on their way.
-        let nothing = self.store.last_seq(slice) <= keep_through;
-        if !nothing || !planted::is_active(Bug::TruncateNothingAhead) {
-            let truncated = self.store.truncate(slice, keep_through).await;
-            truncated.map_err(refused)?;
-        }
+        let _turn = self
+            .begin_set_up(slice, view, reconcile.session, keep_through)
+            .await?;
         let records = split_records(slice, &reconcile.records, payload)?;
         if !records.is_empty() {
             self.store.append(records).await.map_err(refused)?;
@@ -183,6 +174,122 @@ impl Holder {
             self.receiving.borrow_mut().insert(slice, receiver);
         }
         Ok((ReplicaReply::default(), Bytes::new()))
+    }
+
+    /// The earlier stream ends, and what the new owner does not keep of it is dropped.
+    async fn begin_set_up(
+        &self,
+        slice: SliceKey,
+        view: View,
+        session: u64,
+        keep_through: Seq,
+    ) -> Result<OwnedMutexGuard<()>, ReplicaRefusal> {
+        let turn = self.set_up(slice, view, session).await?;
+        let begun = self
+            .receiving
+            .borrow()
+            .get(&slice)
+            .map(|receiver| receiver.session);
+        if begun == Some(session) {
+            // The last message of this very set-up has been done; this is a part of it, late.
+            return Err(ReplicaRefusal::SessionStale);
+        }
+        self.receiving.borrow_mut().remove(&slice);
+        // Also if nothing is durable beyond: records of an earlier owner may be on their way.
+        let nothing = self.store.last_seq(slice) <= keep_through;
+        if !nothing || !planted::is_active(Bug::TruncateNothingAhead) {
+            let truncated = self.store.truncate(slice, keep_through).await;
+            truncated.map_err(refused)?;
+        }
+        Ok(turn)
+    }
+
+    /// Begins streams of which this node has everything before; the slices with which that did
+    /// not work are left out of the answer.
+    pub(crate) async fn on_begin_streams(&self, begin: &BeginStreams) -> Answer {
+        let view = View(begin.view);
+        if begin.fresh {
+            self.promise(begin.volume, view).await?;
+        }
+        if self.store.promised(begin.volume) != view {
+            return Err(ReplicaRefusal::ViewStale);
+        }
+        // Their durable facts are written together, as all are under way at the same time.
+        let beginning = begin.slices.iter().map(|start| async move {
+            let begun = self.begin_stream(begin, view, *start).await;
+            begun.ok().map(|()| start.slice)
+        });
+        let begun = join_all(beginning).await.into_iter().flatten().collect();
+        self.check_view(begin.volume, begin.view)?;
+        let reply = ReplicaReply {
+            begun,
+            free_bytes: Some(self.spare_bytes()),
+            ..ReplicaReply::default()
+        };
+        Ok((reply, Bytes::new()))
+    }
+
+    async fn begin_stream(
+        &self,
+        begin: &BeginStreams,
+        view: View,
+        start: StreamStart,
+    ) -> Result<(), ReplicaRefusal> {
+        let slice = SliceKey {
+            volume: begin.volume,
+            slice: start.slice,
+        };
+        let before = start.next.checked_sub(1).ok_or(ReplicaRefusal::Unknown)?;
+        let _turn = self
+            .begin_set_up(slice, view, start.session, Seq(before))
+            .await?;
+        if begin.fresh {
+            self.make_empty_copy(slice).await?;
+        }
+        if self.store.promised(slice.volume) != view {
+            return Err(ReplicaRefusal::ViewStale);
+        }
+        let receiver = Receiver::new(view, start.session, Seq(start.next));
+        self.receiving.borrow_mut().insert(slice, receiver);
+        Ok(())
+    }
+
+    /// A copy of a slice that nothing was ever written to. It may be here already, after an
+    /// earlier attempt; one with records is of something else.
+    async fn make_empty_copy(&self, slice: SliceKey) -> Result<(), ReplicaRefusal> {
+        let state = self.store.copy_state(slice);
+        let is_empty = self.store.last_seq(slice) == Seq(0) && self.store.base(slice) == Seq(0);
+        match state {
+            CopyState::InSync if is_empty => Ok(()),
+            CopyState::Absent if is_empty => self
+                .store
+                .set_copy_state(slice, CopyState::InSync)
+                .await
+                .map_err(refused),
+            CopyState::Absent | CopyState::InSync | CopyState::Joining { .. } => {
+                tracing::warn!(%slice, "a copy with data stands where an empty one is wanted");
+                Err(ReplicaRefusal::Unknown)
+            }
+        }
+    }
+
+    /// Notes the stable positions of idle streams; the slices whose stream is not here, or lacks
+    /// something, are left out of the answer.
+    pub(crate) fn on_tell_stable(&self, tell: &TellStable) -> Answer {
+        self.check_view(tell.volume, tell.view)?;
+        let raised = tell.slices.iter().filter(|position| {
+            let slice = SliceKey {
+                volume: tell.volume,
+                slice: position.slice,
+            };
+            let raised = self.raise_stable(slice, View(tell.view), Seq(position.seq));
+            raised.is_ok()
+        });
+        let reply = ReplicaReply {
+            begun: raised.map(|position| position.slice).collect(),
+            ..ReplicaReply::default()
+        };
+        Ok((reply, Bytes::new()))
     }
 }
 

@@ -85,8 +85,18 @@ pub enum Row {
     CompareDiffers,
     /// Writes: a reservation forbids it.
     WriteReserved,
-    /// Growth: begins again.
-    GrowAgain,
+    /// Placing: something is written to a slice for the first time.
+    FirstWrite,
+    /// Placing: a sequential fill nears the next slice.
+    PlacedAhead,
+    /// Placing: a round begins again.
+    PlacingAgain,
+    /// Placing: the outcome is not known.
+    PlacementUnknown,
+    /// Reads: of a slice that was never written to.
+    ReadNeverWritten,
+    /// Writes: zeroes for a slice that was never written to.
+    ZeroedNeverWritten,
     /// Journal: the writer waits for room.
     JournalBlocked,
     /// Journal: records are journaled again.
@@ -137,7 +147,7 @@ pub enum Row {
 
 impl Row {
     /// All of them.
-    pub const ALL: [Self; 61] = [
+    pub const ALL: [Self; 66] = [
         Self::FenceLeftOut,
         Self::LaterView,
         Self::IncompleteCopy,
@@ -175,7 +185,12 @@ impl Row {
         Self::WriteRefusedFull,
         Self::CompareDiffers,
         Self::WriteReserved,
-        Self::GrowAgain,
+        Self::FirstWrite,
+        Self::PlacedAhead,
+        Self::PlacingAgain,
+        Self::PlacementUnknown,
+        Self::ReadNeverWritten,
+        Self::ZeroedNeverWritten,
         Self::JournalBlocked,
         Self::JournalRelocates,
         Self::JournalTorn,
@@ -241,7 +256,12 @@ impl Row {
             Self::WriteRefusedFull => "writes: a copy has no space",
             Self::CompareDiffers => "writes: a comparison fails",
             Self::WriteReserved => "writes: a reservation forbids it",
-            Self::GrowAgain => "growth: begins again",
+            Self::FirstWrite => "placing: a first write",
+            Self::PlacedAhead => "placing: ahead of a sequential fill",
+            Self::PlacingAgain => "placing: begins again",
+            Self::PlacementUnknown => "placing: of unknown outcome",
+            Self::ReadNeverWritten => "reads: never written",
+            Self::ZeroedNeverWritten => "writes: zeroes, never written",
             Self::JournalBlocked => "journal: the writer waits for room",
             Self::JournalRelocates => "journal: records are journaled again",
             Self::JournalTorn => "recovery: a torn batch ends the journal",

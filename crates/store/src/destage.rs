@@ -353,6 +353,10 @@ async fn persist_stable(inner: &Inner, plans: &[Plan]) -> Result<(), StoreError>
     let tail_lsn = inner.journal.tail_lsn();
     let persisted = inner.facts.update(move |facts| {
         for (slice, stable, home_through) in points {
+            if facts.is_removed(slice) {
+                // Removed since the round began: its facts must not come back.
+                continue;
+            }
             let found = facts.slices.entry(slice).or_default();
             match found.copy {
                 CopyState::InSync => found.destaged = found.destaged.max(home_through),

@@ -124,6 +124,13 @@ pub(crate) struct FactsState {
 }
 
 impl FactsState {
+    /// Whether the slice is being removed, and was not set up again since.
+    pub(crate) fn is_removed(&self, slice: SliceKey) -> bool {
+        let scopes = [Scope::Volume(slice.volume), Scope::Slice(slice)];
+        let mut removals = self.removals.iter();
+        !self.slices.contains_key(&slice) && removals.any(|removal| scopes.contains(&removal.scope))
+    }
+
     /// Forgets what a removal takes with it. Removals of a volume end with [`Self::cleared`].
     pub(crate) fn begin_removal(&mut self, scopes: &[Scope], before_lsn: u64) {
         for scope in scopes {

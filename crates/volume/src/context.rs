@@ -11,6 +11,7 @@ use holdfast_store::Store;
 use tokio::sync::watch;
 
 use crate::bounds::VolumeBounds;
+use crate::lease_clerk::LeaseClerk;
 
 /// The config group as an owner sees it.
 pub trait Config {
@@ -39,6 +40,8 @@ pub struct Context {
     pub holder: Rc<Holder>,
     /// The store under them.
     pub store: Rc<Store>,
+    /// Asks other nodes for leases.
+    pub leases: Rc<LeaseClerk>,
     /// When an owner's rarer work is due.
     pub bounds: VolumeBounds,
 }

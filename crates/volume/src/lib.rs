@@ -17,33 +17,22 @@
 //!   still holds on to the path;
 //! * an operation takes effect at most once, however often its portal repeats it: the number
 //!   travels into the journal and is found again by a takeover;
-//! * nothing is served before the takeover has made all copies that count identical.
+//! * nothing is served before the takeover has made all copies that count identical;
+//! * a slice that was never written to is zero, and nobody is asked about it: who could have placed
+//!   it meanwhile would first have had to fence the copies whose leases this owner has.
 #![forbid(unsafe_code)]
 
 mod bounds;
 mod context;
-mod growth;
-mod heal;
-mod io;
-mod leases;
-mod locks;
-mod mapped;
-mod open;
+mod lease_clerk;
 mod owner;
-mod paths;
 mod portal;
-mod reads;
-mod reservations;
-mod resync;
-mod slice;
-mod takeover;
-mod waiting;
-mod writes;
 
 pub use bounds::VolumeBounds;
 pub use context::{Config, Context};
-pub use heal::{HEAL_BLOCKS_MAX, serve_healing};
-pub use owner::{Owner, OwnerStatus, ResyncStatus, Traffic};
-pub use paths::GIVEN_UP_BOUND;
+pub use lease_clerk::LeaseClerk;
+pub use owner::{
+    GIVEN_UP_BOUND, HEAL_BLOCKS_MAX, Owner, OwnerStatus, ResyncStatus, Traffic, WaitReason,
+    Waiting, serve_healing,
+};
 pub use portal::{AccessError, CUT_OFF_AFTER, IoError, Operation, Portal};
-pub use waiting::{WaitReason, Waiting};

@@ -239,6 +239,110 @@ pub struct Reconcile {
     pub next: u64,
 }
 
+/// Where one slice's stream begins.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct StreamStart {
+    /// Slice.
+    #[prost(uint32, tag = "1")]
+    pub slice: u32,
+    /// The stream's number.
+    #[prost(uint64, tag = "2")]
+    pub session: u64,
+    /// First position of the new stream. Records from there on are dropped first.
+    #[prost(uint64, tag = "3")]
+    pub next: u64,
+}
+
+/// Owner to holder: expect the streams of these slices, of which you have everything before. What
+/// [`Reconcile`] does, for copies that lack nothing. The answer names the slices that it was done
+/// for ([`ReplicaReply::begun`]).
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct BeginStreams {
+    /// Volume.
+    #[prost(uint64, tag = "1")]
+    pub volume: u64,
+    /// The owner's view.
+    #[prost(uint64, tag = "2")]
+    pub view: u64,
+    /// The slices.
+    #[prost(message, repeated, tag = "3")]
+    pub slices: Vec<StreamStart>,
+    /// Nothing was ever written to them: copies of them come into being here, empty and in sync.
+    #[prost(bool, tag = "4")]
+    pub fresh: bool,
+}
+
+/// A position in one slice's stream.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct SlicePosition {
+    /// Slice.
+    #[prost(uint32, tag = "1")]
+    pub slice: u32,
+    /// Position.
+    #[prost(uint64, tag = "2")]
+    pub seq: u64,
+}
+
+/// Owner to holder: the stable positions of idle streams. The answer names the slices whose copy
+/// knows it now ([`ReplicaReply::begun`]).
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct TellStable {
+    /// Volume.
+    #[prost(uint64, tag = "1")]
+    pub volume: u64,
+    /// The owner's view.
+    #[prost(uint64, tag = "2")]
+    pub view: u64,
+    /// The slices, and up to where all in-sync copies hold their streams.
+    #[prost(message, repeated, tag = "3")]
+    pub slices: Vec<SlicePosition>,
+}
+
+/// Owner to stale copies on one node: become joining ones. What [`JoinBegin`] does, for many; the
+/// answer says for which, and their bases ([`ReplicaReply::bases`]).
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct JoinMany {
+    /// Volume.
+    #[prost(uint64, tag = "1")]
+    pub volume: u64,
+    /// The owner's view.
+    #[prost(uint64, tag = "2")]
+    pub view: u64,
+    /// Where each slice's stream begins for the copy. Nothing of it is dropped but what is not
+    /// stable.
+    #[prost(message, repeated, tag = "3")]
+    pub slices: Vec<StreamStart>,
+}
+
+/// One copy of a [`FinishMany`].
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct JoinedSlice {
+    /// Slice.
+    #[prost(uint32, tag = "1")]
+    pub slice: u32,
+    /// The stream's number.
+    #[prost(uint64, tag = "2")]
+    pub session: u64,
+    /// The owner's stable position.
+    #[prost(uint64, tag = "3")]
+    pub stable: u64,
+}
+
+/// Owner to joining copies on one node: what [`JoinFinish`] says, for many. The answer names the
+/// slices that are in sync now ([`ReplicaReply::begun`]).
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct FinishMany {
+    /// Volume.
+    #[prost(uint64, tag = "1")]
+    pub volume: u64,
+    /// The owner's view.
+    #[prost(uint64, tag = "2")]
+    pub view: u64,
+    /// The copies.
+    #[prost(message, repeated, tag = "3")]
+    pub slices: Vec<JoinedSlice>,
+}
+
 /// Owner to holder: read blocks, nothing newer than `stable`.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct ReadBlocks {
@@ -422,7 +526,7 @@ pub struct ReplicaRequest {
     /// Which.
     #[prost(
         oneof = "replica_request::Body",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15"
     )]
     pub body: Option<replica_request::Body>,
 }
@@ -430,8 +534,8 @@ pub struct ReplicaRequest {
 /// Bodies of [`ReplicaRequest`].
 pub mod replica_request {
     use super::{
-        Changed, Fence, FetchRecord, Install, JoinBegin, JoinFinish, Lease, Oneof, ReadBlocks,
-        ReadVersions, Reconcile,
+        BeginStreams, Changed, Fence, FetchRecord, FinishMany, Install, JoinBegin, JoinFinish,
+        JoinMany, Lease, Oneof, ReadBlocks, ReadVersions, Reconcile, TellStable,
     };
 
     /// Which request.
@@ -470,6 +574,18 @@ pub mod replica_request {
         /// Which blocks are mapped.
         #[prost(message, tag = "11")]
         MapBlocks(crate::mapped::MapBlocks),
+        /// Streams of many slices begin.
+        #[prost(message, tag = "12")]
+        BeginStreams(BeginStreams),
+        /// Stable positions of many idle slices.
+        #[prost(message, tag = "13")]
+        TellStable(TellStable),
+        /// Resync of many copies, first step.
+        #[prost(message, tag = "14")]
+        JoinMany(JoinMany),
+        /// Resync of many copies, last step.
+        #[prost(message, tag = "15")]
+        FinishMany(FinishMany),
     }
 }
 
@@ -532,4 +648,10 @@ pub struct ReplicaReply {
     /// Answer to `Lease`: the clock here, which the next request repeats.
     #[prost(uint64, tag = "11")]
     pub clock: u64,
+    /// Answer to `BeginStreams`, `TellStable` and `FinishMany`: the slices that it was done for.
+    #[prost(uint32, repeated, tag = "12")]
+    pub begun: Vec<u32>,
+    /// Answer to `JoinMany`: the copies that join, and up to where each holds everything.
+    #[prost(message, repeated, tag = "13")]
+    pub bases: Vec<SlicePosition>,
 }

@@ -11,6 +11,7 @@ use std::rc::Rc;
 
 use holdfast_runtime::NodeId;
 use holdfast_wire::VolumeId;
+use imbl::ordmap::DiffItem;
 use imbl::shared_ptr::RcK;
 
 use super::records::VolumeRecord;
@@ -133,6 +134,17 @@ impl Volumes {
     /// Whether both are one and the same: then no record has changed.
     pub fn is_same(&self, other: &Self) -> bool {
         self.records.ptr_eq(&other.records)
+    }
+
+    /// The volumes that were added, removed or changed since `before`, ascending. What both share
+    /// is not looked at.
+    pub fn changed_since(&self, before: &Self) -> Vec<VolumeId> {
+        let changes = before.records.diff(&self.records);
+        let changed = changes.map(|change| match change {
+            DiffItem::Add(volume, _) | DiffItem::Remove(volume, _) => *volume,
+            DiffItem::Update { new, .. } => *new.0,
+        });
+        changed.collect()
     }
 
     /// Adds a volume whose number is not in use.

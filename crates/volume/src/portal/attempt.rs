@@ -28,7 +28,7 @@ use prost::Message;
 
 use super::stamps::Vouch;
 use super::{AccessError, IoError, Portal};
-use crate::paths::{HELD_FOR, SHOWN_AFTER};
+use crate::owner::{HELD_FOR, SHOWN_AFTER};
 
 /// One request to an owner; a slow one is asked again and joins itself there.
 const CALL_LIMIT: Duration = Duration::from_millis(4000);

@@ -26,9 +26,7 @@ use thiserror::Error;
 use tokio::sync::Notify;
 
 use crate::context::Context;
-use crate::io::IO_BYTES_MAX;
-use crate::owner::Owner;
-use crate::reservations;
+use crate::owner::{IO_BYTES_MAX, Owner, reservations_known};
 use attempt::Release;
 use stamps::Stamps;
 
@@ -340,7 +338,7 @@ async fn answer(
 ) -> Option<Frame> {
     let io = Io::decode(frame.header).ok()?;
     if io.kind() == IoKind::Learn {
-        reservations::known(context, VolumeId(io.volume), io.reservation_revision).await;
+        reservations_known(context, VolumeId(io.volume), io.reservation_revision).await;
         let reply = IoReply {
             status: IoStatus::Done as i32,
             offset: 0,

@@ -19,23 +19,19 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
-use std::time::Duration;
 
-use bytes::Bytes;
 use holdfast_runtime::rpc::Incoming;
 use holdfast_runtime::{Frame, NodeId, Service};
+use holdfast_wire::VolumeId;
 use holdfast_wire::heal::{Heal, HealReply, HealStatus};
-use holdfast_wire::replica::{BlockVersion, Install, ReadVersions, replica_request};
-use holdfast_wire::{SliceKey, VolumeId};
 use prost::Message;
 
+use super::Owner;
+use super::calls::CopyPlace;
 use crate::context::Context;
-use crate::owner::{Owner, Phase};
 
 /// Most blocks of one request.
 pub const HEAL_BLOCKS_MAX: usize = 128;
-
-const STEP_LIMIT: Duration = Duration::from_millis(3000);
 
 /// Answers nodes that have lost blocks, for the owners here.
 pub fn serve_healing(context: &Context, owners: Rc<RefCell<BTreeMap<VolumeId, Rc<Owner>>>>) {
@@ -57,14 +53,6 @@ pub fn serve_healing(context: &Context, owners: Rc<RefCell<BTreeMap<VolumeId, Rc
     });
 }
 
-/// Where blocks are sent: a copy, in its present stream.
-#[derive(Clone, Copy)]
-pub(crate) struct CopyPlace {
-    pub(crate) node: NodeId,
-    pub(crate) session: u64,
-    pub(crate) key: SliceKey,
-}
-
 /// What could not be given back.
 pub(crate) struct Rest {
     pub(crate) blocks: BTreeSet<u32>,
@@ -76,7 +64,7 @@ impl Owner {
     /// Gives the copy on `node` blocks back; `None` if that cannot be done at the moment.
     async fn heal(&self, node: NodeId, heal: &Heal) -> Option<HealReply> {
         let known = heal.blocks.iter().all(|block| *block < self.slice_blocks());
-        if self.phase.get() != Phase::Open || !known || heal.blocks.len() > HEAL_BLOCKS_MAX {
+        if !self.gate.is_open() || !known || heal.blocks.len() > HEAL_BLOCKS_MAX {
             return None;
         }
         let (session, sources) = self.with_slice(heal.slice, |slice| {
@@ -86,7 +74,7 @@ impl Owner {
         let copy = CopyPlace {
             node,
             session,
-            key: self.key(heal.slice),
+            slice: heal.slice,
         };
         let blocks: BTreeSet<u32> = heal.blocks.iter().copied().collect();
         let asked = blocks.len();
@@ -113,28 +101,20 @@ impl Owner {
         mut blocks: BTreeSet<u32>,
         sources: Vec<NodeId>,
     ) -> Option<Rest> {
-        let key = copy.key;
         let mut all_answered = true;
         for source in self.nearest_first(sources) {
             if blocks.is_empty() {
                 break;
             }
-            let stable = self.with_slice(key.slice, |slice| slice.stream.stable())?;
-            let read = ReadVersions {
-                volume: key.volume,
-                slice: key.slice,
-                view: self.view.0,
-                stable: stable.0,
-                blocks: blocks.iter().copied().collect(),
-            };
-            let body = replica_request::Body::ReadVersions(read);
-            let Ok((reply, payload)) = self.ask(source, body, Bytes::new(), STEP_LIMIT).await
-            else {
+            let stable = self.with_slice(copy.slice, |slice| slice.stream.stable())?;
+            let wanted = blocks.iter().copied().collect();
+            let read = self.calls.read_versions(source, copy.slice, stable, wanted);
+            let Ok(found) = read.await else {
                 all_answered = false;
                 continue;
             };
-            let mut taken: BTreeSet<u32> = reply.blocks.iter().map(|one| one.block).collect();
-            for block in self.install(copy, reply.blocks, payload).await? {
+            let mut taken: BTreeSet<u32> = found.blocks.iter().map(|one| one.block).collect();
+            for block in self.calls.install(copy, found.blocks, found.data).await? {
                 taken.remove(&block);
             }
             blocks.retain(|block| !taken.contains(block));
@@ -143,28 +123,5 @@ impl Owner {
             blocks,
             all_answered,
         })
-    }
-
-    /// Sends blocks to a copy, and their data; `None` if it does not answer. Answers the blocks
-    /// that it has lost and did not take, because it had lost newer ones.
-    pub(crate) async fn install(
-        &self,
-        copy: CopyPlace,
-        blocks: Vec<BlockVersion>,
-        payload: Bytes,
-    ) -> Option<Vec<u32>> {
-        if blocks.is_empty() {
-            return Some(Vec::new());
-        }
-        let install = Install {
-            volume: copy.key.volume,
-            slice: copy.key.slice,
-            view: self.view.0,
-            session: copy.session,
-            blocks,
-        };
-        let body = replica_request::Body::Install(install);
-        let answer = self.ask(copy.node, body, payload, STEP_LIMIT).await;
-        answer.ok().map(|(reply, _)| reply.not_taken)
     }
 }

@@ -5,29 +5,24 @@
 //! stable position, under leases, and of another copy where one cannot tell.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
 use holdfast_reservation::Standing;
 use holdfast_runtime::{NodeId, PAGE_BYTES};
 use holdfast_wire::Seq;
-use holdfast_wire::mapped::{MapBlocks, MappedBlocks, MappedBytes, MappedRange, SliceRange};
-use holdfast_wire::replica::replica_request;
+use holdfast_wire::mapped::{MappedBytes, MappedRange, SliceRange};
 use holdfast_wire::volume::IoStatus;
 use prost::Message;
 
-use crate::owner::Owner;
+use super::Owner;
 
 /// Most runs of one answer.
 const RUNS_MAX: usize = 64;
 /// Most slices that copies are asked about for one answer.
 const ASKED_MAX: usize = 256;
-/// Most slices that are looked at for one answer.
-const SLICES_MAX: u64 = 4096;
 /// Longest range of one request, in bytes. What is beyond an answer is asked for again.
 pub(crate) const MAP_BYTES_MAX: u64 = 1 << 50;
-const MAP_LIMIT: Duration = Duration::from_millis(2000);
 
 /// A slice that a copy has to be asked about.
 struct Asked {
@@ -49,41 +44,39 @@ impl Owner {
     }
 
     async fn mapped(&self, offset: u64, length: u64) -> Result<Runs, IoStatus> {
-        let length = length.min(self.slice_bytes.saturating_mul(SLICES_MAX));
         let mut asked = Vec::new();
-        let mut segments = Vec::new();
-        for (index, start, bytes) in self.segments(offset, length) {
-            if asked.len() == ASKED_MAX {
-                break;
+        let mut parts = Vec::new();
+        let (mut at, mut end) = (offset, offset + length);
+        let mut written = self
+            .slices
+            .within(self.slices_of(offset, length), ASKED_MAX + 1);
+        if written.len() > ASKED_MAX {
+            // What follows is asked for again.
+            let rest = written.pop().map_or(0, u64::from);
+            end = end.min(rest * self.slice_bytes);
+        }
+        for index in written {
+            let first = u64::from(index) * self.slice_bytes;
+            if first > at {
+                // Slices that were never written to.
+                parts.push((None, 0, first - at));
+                at = first;
             }
-            let page = PAGE_BYTES as u64;
-            let first_block = (start / page) as u32;
-            let end_block = (start + bytes).div_ceil(page) as u32;
-            self.show_old_changes(index, (first_block, end_block))
-                .await?;
-            segments.push((index, start, bytes));
-            let (stable, sources) = self
-                .with_slice(index, |slice| (slice.stream.stable(), slice.sources()))
-                .ok_or(IoStatus::Interrupted)?;
-            if stable == Seq(0) {
-                continue;
-            }
-            asked.push(Asked {
-                range: SliceRange {
-                    slice: index,
-                    stable: stable.0,
-                    first_block,
-                    blocks: end_block - first_block,
-                },
-                sources: self.nearest_first(sources),
-            });
+            let start = at - first;
+            let bytes = (self.slice_bytes - start).min(end - at);
+            asked.extend(self.ask_about(index, start, bytes).await?);
+            parts.push((Some(index), start, bytes));
+            at += bytes;
+        }
+        if at < end {
+            parts.push((None, 0, end - at));
         }
         let told = self.ask_copies(asked).await?;
         let mut runs = Runs::default();
-        for (index, start, bytes) in &segments {
-            let complete = match told.get(index) {
-                None => runs.add(false, *bytes),
-                Some(range) => runs.add_blocks(range, *start, *bytes),
+        for (index, start, bytes) in parts {
+            let complete = match index.and_then(|index| told.get(&index)) {
+                None => runs.add(false, bytes),
+                Some(range) => runs.add_blocks(range, start, bytes),
             };
             if !complete {
                 break;
@@ -92,6 +85,32 @@ impl Owner {
         // As for reads: the answer is true of one moment in this owner's office.
         self.confirm_leases(offset, runs.bytes()).await?;
         Ok(runs)
+    }
+
+    /// What has to be asked about a part of a slice: nothing if all of it was never written to.
+    async fn ask_about(
+        &self,
+        index: u32,
+        start: u64,
+        bytes: u64,
+    ) -> Result<Option<Asked>, IoStatus> {
+        let page = PAGE_BYTES as u64;
+        let first_block = (start / page) as u32;
+        let end_block = (start + bytes).div_ceil(page) as u32;
+        self.show_old_changes(index, (first_block, end_block))
+            .await?;
+        let (stable, sources) = self
+            .with_slice(index, |slice| (slice.stream.stable(), slice.sources()))
+            .ok_or(IoStatus::Interrupted)?;
+        Ok((stable > Seq(0)).then(|| Asked {
+            range: SliceRange {
+                slice: index,
+                stable: stable.0,
+                first_block,
+                blocks: end_block - first_block,
+            },
+            sources: self.nearest_first(sources),
+        }))
     }
 
     /// Asks about each slice the nearest copy that can tell.
@@ -121,20 +140,11 @@ impl Owner {
     /// What one copy's node can tell of these ranges.
     async fn ask_copy(&self, node: NodeId, ranges: Vec<SliceRange>) -> Vec<(u32, MappedRange)> {
         let slices: Vec<u32> = ranges.iter().map(|range| range.slice).collect();
-        let map = MapBlocks {
-            volume: self.volume.0,
-            view: self.view.0,
-            ranges,
-            runs_max: RUNS_MAX as u32 + 1,
-        };
+        let map = self.calls.map_request(ranges, RUNS_MAX as u32 + 1);
         let answer = if node == self.context.node() {
             self.context.holder.map_blocks(&map).await.ok()
         } else {
-            let body = replica_request::Body::MapBlocks(map);
-            let answer = self.ask(node, body, Bytes::new(), MAP_LIMIT).await;
-            answer
-                .ok()
-                .and_then(|(_, payload)| MappedBlocks::decode(payload).ok())
+            self.calls.map_blocks(node, map).await
         };
         let told = answer.unwrap_or_default().ranges;
         let known = |(_, range): &(u32, MappedRange)| !range.lengths.is_empty();

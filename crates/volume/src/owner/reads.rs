@@ -7,12 +7,12 @@ use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::{NodeId, PAGE_BYTES};
 use holdfast_wire::Seq;
-use holdfast_wire::replica::{ReadBlocks, ReplicaRefusal, replica_request};
+use holdfast_wire::replica::ReplicaRefusal;
 use holdfast_wire::volume::IoStatus;
 
-use crate::owner::Owner;
+use super::Owner;
+use super::io::IO_BYTES_MAX;
 
-const READ_LIMIT: Duration = Duration::from_millis(2000);
 /// How long a read waits for a lease before its portal is told to come again.
 const LEASE_PATIENCE: Duration = Duration::from_millis(2500);
 
@@ -41,13 +41,9 @@ impl Owner {
     pub(crate) async fn confirm_leases(&self, offset: u64, length: u64) -> Result<(), IoStatus> {
         let give_up = self.context.runtime.now() + LEASE_PATIENCE;
         loop {
-            let granted = self.lease_granted.notified();
-            let mut alive = true;
-            for (index, _, _) in self.segments(offset, length) {
-                let leased = self.with_slice(index, |slice| self.leased(slice));
-                alive &= leased.ok_or(IoStatus::Interrupted)?;
-            }
-            if alive {
+            let granted = self.leases.next_grant();
+            let alive = self.range_leased(offset, length);
+            if alive.ok_or(IoStatus::Interrupted)? {
                 return Ok(());
             }
             reach::note(Row::ReadWaitsLease);
@@ -83,6 +79,10 @@ impl Owner {
         first_block: u32,
         blocks: u32,
     ) -> Result<Bytes, IoStatus> {
+        if !self.slices.contains(index) && !self.gate.is_closed() {
+            reach::note(Row::ReadNeverWritten);
+            return Ok(zeroes(blocks as usize * PAGE_BYTES));
+        }
         self.show_old_changes(index, (first_block, first_block + blocks))
             .await?;
         let (stable, sources) = self
@@ -131,12 +131,6 @@ impl Owner {
         }
     }
 
-    pub(crate) fn nearest_first(&self, mut nodes: Vec<NodeId>) -> Vec<NodeId> {
-        let local = self.context.node();
-        nodes.sort_by_key(|node| *node != local);
-        nodes
-    }
-
     async fn read_copy(
         &self,
         index: u32,
@@ -151,15 +145,29 @@ impl Owner {
                 .read(self.key(index), self.view, stable, first_block, blocks)
                 .await;
         }
-        let read = ReadBlocks {
-            volume: self.volume.0,
-            slice: index,
-            view: self.view.0,
-            stable: stable.0,
-            first_block,
-            blocks,
-        };
-        let body = replica_request::Body::ReadBlocks(read);
-        Ok(self.ask(node, body, Bytes::new(), READ_LIMIT).await?.1)
+        let wanted = (first_block, blocks);
+        self.calls.read_blocks(node, index, stable, wanted).await
+    }
+}
+
+/// Zeroes that take no memory of their own, up to the longest operation.
+fn zeroes(bytes: usize) -> Bytes {
+    static ZEROES: [u8; 2 * IO_BYTES_MAX as usize] = [0; 2 * IO_BYTES_MAX as usize];
+    match bytes <= ZEROES.len() {
+        true => Bytes::from_static(&ZEROES[..bytes]),
+        false => Bytes::from(vec![0; bytes]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeroes_are_as_many_as_were_asked_for() {
+        for bytes in [0, PAGE_BYTES, 2 * IO_BYTES_MAX as usize, 9 << 20] {
+            let read = zeroes(bytes);
+            assert!(read.len() == bytes && read.iter().all(|byte| *byte == 0));
+        }
     }
 }

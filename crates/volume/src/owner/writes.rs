@@ -13,8 +13,8 @@ use holdfast_wire::volume::IoStatus;
 use holdfast_wire::{Seq, View};
 use tokio::sync::oneshot;
 
-use crate::owner::Owner;
-use crate::paths::PathKey;
+use super::Owner;
+use super::paths::PathKey;
 
 /// An operation as its portal asked for it.
 #[derive(Clone, Copy, Debug)]
@@ -98,6 +98,14 @@ impl Owner {
         bytes: u64,
         effect: Effect,
     ) -> Result<(), IoStatus> {
+        if self.history.has_zeroed_idle(operation.operation, index) {
+            reach::note(Row::RepeatAnswered);
+            return Ok(());
+        }
+        if matches!(effect, Effect::Zero) && self.zero_unwritten(operation, index).await? {
+            return Ok(());
+        }
+        self.placed(index).await?;
         if let Some(stable) = self.repeated(operation, index)? {
             return stable.await.map_err(|_| IoStatus::Interrupted);
         }
@@ -138,6 +146,25 @@ impl Owner {
         stable.await.map_err(|_| IoStatus::Interrupted)
     }
 
+    /// Zeroes a part of a slice, if nothing was ever written to it: then there is nothing to do,
+    /// but to be sure of that. False if it has to be written like any other change.
+    async fn zero_unwritten(&self, asked: &Asked, index: u32) -> Result<bool, IoStatus> {
+        if self.slices.contains(index) {
+            return Ok(false);
+        }
+        // Another owner may have placed the slice: not while these leases are alive.
+        let first = u64::from(index) * self.slice_bytes;
+        self.confirm_leases(first, 1).await?;
+        if self.slices.contains(index) || self.gate.is_closed() {
+            return Ok(false);
+        }
+        self.check_reservations(asked.standing, Access::Write)?;
+        self.judge_path(asked.path)?;
+        reach::note(Row::ZeroedNeverWritten);
+        self.history.note_idle_zero(asked.operation, index);
+        Ok(true)
+    }
+
     /// Compares and, if equal, writes: atomically with regard to every other operation on the
     /// range. `Err(Ok(offset))` says where the comparison failed.
     pub(crate) async fn compare_and_write(
@@ -155,6 +182,7 @@ impl Owner {
             // Atomic over two slices it could not be; 32 KiB at 4 KiB alignment never spans two.
             return Err(Err(IoStatus::Invalid));
         };
+        self.placed(index).await.map_err(Err)?;
         if let Some(stable) = self.repeated(operation, index).map_err(Err)? {
             return stable.await.map_err(|_| Err(IoStatus::Interrupted));
         }
@@ -206,14 +234,14 @@ impl Owner {
     /// If the operation is in the slice's stream already: when it is stable.
     fn repeated(&self, asked: &Asked, index: u32) -> Result<Option<Stability>, IoStatus> {
         self.with_slice(index, |slice| {
-            if let Some(seq) = slice.recorded(asked.operation) {
+            if let Some(seq) = slice.history.position(asked.operation) {
                 reach::note(Row::RepeatAnswered);
                 return Ok(Some(slice.when_stable(seq)));
             }
             let origin = asked.operation.origin;
             let fresh = asked.first_view == self.view
                 || slice
-                    .memory
+                    .history
                     .covers(origin, asked.first_view, asked.first_floor);
             if fresh {
                 Ok(None)
@@ -286,18 +314,24 @@ impl Owner {
             };
             let (numbered, commands) = slice.stream.submit(now, Rc::new(record), bytes);
             assert_eq!(numbered, seq, "the stream numbers what it was asked for");
-            slice.note_unsettled(seq, (first_block, first_block + blocks), held_at);
-            slice.remember(operation, seq, |operation| self.portal_is_past(operation));
+            let range = (first_block, first_block + blocks);
+            slice.note_unsettled(seq, range, held_at);
+            let is_over = |operation| self.history.portal_is_past(operation);
+            slice.history.remember(operation, seq, is_over);
+            let ahead = slice.nears_its_end(range, self.slice_blocks());
             let outgoing = slice.absorb(commands);
-            Ok((slice.key, stable, outgoing, slice.when_stable(seq)))
+            Ok((slice.key, stable, outgoing, slice.when_stable(seq), ahead))
         });
         let submitted = submitted.ok_or(IoStatus::Interrupted)?;
         if submitted.is_err() {
             self.ask_for_space(index);
         }
-        let (key, stable, outgoing, when_stable) = submitted?;
+        let (key, stable, outgoing, when_stable, ahead) = submitted?;
         self.send(key, stable, outgoing);
-        self.busy.notify_one();
+        self.slices.attend(index);
+        if ahead {
+            self.place_ahead(index);
+        }
         Ok(when_stable)
     }
 }

@@ -4,64 +4,17 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use holdfast_replica::stream::{Command, Role, Stream};
-use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Instant, NodeId};
-use holdfast_store::{OperationId, Record};
-use holdfast_wire::{Seq, SliceKey, View};
+use holdfast_store::Record;
+use holdfast_wire::{Seq, SliceKey};
 use tokio::sync::oneshot;
 
-use crate::bounds::VolumeBounds;
-use crate::locks::RangeLocks;
-use crate::paths::must_be_shown;
+use super::history::SliceHistory;
+use super::locks::RangeLocks;
+use super::paths::must_be_shown;
 
-/// Beyond, they are forgotten even if their portal may ask again.
-const OPERATIONS_MAX: usize = 1 << 16;
-
-/// What is remembered of the operations before this owner's time.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Memory {
-    /// Everything since the stream began.
-    whole: bool,
-    /// Everything in later views than this.
-    after_view: View,
-    /// Lowest remembered number of each portal; later records of it are remembered too.
-    lowest: BTreeMap<u64, u64>,
-}
-
-impl Memory {
-    /// Of copies that together hold `operations` (with view and position of their records), of
-    /// which every record from `from` on.
-    pub(crate) fn new(from: Seq, operations: &[(OperationId, View, Seq)]) -> Self {
-        let mut memory = Self {
-            whole: from.0 <= 1,
-            after_view: View(u64::MAX),
-            lowest: BTreeMap::new(),
-        };
-        for (operation, view, seq) in operations.iter().filter(|(_, _, seq)| *seq >= from) {
-            if *seq == from {
-                memory.after_view = *view;
-            }
-            let lowest = memory
-                .lowest
-                .entry(operation.origin)
-                .or_insert(operation.number);
-            *lowest = (*lowest).min(operation.number);
-        }
-        memory
-    }
-
-    /// Whether the operation would be remembered if an earlier owner had run it: it was first
-    /// sent after something that is remembered.
-    pub(crate) fn covers(&self, origin: u64, first_view: View, first_floor: u64) -> bool {
-        self.whole
-            || planted::is_active(Bug::CoverEverything)
-            || self.after_view < first_view
-            || self
-                .lowest
-                .get(&origin)
-                .is_some_and(|lowest| *lowest < first_floor)
-    }
-}
+/// Writes no further apart than this count as sequential: what a host has under way at once.
+const SEQUENTIAL_BLOCKS: u32 = 4096;
 
 /// What a copy was last told about the stable position.
 struct Told {
@@ -90,18 +43,16 @@ pub(crate) struct Slice {
     told: BTreeMap<NodeId, Told>,
     /// Copies whose promotion is proposed and not decided: required until it is.
     pub(crate) promoting: Vec<NodeId>,
-    pub(crate) memory: Memory,
-    /// Operations remembered, so that a repeated one is answered and not run again.
-    operations_kept: usize,
-    operations: BTreeMap<OperationId, Seq>,
-    operation_order: VecDeque<OperationId>,
+    pub(crate) history: SliceHistory,
+    /// Where the last write ended, in blocks.
+    last_end: u32,
     waiters: BTreeMap<Seq, Vec<oneshot::Sender<()>>>,
     unsettled: VecDeque<Unsettled>,
 }
 
 impl Slice {
     /// A slice whose copies are identical up to `last`.
-    pub(crate) fn new(key: SliceKey, last: Seq, bounds: VolumeBounds) -> Self {
+    pub(crate) fn new(key: SliceKey, last: Seq, history: SliceHistory) -> Self {
         Self {
             key,
             stream: Stream::new(last),
@@ -109,13 +60,28 @@ impl Slice {
             repeated_at: BTreeMap::new(),
             told: BTreeMap::new(),
             promoting: Vec::new(),
-            memory: Memory::default(),
-            operations_kept: bounds.operations,
-            operations: BTreeMap::new(),
-            operation_order: VecDeque::new(),
+            history,
+            last_end: 0,
             waiters: BTreeMap::new(),
             unsettled: VecDeque::new(),
         }
+    }
+
+    /// A copy knows already that everything up to the stable position is stable.
+    pub(crate) fn note_told(&mut self, node: NodeId, session: u64) {
+        let told = Told {
+            session,
+            stable: self.stream.stable(),
+            heard: true,
+        };
+        self.told.insert(node, told);
+    }
+
+    /// A write of these blocks, of `blocks` in the slice. Whether it looks like the end of a
+    /// sequential fill: near where the one before it ended, in the last quarter of the slice.
+    pub(crate) fn nears_its_end(&mut self, (first, end): (u32, u32), blocks: u32) -> bool {
+        let last_end = std::mem::replace(&mut self.last_end, end);
+        first.abs_diff(last_end) <= SEQUENTIAL_BLOCKS && last_end.min(first) > blocks / 4 * 3
     }
 
     /// A record takes its place in the stream.
@@ -152,30 +118,6 @@ impl Slice {
         sources
     }
 
-    /// Remembers where an operation is in the stream. `is_over` tells of an operation whether
-    /// its portal cannot ask for it again.
-    pub(crate) fn remember(
-        &mut self,
-        operation: OperationId,
-        seq: Seq,
-        is_over: impl Fn(OperationId) -> bool,
-    ) {
-        if self.operations.insert(operation, seq).is_none() {
-            self.operation_order.push_back(operation);
-        }
-        while self.operation_order.len() > self.operations_kept {
-            let Some(oldest) = self.operation_order.front().copied() else {
-                break;
-            };
-            let early = planted::is_active(Bug::ForgetOperationsEarly);
-            if !early && !is_over(oldest) && self.operation_order.len() <= OPERATIONS_MAX {
-                break;
-            }
-            self.operation_order.pop_front();
-            self.operations.remove(&oldest);
-        }
-    }
-
     /// Whether some copy that counts has too little space for new blocks.
     pub(crate) fn is_short(&self) -> bool {
         self.stream
@@ -188,11 +130,6 @@ impl Slice {
     pub(crate) fn gets_space(&self) -> bool {
         let mut members = self.stream.members().values();
         members.all(|m| m.role != Role::Required || m.free_bytes > 0 || m.freeing)
-    }
-
-    /// Where the operation is in the stream, if it is.
-    pub(crate) fn recorded(&self, operation: OperationId) -> Option<Seq> {
-        self.operations.get(&operation).copied()
     }
 
     /// Resolves when `seq` is stable; an error says that the owner closed first.
@@ -316,8 +253,10 @@ pub(crate) struct Outgoing {
 #[cfg(test)]
 mod tests {
     use holdfast_runtime::Incarnation;
-    use holdfast_store::Body;
+    use holdfast_store::{Body, OperationId};
+    use holdfast_wire::View;
 
+    use super::super::history::Memory;
     use super::*;
 
     const A: NodeId = NodeId(1);
@@ -328,7 +267,7 @@ mod tests {
     };
 
     fn idle_slice(last: u64) -> Slice {
-        let mut slice = Slice::new(KEY, Seq(last), VolumeBounds::SERVICE);
+        let mut slice = Slice::new(KEY, Seq(last), SliceHistory::new(Memory::of_nothing(), 16));
         for (node, session) in [(A, 71), (B, 72)] {
             let now = Instant::default();
             let role = Role::Required;
@@ -403,32 +342,20 @@ mod tests {
         assert!(slice.is_settled());
     }
 
-    fn at(origin: u64, number: u64, view: u64, seq: u64) -> (OperationId, View, Seq) {
-        (OperationId { origin, number }, View(view), Seq(seq))
-    }
-
     #[test]
-    fn an_operation_is_covered_if_it_was_first_sent_after_something_remembered() {
-        let memory = Memory::new(
-            Seq(50),
-            &[at(7, 3, 4, 20), at(7, 10, 5, 50), at(8, 2, 6, 51)],
-        );
+    fn the_end_of_a_sequential_fill_is_told_from_single_writes_there() {
+        let mut slice = idle_slice(0);
+        let blocks = 1 << 18;
         assert!(
-            memory.covers(7, View(5), 11),
-            "its portal's number 10 had ended before"
+            !slice.nears_its_end((250_000, 250_001), blocks),
+            "a single one"
         );
+        assert!(slice.nears_its_end((250_001, 250_257), blocks));
         assert!(
-            !memory.covers(7, View(5), 10),
-            "it may be older than what is remembered"
+            slice.nears_its_end((250_300, 250_400), blocks),
+            "a little out of order"
         );
-        assert!(!memory.covers(7, View(5), 4), "number 3 is beyond the gap");
-        assert!(memory.covers(9, View(6), 0), "all of view 6 is remembered");
-        assert!(!memory.covers(9, View(5), 0));
-    }
-
-    #[test]
-    fn a_copy_that_remembers_nothing_covers_nothing_unless_nothing_was_ever_written() {
-        assert!(!Memory::new(Seq(50), &[]).covers(7, View(9), 100));
-        assert!(Memory::new(Seq(1), &[]).covers(7, View(1), 0));
+        assert!(!slice.nears_its_end((10, 20), blocks));
+        assert!(!slice.nears_its_end((20, 30), blocks), "far from the end");
     }
 }

@@ -20,8 +20,10 @@ pub enum WaitReason {
     RestartedCopy,
     /// The config group has to agree on the opening.
     Opening,
-    /// Copies of slices that the volume grows by are not set up.
-    NewSlices,
+    /// Something is written for the first time, and these nodes have not set copies up.
+    Placement(BTreeSet<NodeId>),
+    /// The config group has to agree on where it goes.
+    PlacementAgreement,
     /// Writes are not acknowledged by copies on these nodes.
     Acknowledgement(BTreeSet<NodeId>),
     /// The config group has to agree that copies on these nodes do not count.

@@ -39,8 +39,9 @@ use holdfast_runtime::reach::{self, Row};
 use holdfast_wire::volume::IoStatus;
 use holdfast_wire::{Seq, VolumeId};
 
+use super::Owner;
+use super::slice::Slice;
 use crate::context::Context;
-use crate::owner::Owner;
 
 /// How long an applied state may lag before whoever asks is told to come again.
 const LAG_LIMIT: Duration = Duration::from_secs(2);
@@ -118,11 +119,13 @@ impl Owner {
             return false;
         }
         let mut pending = Vec::new();
-        for slice in self.slices.borrow_mut().iter_mut() {
+        let when_stable = |slice: &mut Slice| {
             let last = Seq(slice.stream.next().0 - 1);
-            if last > slice.stream.stable() {
-                pending.push(slice.when_stable(last));
-            }
+            (last > slice.stream.stable()).then(|| slice.when_stable(last))
+        };
+        // What is not stable needs attention.
+        for index in self.slices.attended() {
+            pending.extend(self.slices.with(index, when_stable).flatten());
         }
         for stable in pending {
             if stable.await.is_err() {

@@ -10,13 +10,12 @@ use holdfast_runtime::{Instant, PAGE_BYTES};
 use holdfast_store::OperationId;
 use holdfast_wire::View;
 use holdfast_wire::volume::{Io, IoKind, IoStatus};
-use tokio::sync::oneshot;
 
+use super::mapped::MAP_BYTES_MAX;
+use super::paths::{PathKey, Verdict};
+use super::writes::{Asked, Effect};
+use super::{Owner, WRITE_KIB_MIN};
 use crate::bounds::VolumeBounds;
-use crate::mapped::MAP_BYTES_MAX;
-use crate::owner::{Owner, Phase, WRITE_KIB_MIN};
-use crate::paths::{PathKey, Verdict};
-use crate::writes::{Asked, Effect};
 
 /// Granularity of offsets and lengths in bytes: the smallest logical block.
 const SECTOR_BYTES: u64 = 512;
@@ -29,6 +28,9 @@ const ZERO_BYTES_MAX: u64 = 4 << 30;
 /// How long an operation whose evidence has become old under way waits for newer. Its portal
 /// sends it more often.
 const EVIDENCE_PATIENCE: Duration = Duration::from_millis(1000);
+
+/// How long an operation beyond the end that this owner knows waits for its node to know more.
+const BARRIER_LIMIT: Duration = Duration::from_millis(2000);
 
 const _: () = assert!(IO_BYTES_MAX / 1024 <= VolumeBounds::SERVICE.in_flight_kib as u64);
 
@@ -53,13 +55,13 @@ impl Owner {
         if io.view == self.view.0 {
             self.take_evidence(io);
         }
-        if self.phase.get() != Phase::Open || self.draining.get() || io.view != self.view.0 {
+        if !self.gate.admits() || io.view != self.view.0 {
             return ended(IoStatus::NotOwner);
         }
         if io.kind() == IoKind::Hold {
             return ended(IoStatus::Done);
         }
-        self.note_use();
+        self.leases.note_use(self.context.runtime.now());
         if io.kind() == IoKind::Settle {
             return ended(self.settle(io.reservation_revision).await);
         }
@@ -92,22 +94,19 @@ impl Owner {
                 Err(status) => ended(status),
             };
         }
-        if self.is_over(io) {
+        let operation = operation_of(io);
+        if self.history.is_over(operation, io.floor) {
             reach::note(Row::RepeatOver);
             return ended(IoStatus::Over);
         }
-        let operation = operation_of(io);
-        if let Some(answer) = self.join_running(operation)
+        if let Some(answer) = self.history.join_running(operation)
             && !planted::is_active(Bug::RunTwiceAtOnce)
         {
             reach::note(Row::RepeatJoins);
             // Asked for again over another link: whoever runs it answers both.
             return ended(answer.await.unwrap_or(IoStatus::Interrupted));
         }
-        let running = Running {
-            owner: self,
-            operation,
-        };
+        let running = self.history.run(operation);
         if let Err(status) = self.judge_path(path_of(io)) {
             running.end(status);
             return ended(status);
@@ -150,7 +149,7 @@ impl Owner {
         let give_up = self.context.runtime.now() + EVIDENCE_PATIENCE;
         loop {
             let (status, at) = self.try_change(&asked, io, payload.clone()).await;
-            if status != IoStatus::Stale || self.draining.get() {
+            if status != IoStatus::Stale || self.gate.is_draining() {
                 return (status, at);
             }
             // It has waited here for long. Its portal sends newer evidence all the while, so its
@@ -167,7 +166,7 @@ impl Owner {
     async fn vouched(&self, path: PathKey) {
         loop {
             let news = self.paths_changed.notified();
-            if self.judge_path(path) != Err(IoStatus::Stale) || self.phase.get() == Phase::Closed {
+            if self.judge_path(path) != Err(IoStatus::Stale) || self.gate.is_closed() {
                 return;
             }
             news.await;
@@ -243,35 +242,28 @@ impl Owner {
         }
     }
 
-    /// Whether the portal has said that operations with this number have ended.
-    fn is_over(&self, io: &Io) -> bool {
-        let mut floors = self.floors.borrow_mut();
-        let floor = floors.entry(io.origin).or_insert(io.floor);
-        *floor = (*floor).max(io.floor);
-        io.operation < *floor
-    }
-
-    /// Whether the operation's portal has said that it has ended.
-    pub(crate) fn portal_is_past(&self, operation: OperationId) -> bool {
-        let floors = self.floors.borrow();
-        floors
-            .get(&operation.origin)
-            .is_some_and(|floor| operation.number < *floor)
-    }
-
-    /// Registers with the same operation if it is under way, else as the one that runs it.
-    fn join_running(&self, operation: OperationId) -> Option<oneshot::Receiver<IoStatus>> {
-        let mut running = self.running.borrow_mut();
-        match running.get_mut(&operation) {
-            Some(others) => {
-                let (sender, receiver) = oneshot::channel();
-                others.push(sender);
-                Some(receiver)
-            }
-            None => {
-                running.insert(operation, Vec::new());
-                None
-            }
+    /// Whether the operation ends within the volume. Another node may have learned of a new size
+    /// before this one.
+    async fn check_bounds(&self, io: &Io) -> Result<(), IoStatus> {
+        let Some(end) = io.offset.checked_add(io.length) else {
+            return Err(IoStatus::Invalid);
+        };
+        if end <= self.size_bytes.get() {
+            return Ok(());
+        }
+        if !self.context.config.read_barrier(BARRIER_LIMIT).await {
+            return Err(IoStatus::Interrupted);
+        }
+        self.follow_size();
+        let state = self.context.config.state();
+        let agreed = state.volumes.get(&self.volume);
+        if end <= self.size_bytes.get() {
+            Ok(())
+        } else if agreed.is_some_and(|record| end <= record.size_bytes) {
+            // Agreed on after this owner's time.
+            Err(IoStatus::Interrupted)
+        } else {
+            Err(IoStatus::Invalid)
         }
     }
 
@@ -326,26 +318,4 @@ fn is_well_formed(io: &Io, payload: &Bytes) -> bool {
 fn is_whole_blocks(io: &Io) -> bool {
     let page = PAGE_BYTES as u64;
     io.offset.is_multiple_of(page) && io.length.is_multiple_of(page)
-}
-
-/// An operation under way; if its future is dropped, those who joined hear "interrupted".
-struct Running<'a> {
-    owner: &'a Owner,
-    operation: OperationId,
-}
-
-impl Running<'_> {
-    fn end(self, status: IoStatus) {
-        let others = self.owner.running.borrow_mut().remove(&self.operation);
-        for other in others.into_iter().flatten() {
-            let _ = other.send(status);
-        }
-    }
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.owner.running.borrow_mut().remove(&self.operation);
-        self.owner.operation_ended.notify_waiters();
-    }
 }
