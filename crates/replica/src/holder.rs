@@ -22,7 +22,7 @@ use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::rpc::{Incoming, Rpc};
 use holdfast_runtime::{Frame, Incarnation, Instant, NodeId, Runtime, Service};
-use holdfast_store::{Record, Store, StoreError};
+use holdfast_store::{CopyState, Record, Store, StoreError};
 use holdfast_wire::replica::{
     Ack, Append, FetchRecord, Lease, ReadBlocks, ReplicaNotice, ReplicaRefusal, ReplicaReply,
     ReplicaRequest, VolumeView, replica_notice, replica_request,
@@ -453,10 +453,23 @@ impl Holder {
             // An idle stream's owner makes sure that its stable position is known here.
             return Ok(Bytes::new());
         }
+        self.check_complete(slice)?;
         self.store
             .read(slice, first_block, blocks)
             .await
             .map_err(refused)
+    }
+
+    /// Refuses to be a source while this copy joins: it takes the stream, and lacks what came
+    /// before. An owner may still hold it for the copy in sync that it was a moment ago.
+    pub(crate) fn check_complete(&self, slice: SliceKey) -> Result<(), ReplicaRefusal> {
+        match self.store.copy_state(slice) {
+            CopyState::InSync => Ok(()),
+            CopyState::Joining { .. } | CopyState::Absent => {
+                reach::note(Row::ReadJoining);
+                Err(ReplicaRefusal::SessionStale)
+            }
+        }
     }
 
     /// Makes everything up to the owner's `stable` readable here; refuses if this copy lacks it.

@@ -79,6 +79,10 @@ impl Holder {
             return Err(ReplicaRefusal::Unknown);
         }
         let _turn = self.set_up(slice, view, start.session).await?;
+        if self.has_begun(slice, start.session) {
+            // It has joined, and may be in sync by now; this came late.
+            return Err(ReplicaRefusal::SessionStale);
+        }
         self.receiving.borrow_mut().remove(&slice);
         let mut base = self.store.base(slice);
         let stable = self.store.stable(slice);
@@ -109,6 +113,7 @@ impl Holder {
         };
         self.check_view(changed.volume, changed.view)?;
         self.raise_stable(slice, View(changed.view), Seq(changed.stable))?;
+        self.check_complete(slice)?;
         let limit = changed.limit.clamp(1, 1024) as usize;
         let found = self
             .store
@@ -140,6 +145,7 @@ impl Holder {
         };
         self.check_view(read.volume, read.view)?;
         self.raise_stable(slice, View(read.view), Seq(read.stable))?;
+        self.check_complete(slice)?;
         let versions = self.store.read_versions(slice, &read.blocks).await;
         let mut intact = versions.map_err(refused)?;
         intact.retain(|version| version.content != Copied::Lost);

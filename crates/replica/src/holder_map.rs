@@ -26,7 +26,9 @@ impl Holder {
                 slice: range.slice,
             };
             let (first, blocks) = (range.first_block, range.blocks);
-            let told = match self.raise_stable(slice, View(map.view), Seq(range.stable)) {
+            let stable = Seq(range.stable);
+            let known = self.raise_stable(slice, View(map.view), stable);
+            let told = match known.and_then(|()| self.check_complete(slice)) {
                 Ok(()) => self
                     .store
                     .mapped(slice, first, blocks, map.runs_max as usize)

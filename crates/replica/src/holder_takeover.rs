@@ -176,6 +176,13 @@ impl Holder {
         Ok((ReplicaReply::default(), Bytes::new()))
     }
 
+    /// Whether this very stream has been set up.
+    pub(crate) fn has_begun(&self, slice: SliceKey, session: u64) -> bool {
+        let receiving = self.receiving.borrow();
+        let begun = receiving.get(&slice).map(|receiver| receiver.session);
+        begun == Some(session)
+    }
+
     /// The earlier stream ends, and what the new owner does not keep of it is dropped.
     async fn begin_set_up(
         &self,
@@ -185,12 +192,7 @@ impl Holder {
         keep_through: Seq,
     ) -> Result<OwnedMutexGuard<()>, ReplicaRefusal> {
         let turn = self.set_up(slice, view, session).await?;
-        let begun = self
-            .receiving
-            .borrow()
-            .get(&slice)
-            .map(|receiver| receiver.session);
-        if begun == Some(session) {
+        if self.has_begun(slice, session) {
             // The last message of this very set-up has been done; this is a part of it, late.
             return Err(ReplicaRefusal::SessionStale);
         }

@@ -95,6 +95,8 @@ pub enum Row {
     PlacementUnknown,
     /// Reads: of a slice that was never written to.
     ReadNeverWritten,
+    /// Reads: a copy that joins is asked, as it was in sync a moment ago.
+    ReadJoining,
     /// Writes: zeroes for a slice that was never written to.
     ZeroedNeverWritten,
     /// Journal: the writer waits for room.
@@ -147,7 +149,7 @@ pub enum Row {
 
 impl Row {
     /// All of them.
-    pub const ALL: [Self; 66] = [
+    pub const ALL: [Self; 67] = [
         Self::FenceLeftOut,
         Self::LaterView,
         Self::IncompleteCopy,
@@ -190,6 +192,7 @@ impl Row {
         Self::PlacingAgain,
         Self::PlacementUnknown,
         Self::ReadNeverWritten,
+        Self::ReadJoining,
         Self::ZeroedNeverWritten,
         Self::JournalBlocked,
         Self::JournalRelocates,
@@ -261,6 +264,7 @@ impl Row {
             Self::PlacingAgain => "placing: begins again",
             Self::PlacementUnknown => "placing: of unknown outcome",
             Self::ReadNeverWritten => "reads: never written",
+            Self::ReadJoining => "reads: a copy that joins",
             Self::ZeroedNeverWritten => "writes: zeroes, never written",
             Self::JournalBlocked => "journal: the writer waits for room",
             Self::JournalRelocates => "journal: records are journaled again",

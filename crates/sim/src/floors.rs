@@ -75,6 +75,9 @@ pub const fn of(row: Row) -> Floor {
         Row::PlacingAgain => InClusters(1),
         Row::PlacementUnknown => InClusters(1),
         Row::ReadNeverWritten => InClusters(1),
+        Row::ReadJoining => {
+            Unmet("an owner asks a copy again only if others kept it waiting for seconds")
+        }
         Row::ZeroedNeverWritten => InClusters(1),
         Row::JournalBlocked => InStores(50),
         Row::JournalRelocates => InStores(10),

@@ -12,6 +12,7 @@ use holdfast_wire::volume::IoStatus;
 
 use super::Owner;
 use super::io::IO_BYTES_MAX;
+use super::slice::Slice;
 
 /// How long a read waits for a lease before its portal is told to come again.
 const LEASE_PATIENCE: Duration = Duration::from_millis(2500);
@@ -90,6 +91,12 @@ impl Owner {
             .ok_or(IoStatus::Interrupted)?;
         let mut intact_elsewhere = sources.is_empty();
         for node in self.nearest_first(sources) {
+            // The one before may have kept this waiting for seconds.
+            let is_source = |slice: &mut Slice| slice.sources().contains(&node);
+            if self.with_slice(index, is_source) != Some(true) {
+                intact_elsewhere = true;
+                continue;
+            }
             match self
                 .read_copy(index, node, stable, first_block, blocks)
                 .await
