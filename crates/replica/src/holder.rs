@@ -58,7 +58,7 @@ pub struct Holder {
     /// The newest stream that an owner has begun to set up, by slice. Set-up messages of an
     /// earlier one may still arrive, and must not undo what came after.
     pub(crate) newest_session: RefCell<BTreeMap<SliceKey, (View, u64)>>,
-    setting_up: RefCell<BTreeMap<SliceKey, Arc<Mutex<()>>>>,
+    pub(crate) setting_up: RefCell<BTreeMap<SliceKey, Arc<Mutex<()>>>>,
     on_ack: RefCell<Option<AckHandler>>,
     on_promise: RefCell<Option<PromiseHandler>>,
     is_deleted: RefCell<Option<DeletedCheck>>,
@@ -126,32 +126,6 @@ impl Holder {
     pub fn note_dead(&self, node: NodeId, incarnation: Incarnation) {
         self.grants.borrow_mut().note_dead(node, incarnation);
         self.death.notify_waiters();
-    }
-
-    /// Forgets what is in memory about a volume that is known to be deleted, once what was being
-    /// set up of it has ended: after this nothing of it is taken in.
-    pub async fn forget_volume(&self, volume: u64) {
-        let of_volume = |slice: &SliceKey| slice.volume == volume;
-        self.receiving
-            .borrow_mut()
-            .retain(|slice, _| !of_volume(slice));
-        let under_way: Vec<Arc<Mutex<()>>> = {
-            let setting_up = self.setting_up.borrow();
-            let turns = setting_up.iter().filter(|(slice, _)| of_volume(slice));
-            turns.map(|(_, turn)| turn.clone()).collect()
-        };
-        for turn in under_way {
-            drop(turn.lock().await);
-        }
-        self.receiving
-            .borrow_mut()
-            .retain(|slice, _| !of_volume(slice));
-        self.newest_session
-            .borrow_mut()
-            .retain(|slice, _| !of_volume(slice));
-        self.setting_up
-            .borrow_mut()
-            .retain(|slice, _| !of_volume(slice));
     }
 
     fn on_notice(self: &Rc<Self>, incoming: Incoming) {

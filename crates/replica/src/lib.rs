@@ -15,6 +15,7 @@
 
 pub mod grants;
 pub mod holder;
+mod holder_forget;
 mod holder_join;
 mod holder_map;
 pub mod holder_takeover;
@@ -23,6 +24,7 @@ pub mod receive;
 pub mod stream;
 
 pub use holder::Holder;
+pub use holder_forget::SetUps;
 
 use std::time::Duration;
 
