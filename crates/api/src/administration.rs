@@ -1,6 +1,6 @@
 //! Answers requests from the cluster's state, on the node's own thread.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -13,16 +13,19 @@ use holdfast_runtime::host::{ClusterAuthority, HostLinks, JoinToken};
 use holdfast_wire::{View, VolumeId};
 use sha2::{Digest, Sha256};
 
+use crate::listing::{
+    self, NodePage, SlicePage, VolumePage, WhichNodes, WhichSlices, WhichVolumes,
+};
+use crate::peers::{Answer, Heard, Peers, Silence};
 use crate::problem::{Problem, ProblemKind};
 use crate::requests::Request;
-use crate::secrets;
 use crate::types::{
     ClusterStatus, CreatedVolume, JoinTokenText, NewOwner, NewSecret, NewToken, NewVolume,
     NodeState, NodeStatus, RotatedSecret, ScrubAction, ScrubOrder, SelfReport, VolumeChange,
-    VolumeStatus, WhichNodes,
+    VolumeStatus,
 };
-use crate::views::{self, Seen};
-use crate::{names, peers};
+use crate::views::{self, Seen, Shared};
+use crate::{names, peers, reports, secrets};
 
 /// Longer than an election and a takeover of the leader's office.
 const PROPOSAL_LIMIT: Duration = Duration::from_secs(10);
@@ -41,6 +44,7 @@ pub struct Administration {
     node: Rc<Node>,
     links: Rc<HostLinks>,
     link_address: String,
+    peers: Peers,
 }
 
 impl Administration {
@@ -50,11 +54,12 @@ impl Administration {
             node,
             links,
             link_address,
+            peers: Peers::default(),
         });
         let weak = Rc::downgrade(&administration);
-        peers::serve_reports(&administration.node.context().rpc, move || {
-            weak.upgrade()
-                .map(|administration| administration.own_report())
+        peers::serve(&administration.node.context().rpc, move || {
+            let administration = weak.upgrade()?;
+            Some((administration.node.clone(), administration.links.clone()))
         });
         administration
     }
@@ -75,13 +80,17 @@ impl Administration {
                 reply.send(self.change_balance(wanted).await).is_ok()
             }
             Request::OwnReport(reply) => reply.send(Ok(self.own_report())).is_ok(),
-            Request::Nodes(which, reply) => reply.send(Ok(self.nodes(which).await)).is_ok(),
+            Request::Nodes(which, reply) => reply.send(self.nodes(&which).await).is_ok(),
             Request::Node(id, reply) => reply.send(self.one_node(id).await).is_ok(),
             Request::Evict(id, reply) => reply.send(self.evict(id).await).is_ok(),
             Request::OrderScrub(id, order, reply) => {
                 reply.send(self.order_scrub(id, order).await).is_ok()
             }
-            Request::Volumes(reply) => reply.send(Ok(self.volumes().await)).is_ok(),
+            Request::ForgetStalls(id, reply) => reply.send(self.forget_stalls(id).await).is_ok(),
+            Request::Volumes(which, reply) => reply.send(self.volumes(&which).await).is_ok(),
+            Request::Slices(name, which, reply) => {
+                reply.send(self.slices(&name, &which).await).is_ok()
+            }
             Request::Volume(name, reply) => reply.send(self.volume(&name).await).is_ok(),
             Request::CreateVolume(wanted, reply) => {
                 reply.send(self.create_volume(wanted).await).is_ok()
@@ -104,10 +113,9 @@ impl Administration {
     /// How the cluster is.
     pub async fn cluster(&self) -> ClusterStatus {
         let confirmed = self.confirm().await;
-        let state = self.node.state();
-        // Owners explain what they wait for, and every node how much space it has.
-        let reports = self.reports(state.nodes.keys().copied()).await;
-        views::cluster(&self.seen(reports), confirmed)
+        let volumes = views::to_explain(&self.node.state());
+        let heard = self.hear(&volumes).await;
+        views::cluster(&self.seen(heard), confirmed)
     }
 
     async fn add_token(&self, wanted: &NewToken) -> Result<JoinTokenText, Problem> {
@@ -151,27 +159,34 @@ impl Administration {
     }
 
     fn own_report(&self) -> SelfReport {
-        views::own_report(&self.node, &self.links)
+        reports::own_report(&self.node, &self.links)
     }
 
-    async fn nodes(&self, which: WhichNodes) -> Vec<NodeStatus> {
-        self.confirm().await;
-        let state = self.node.state();
-        let reports = self.reports(state.nodes.keys().copied()).await;
-        let mut nodes = views::nodes(&self.seen(reports));
+    async fn nodes(&self, which: &WhichNodes) -> Result<NodePage, Problem> {
+        self.confirm_first_page(which.cursor.as_deref()).await;
+        let heard = self.hear(&[]).await;
+        let mut nodes = views::nodes(&self.seen(heard));
         nodes.retain(|node| which.evicted || node.state != NodeState::Evicted);
-        nodes
+        listing::nodes(nodes, which)
     }
 
     async fn one_node(&self, id: u64) -> Result<NodeStatus, Problem> {
         self.confirm().await;
         let node = NodeId(id);
-        if !self.node.state().nodes.contains_key(&node) {
+        let state = self.node.state();
+        if !state.nodes.contains_key(&node) {
             return Err(Refusal::NodeUnknown(node).into());
         }
-        let reports = self.reports([node]).await;
-        let nodes = views::nodes(&self.seen(reports));
-        let found = nodes.into_iter().find(|status| status.id == id);
+        let rpc = &self.node.context().rpc;
+        let wanted = BTreeSet::from([node]);
+        let no_volumes = BTreeMap::new();
+        let heard = self.peers.ask(rpc, &state, &wanted, &no_volumes).await;
+        self.shown_node(node, heard)
+    }
+
+    fn shown_node(&self, node: NodeId, heard: Heard) -> Result<NodeStatus, Problem> {
+        let nodes = views::nodes(&self.seen(heard));
+        let found = nodes.into_iter().find(|status| status.id == node.0);
         found.ok_or_else(|| Refusal::NodeUnknown(node).into())
     }
 
@@ -191,27 +206,84 @@ impl Administration {
             });
             return self.one_node(id).await;
         }
-        let state = self.node.state();
-        let record = state.nodes.get(&node).ok_or(Refusal::NodeUnknown(node))?;
-        peers::order_scrub(node, record, order).await
+        self.known(node)?;
+        let rpc = &self.node.context().rpc;
+        let answer = peers::order_scrub(rpc, node, order.action).await;
+        self.after_order(node, answer)
     }
 
-    async fn volumes(&self) -> Vec<VolumeStatus> {
-        self.confirm().await;
-        let state = self.node.state();
+    async fn forget_stalls(&self, id: u64) -> Result<NodeStatus, Problem> {
+        let node = NodeId(id);
+        if node == self.node.id() {
+            self.node.context().runtime.forget_stalls();
+            return self.one_node(id).await;
+        }
+        self.known(node)?;
+        let answer = peers::forget_stalls(&self.node.context().rpc, node).await;
+        self.after_order(node, answer)
+    }
+
+    fn known(&self, node: NodeId) -> Result<(), Problem> {
+        match self.node.state().nodes.contains_key(&node) {
+            true => Ok(()),
+            false => Err(Refusal::NodeUnknown(node).into()),
+        }
+    }
+
+    /// The node that was told something, as it says of itself since.
+    fn after_order(
+        &self,
+        node: NodeId,
+        answer: Result<Answer, Silence>,
+    ) -> Result<NodeStatus, Problem> {
+        if let Err(silence) = answer {
+            return Err(Problem::new(
+                ProblemKind::Unavailable,
+                format!("node {node} {}", silence.text()),
+                "`holdfast node list` shows how the nodes are. The order may have been obeyed; to \
+                 give it once more does no harm",
+            ));
+        }
+        let mut heard = Heard::default();
+        heard.note(node, answer);
+        self.shown_node(node, heard)
+    }
+
+    async fn volumes(&self, which: &WhichVolumes) -> Result<VolumePage, Problem> {
+        self.confirm_first_page(which.cursor.as_deref()).await;
+        let (ids, next_cursor) = listing::volumes(&self.node.state(), which)?;
         // Owners say what they do, and every node for how long its initiators wait.
-        let reports = self.reports(state.nodes.keys().copied()).await;
-        let mut volumes = views::volumes(&self.seen(reports));
-        volumes.sort_by(|one, other| one.name.cmp(&other.name));
-        volumes
+        let heard = self.hear(&ids).await;
+        let seen = self.seen(heard);
+        let shared = Shared::of(&seen);
+        let ids = ids.into_iter();
+        Ok(VolumePage {
+            volumes: ids
+                .filter_map(|id| views::volume(&seen, &shared, id))
+                .collect(),
+            next_cursor,
+        })
     }
 
     async fn volume(&self, name: &str) -> Result<VolumeStatus, Problem> {
         self.confirm().await;
         let state = self.node.state();
         let (id, _) = self.find(&state, name)?;
-        let reports = self.reports(state.nodes.keys().copied()).await;
-        views::volume(&self.seen(reports), id).ok_or_else(|| unknown_volume(name))
+        let heard = self.hear(&[id]).await;
+        self.shown_volume(id, heard)
+            .ok_or_else(|| unknown_volume(name))
+    }
+
+    fn shown_volume(&self, id: VolumeId, heard: Heard) -> Option<VolumeStatus> {
+        let seen = self.seen(heard);
+        views::volume(&seen, &Shared::of(&seen), id)
+    }
+
+    async fn slices(&self, name: &str, which: &WhichSlices) -> Result<SlicePage, Problem> {
+        self.confirm_first_page(which.cursor.as_deref()).await;
+        let state = self.node.state();
+        let (_, record) = self.find(&state, name)?;
+        listing::slices(record, which)
     }
 
     async fn create_volume(&self, wanted: NewVolume) -> Result<CreatedVolume, Problem> {
@@ -243,8 +315,8 @@ impl Administration {
             unreachable!("creating a volume has no other good outcome");
         };
         runtime.timeout(OPENING_LIMIT, self.opened(id)).await;
-        let volume =
-            views::volume(&self.seen(BTreeMap::new()), id).ok_or_else(|| unknown_volume(&name))?;
+        let volume = self.shown_volume(id, Heard::default());
+        let volume = volume.ok_or_else(|| unknown_volume(&name))?;
         Ok(CreatedVolume {
             volume,
             credentials,
@@ -420,22 +492,43 @@ impl Administration {
         barrier.is_ok()
     }
 
-    async fn reports(
-        &self,
-        wanted: impl IntoIterator<Item = NodeId>,
-    ) -> BTreeMap<NodeId, SelfReport> {
-        let state = self.node.state();
-        peers::reports(&self.node.context().rpc, &state, wanted).await
+    /// The same for a listing. Pages that follow the first show no older state than that did.
+    async fn confirm_first_page(&self, cursor: Option<&str>) {
+        if cursor.is_none() {
+            self.confirm().await;
+        }
     }
 
-    fn seen(&self, mut reports: BTreeMap<NodeId, SelfReport>) -> Seen {
-        reports.insert(self.node.id(), self.own_report());
+    /// What all nodes say of themselves, and the owners of these volumes of what they do.
+    async fn hear(&self, volumes: &[VolumeId]) -> Heard {
+        let state = self.node.state();
+        let mut by_owner: BTreeMap<NodeId, Vec<u64>> = BTreeMap::new();
+        for volume in volumes {
+            let owner = state.volumes.get(volume).and_then(|record| record.owner);
+            if let Some(owner) = owner {
+                by_owner.entry(owner.node).or_default().push(volume.0);
+            }
+        }
+        let wanted = state.nodes.keys().copied().collect();
+        let rpc = &self.node.context().rpc;
+        let mut heard = self.peers.ask(rpc, &state, &wanted, &by_owner).await;
+        for volume in volumes {
+            if let Some(status) = self.node.owner_status(*volume) {
+                let report = reports::owner_report(&self.node, &status);
+                heard.owners.insert(*volume, report);
+            }
+        }
+        heard
+    }
+
+    fn seen(&self, mut heard: Heard) -> Seen {
+        heard.reports.insert(self.node.id(), self.own_report());
         Seen {
             state: self.node.state(),
             local: self.node.id(),
             leader: self.node.group().leader(),
             voters: self.node.group().voters(),
-            reports,
+            heard,
             missing_links: views::missing_links(&self.node),
             now_unix_ms: self.node.context().runtime.unix_time_ms(),
         }

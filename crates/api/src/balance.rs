@@ -1,7 +1,10 @@
 //! How the owners' load is spread over the nodes, and what would make it more even.
 
+use std::collections::BTreeMap;
+
 use holdfast_config::state::Change;
 use holdfast_node::{Effort, Scope};
+use holdfast_runtime::NodeId;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -80,16 +83,16 @@ impl Administration {
             let record = state.volumes.get(&volume);
             record.map(|record| record.name.clone())
         };
-        let owns = |node| {
-            let owners = state.volumes.values().filter_map(|record| record.owner);
-            owners.filter(|owner| owner.node == node).count() as u64
-        };
+        let mut owns: BTreeMap<NodeId, u64> = BTreeMap::new();
+        for owner in state.volumes.values().filter_map(|record| record.owner) {
+            *owns.entry(owner.node).or_default() += 1;
+        }
         Balance {
             automatic: report.automatic,
             nodes: (report.loads_us.iter())
                 .map(|(node, load_us)| NodeBurden {
                     node: node.0,
-                    owns: owns(*node),
+                    owns: owns.get(node).copied().unwrap_or(0),
                     load_us: *load_us,
                 })
                 .collect(),

@@ -1,4 +1,4 @@
-//! The client of the API, for the command line and for nodes among themselves.
+//! The client of the API, for the command line.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use thiserror::Error;
 
 use crate::DEFAULT_PORT;
 use crate::balance::{Balance, BalanceChange, WhichMoves};
+use crate::listing::{NodePage, SlicePage, VolumePage, WhichNodes, WhichSlices, WhichVolumes};
 use crate::problem::Problem;
 use crate::types::{
     ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewOwner, NewSecret, NewToken,
     NewVolume, NodeStatus, RotatedSecret, ScrubOrder, SelfReport, VolumeChange, VolumeStatus,
-    WhichNodes,
 };
 
 /// Why a request has no good answer.
@@ -105,14 +105,22 @@ impl Client {
         self.decode(self.send(request).await?).await
     }
 
-    /// The nodes.
-    pub async fn nodes(&self, which: WhichNodes) -> Result<Vec<NodeStatus>, ClientError> {
-        let mut url = self.url(&["v1", "nodes"]);
-        if which.evicted {
-            url.set_query(Some("evicted=true"));
+    /// One page of nodes.
+    pub async fn node_page(&self, which: &WhichNodes) -> Result<NodePage, ClientError> {
+        self.get_with(&["v1", "nodes"], which).await
+    }
+
+    /// All nodes, page by page.
+    pub async fn nodes(&self, mut which: WhichNodes) -> Result<Vec<NodeStatus>, ClientError> {
+        let mut nodes = Vec::new();
+        loop {
+            let page = self.node_page(&which).await?;
+            nodes.extend(page.nodes);
+            match page.next_cursor {
+                None => return Ok(nodes),
+                cursor => which.cursor = cursor,
+            }
         }
-        let request = self.http.request(Method::GET, url);
-        self.decode(self.send(request).await?).await
     }
 
     /// One node.
@@ -137,9 +145,40 @@ impl Client {
         self.decode(self.send(request).await?).await
     }
 
-    /// All volumes.
+    /// Lets a node begin anew with its longest stalls.
+    pub async fn forget_stalls(&self, id: u64) -> Result<NodeStatus, ClientError> {
+        let url = self.url(&["v1", "nodes", &id.to_string(), "stalls"]);
+        let request = self.http.request(Method::DELETE, url);
+        self.decode(self.send(request).await?).await
+    }
+
+    /// One page of volumes.
+    pub async fn volume_page(&self, which: &WhichVolumes) -> Result<VolumePage, ClientError> {
+        self.get_with(&["v1", "volumes"], which).await
+    }
+
+    /// All volumes, page by page.
     pub async fn volumes(&self) -> Result<Vec<VolumeStatus>, ClientError> {
-        self.get(&["v1", "volumes"]).await
+        let mut which = WhichVolumes::default();
+        let mut volumes = Vec::new();
+        loop {
+            let page = self.volume_page(&which).await?;
+            volumes.extend(page.volumes);
+            match page.next_cursor {
+                None => return Ok(volumes),
+                cursor => which.cursor = cursor,
+            }
+        }
+    }
+
+    /// One page of a volume's slices.
+    pub async fn slice_page(
+        &self,
+        name: &str,
+        which: &WhichSlices,
+    ) -> Result<SlicePage, ClientError> {
+        self.get_with(&["v1", "volumes", name, "slices"], which)
+            .await
     }
 
     /// One volume.
@@ -204,6 +243,18 @@ impl Client {
         self.decode(self.send(request).await?).await
     }
 
+    /// With what is wanted as the query.
+    async fn get_with<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        which: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let mut url = self.url(path);
+        append_query(&mut url, which);
+        let request = self.http.request(Method::GET, url);
+        self.decode(self.send(request).await?).await
+    }
+
     async fn post<T: DeserializeOwned>(
         &self,
         path: &[&str],
@@ -241,6 +292,18 @@ impl Client {
             url: self.base.to_string(),
             reason,
         }
+    }
+}
+
+/// The fields that are there, as the parts of a query. They are words, numbers and switches.
+fn append_query(url: &mut Url, which: &impl Serialize) {
+    let fields = serde_json::to_value(which).unwrap_or_default();
+    for (name, value) in fields.as_object().into_iter().flatten() {
+        let text = match value {
+            serde_json::Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        url.query_pairs_mut().append_pair(name, &text);
     }
 }
 
@@ -313,6 +376,35 @@ mod tests {
             let refused = Client::new(wrong, Duration::from_secs(1));
             assert!(matches!(refused, Err(ClientError::Address(_))), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_query_says_what_is_wanted_and_nothing_else() {
+        let query = |which: WhichVolumes| {
+            let mut url = Url::parse("http://host/v1/volumes").unwrap();
+            append_query(&mut url, &which);
+            url.query().map(ToOwned::to_owned)
+        };
+        assert_eq!(query(WhichVolumes::default()), None);
+        let which = WhichVolumes {
+            limit: Some(7),
+            cursor: Some("v.a&b".into()),
+            state: Some(crate::VolumeState::TakingOver),
+            impaired: true,
+            ..WhichVolumes::default()
+        };
+        let query = query(which).unwrap();
+        let mut parts: Vec<&str> = query.split('&').collect();
+        parts.sort_unstable();
+        assert_eq!(
+            parts,
+            [
+                "cursor=v.a%26b",
+                "impaired=true",
+                "limit=7",
+                "state=taking-over"
+            ]
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  HTTP ─ routes ─ Request ──(channel)──► Administration ─ Node     one thread, local
-//!  client ─ HTTP                              └─ peers ─ HTTP ─► /v1/self of other nodes
+//!  client ─ HTTP                              └─ peers ─ links between nodes ─► other nodes
 //! ```
 //!
 //! What it promises:
@@ -22,21 +22,26 @@
 mod administration;
 mod balance;
 mod client;
+mod listing;
 mod names;
 mod openapi;
 mod peers;
 mod problem;
+mod reports;
 mod requests;
 mod routes;
 mod secrets;
 mod serve;
 mod service;
+#[cfg(test)]
+mod testing;
 mod types;
 mod views;
 
 pub use administration::{Administration, NO_CLUSTER};
 pub use balance::{Balance, BalanceChange, BalanceMove, NodeBurden, WhichMoves};
 pub use client::{Client, ClientError};
+pub use listing::{NodePage, SlicePage, VolumePage, WhichNodes, WhichSlices, WhichVolumes};
 pub use openapi::document;
 pub use problem::{Problem, ProblemKind};
 pub use requests::{Reply, Request, RequestSender};
@@ -46,8 +51,8 @@ pub use types::{
     Authentication, ChapCredentials, ClusterPhase, ClusterStatus, CreatedVolume, Holder, Integrity,
     JoinTokenText, Knowledge, LinkStatus, MissingLink, NewCluster, NewOwner, NewSecret, NewToken,
     NewVolume, NodeState, NodeStatus, OldestIo, OwnerReport, Redundancy, Resync, RotatedSecret,
-    ScrubAction, ScrubOrder, ScrubPass, SelfReport, SpaceLevel, StoreUsage, VolumeChange,
-    VolumeState, VolumeStatus, Wait, WaitKind, WhichNodes,
+    ScrubAction, ScrubOrder, ScrubPass, SelfReport, SliceCopy, SliceStatus, SpaceLevel, Stalls,
+    StoreUsage, VolumeChange, VolumeState, VolumeStatus, Wait, WaitKind,
 };
 
 /// The API's port, where none is given.

@@ -3,11 +3,11 @@
 use tokio::sync::{mpsc, oneshot};
 
 use crate::balance::{Balance, BalanceChange, WhichMoves};
+use crate::listing::{NodePage, SlicePage, VolumePage, WhichNodes, WhichSlices, WhichVolumes};
 use crate::problem::{Problem, ProblemKind};
 use crate::types::{
     ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewOwner, NewSecret, NewToken,
     NewVolume, NodeStatus, RotatedSecret, ScrubOrder, SelfReport, VolumeChange, VolumeStatus,
-    WhichNodes,
 };
 
 /// Where an answer goes. Nobody waits for it any more if sending fails.
@@ -29,15 +29,19 @@ pub enum Request {
     /// What this node knows of itself.
     OwnReport(Reply<SelfReport>),
     /// The nodes.
-    Nodes(WhichNodes, Reply<Vec<NodeStatus>>),
+    Nodes(WhichNodes, Reply<NodePage>),
     /// One node.
     Node(u64, Reply<NodeStatus>),
     /// Tells a node's scrub what to do.
     OrderScrub(u64, ScrubOrder, Reply<NodeStatus>),
     /// Takes a node out for good.
     Evict(u64, Reply<NodeStatus>),
-    /// All volumes.
-    Volumes(Reply<Vec<VolumeStatus>>),
+    /// Lets a node begin anew with its longest stalls.
+    ForgetStalls(u64, Reply<NodeStatus>),
+    /// Volumes.
+    Volumes(WhichVolumes, Reply<VolumePage>),
+    /// The slices of a volume, by name.
+    Slices(String, WhichSlices, Reply<SlicePage>),
     /// One volume, by name.
     Volume(String, Reply<VolumeStatus>),
     /// Makes a volume.
@@ -64,10 +68,12 @@ impl Request {
             }
             Self::OwnReport(reply) => reply.send(Err(problem)).is_ok(),
             Self::Nodes(_, reply) => reply.send(Err(problem)).is_ok(),
-            Self::Node(_, reply) | Self::Evict(_, reply) | Self::OrderScrub(_, _, reply) => {
-                reply.send(Err(problem)).is_ok()
-            }
-            Self::Volumes(reply) => reply.send(Err(problem)).is_ok(),
+            Self::Node(_, reply)
+            | Self::Evict(_, reply)
+            | Self::ForgetStalls(_, reply)
+            | Self::OrderScrub(_, _, reply) => reply.send(Err(problem)).is_ok(),
+            Self::Volumes(_, reply) => reply.send(Err(problem)).is_ok(),
+            Self::Slices(_, _, reply) => reply.send(Err(problem)).is_ok(),
             Self::Volume(_, reply)
             | Self::ChangeVolume(_, _, reply)
             | Self::MoveVolume(_, _, reply) => reply.send(Err(problem)).is_ok(),

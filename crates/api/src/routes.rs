@@ -7,16 +7,16 @@ use axum::extract::{DefaultBodyLimit, Path, Query, Request as HttpRequest, State
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 
 use crate::balance::{Balance, BalanceChange, WhichMoves};
+use crate::listing::{NodePage, SlicePage, VolumePage, WhichNodes, WhichSlices, WhichVolumes};
 use crate::problem::{Problem, ProblemKind};
 use crate::requests::{Request, RequestSender};
 use crate::types::{
     ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewOwner, NewSecret, NewToken,
     NewVolume, NodeStatus, RotatedSecret, ScrubOrder, SelfReport, VolumeChange, VolumeStatus,
-    WhichNodes,
 };
 
 /// Largest request body; no request comes near it.
@@ -42,11 +42,13 @@ pub fn router(requests: RequestSender, access: Access) -> Router {
         .route("/v1/nodes", get(nodes))
         .route("/v1/nodes/{id}", get(node).delete(evict))
         .route("/v1/nodes/{id}/scrub", post(order_scrub))
+        .route("/v1/nodes/{id}/stalls", delete(forget_stalls))
         .route("/v1/volumes", get(volumes).post(create_volume))
         .route(
             "/v1/volumes/{name}",
             get(volume).patch(change_volume).delete(delete_volume),
         )
+        .route("/v1/volumes/{name}/slices", get(slices))
         .route("/v1/volumes/{name}/secret", post(rotate_secret))
         .route("/v1/volumes/{name}/owner", post(move_volume))
         .route("/v1/openapi.json", get(openapi))
@@ -151,17 +153,17 @@ pub(crate) async fn own_report(
     requests.ask(Request::OwnReport).await.map(Json)
 }
 
-/// All nodes that belong to the cluster.
+/// The nodes that belong to the cluster, page by page.
 #[utoipa::path(get, path = "/v1/nodes", tag = "nodes", params(WhichNodes), responses(
     (status = 200, description = "The nodes in the order of their numbers",
-        body = Vec<NodeStatus>),
+        body = NodePage),
     (status = "default", description = "What went wrong", body = Problem,
         content_type = "application/problem+json"),
 ))]
 pub(crate) async fn nodes(
     State(requests): State<RequestSender>,
     which: Result<Query<WhichNodes>, QueryRejection>,
-) -> Result<Json<Vec<NodeStatus>>, Problem> {
+) -> Result<Json<NodePage>, Problem> {
     let Query(which) = which?;
     let nodes = requests.ask(|reply| Request::Nodes(which, reply));
     nodes.await.map(Json)
@@ -230,17 +232,56 @@ pub(crate) async fn order_scrub(
         .map(Json)
 }
 
-/// All volumes.
-#[utoipa::path(get, path = "/v1/volumes", tag = "volumes", responses(
-    (status = 200, description = "The volumes in the order of their names",
-        body = Vec<VolumeStatus>),
+/// Begins anew to measure how long single steps hold a node's thread.
+#[utoipa::path(delete, path = "/v1/nodes/{id}/stalls", tag = "nodes",
+    params(("id" = u64, Path, description = "The node's number")),
+    responses(
+        (status = 200, description = "The node after that", body = NodeStatus),
+        (status = "default", description = "What went wrong", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn forget_stalls(
+    State(requests): State<RequestSender>,
+    id: Result<Path<u64>, PathRejection>,
+) -> Result<Json<NodeStatus>, Problem> {
+    let Path(id) = id?;
+    let node = requests.ask(|reply| Request::ForgetStalls(id, reply));
+    node.await.map(Json)
+}
+
+/// Volumes, page by page.
+#[utoipa::path(get, path = "/v1/volumes", tag = "volumes", params(WhichVolumes), responses(
+    (status = 200, description = "The volumes in the order of their names", body = VolumePage),
     (status = "default", description = "What went wrong", body = Problem,
         content_type = "application/problem+json"),
 ))]
 pub(crate) async fn volumes(
     State(requests): State<RequestSender>,
-) -> Result<Json<Vec<VolumeStatus>>, Problem> {
-    requests.ask(Request::Volumes).await.map(Json)
+    which: Result<Query<WhichVolumes>, QueryRejection>,
+) -> Result<Json<VolumePage>, Problem> {
+    let Query(which) = which?;
+    let volumes = requests.ask(|reply| Request::Volumes(which, reply));
+    volumes.await.map(Json)
+}
+
+/// The slices of a volume that have a place, and where their copies are, page by page.
+#[utoipa::path(get, path = "/v1/volumes/{name}/slices", tag = "volumes",
+    params(("name" = String, Path, description = "The volume's name"), WhichSlices),
+    responses(
+        (status = 200, description = "The slices in their order", body = SlicePage),
+        (status = "default", description = "What went wrong", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn slices(
+    State(requests): State<RequestSender>,
+    name: Result<Path<String>, PathRejection>,
+    which: Result<Query<WhichSlices>, QueryRejection>,
+) -> Result<Json<SlicePage>, Problem> {
+    let (Path(name), Query(which)) = (name?, which?);
+    let slices = requests.ask(|reply| Request::Slices(name, which, reply));
+    slices.await.map(Json)
 }
 
 /// Makes a volume.

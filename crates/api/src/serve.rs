@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use holdfast_runtime::host::timed;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -36,7 +37,8 @@ pub async fn serve(listener: TcpListener, routes: Router) -> Infallible {
         let permit = permit.expect("the semaphore is never closed");
         match listener.accept().await {
             Ok((stream, _)) => {
-                tokio::spawn(converse(stream, routes.clone(), permit));
+                let conversation = converse(stream, routes.clone(), permit);
+                tokio::spawn(timed("api-connection", Box::pin(conversation)));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection to the API");

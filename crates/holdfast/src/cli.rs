@@ -1,5 +1,6 @@
 //! The command line.
 
+mod listing;
 mod store;
 
 use std::net::IpAddr;
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+pub(crate) use self::listing::*;
 pub(crate) use self::store::*;
 use crate::failure::EXIT_CODES;
 use crate::output::Format;
@@ -97,10 +99,12 @@ pub(crate) enum ClusterCommand {
 pub(crate) enum VolumeCommand {
     /// Make a volume; shows its credentials, this once
     Create(CreateVolumeArgs),
-    /// List all volumes
-    List(ListArgs),
+    /// List the volumes: all, or those that are wanted
+    List(ListVolumesArgs),
     /// Show one volume and what it waits for
     Show(ShowVolumeArgs),
+    /// List a volume's slices and where their copies are
+    Slices(ListSlicesArgs),
     /// Make a volume larger while it is used
     Resize(ResizeVolumeArgs),
     /// Say which initiators may log in
@@ -259,15 +263,6 @@ pub(crate) struct RebalanceArgs {
     #[arg(long, value_name = "on|off", conflicts_with_all = ["dry_run", "all"],
           value_parser = parse_switch)]
     pub(crate) automatic: Option<bool>,
-    #[command(flatten)]
-    pub(crate) list: ListArgs,
-}
-
-#[derive(Clone, Debug, Args)]
-pub(crate) struct ListNodesArgs {
-    /// Also nodes that were evicted
-    #[arg(long)]
-    pub(crate) all: bool,
     #[command(flatten)]
     pub(crate) list: ListArgs,
 }

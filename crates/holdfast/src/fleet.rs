@@ -392,6 +392,12 @@ impl Fleet {
         &self.members[index].client
     }
 
+    /// The number of a node's process, while it has one.
+    pub fn pid(&self, index: usize) -> Option<u32> {
+        let process = self.members[index].process.as_ref();
+        process.and_then(Child::id)
+    }
+
     /// A node's ports.
     pub fn ports(&self, index: usize) -> NodePorts {
         self.members[index].ports

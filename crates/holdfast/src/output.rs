@@ -4,12 +4,16 @@
 //! that it would have had. Any other failure to write is one of the command, which then says what
 //! has been changed. A secret that nobody could read is a failure whatever the reason.
 
+mod listing;
+
 use std::io;
 
 use clap::ValueEnum;
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
 use serde::Serialize;
+
+pub(crate) use listing::Listing;
 
 use crate::failure::Failure;
 use crate::standard;
@@ -124,14 +128,14 @@ pub(crate) fn table(rows: &Rows) -> Table {
 
 fn csv(rows: &Rows) -> String {
     let header = rows.columns.iter().map(|column| (*column).to_owned());
-    let mut text = line(header);
+    let mut text = csv_line(header);
     for row in &rows.rows {
-        text += &line(row.iter().cloned());
+        text += &csv_line(row.iter().cloned());
     }
     text
 }
 
-fn line(fields: impl Iterator<Item = String>) -> String {
+fn csv_line(fields: impl Iterator<Item = String>) -> String {
     let quoted: Vec<String> = fields
         .map(|field| {
             if field.contains([',', '"', '\r', '\n']) {

@@ -100,7 +100,13 @@ fn a_node_killed_at_any_step_of_its_first_start_starts_again() {
             is_gone(&mut fleet, index).await;
         }
         let nodes = async |evicted| {
-            let nodes = fleet.client(0).nodes(WhichNodes { evicted }).await;
+            let nodes = fleet
+                .client(0)
+                .nodes(WhichNodes {
+                    evicted,
+                    ..WhichNodes::default()
+                })
+                .await;
             nodes.unwrap().len()
         };
         assert_eq!(nodes(true).await, 1 + steps, "no number was given in vain");
@@ -158,7 +164,14 @@ fn a_node_that_was_admitted_and_never_started_can_be_taken_out() {
         fleet.kill(&[1]).await.unwrap();
         fleet.resume(0).unwrap();
         let states = async |evicted| {
-            let nodes = fleet.client(0).nodes(WhichNodes { evicted }).await.unwrap();
+            let nodes = fleet
+                .client(0)
+                .nodes(WhichNodes {
+                    evicted,
+                    ..WhichNodes::default()
+                })
+                .await
+                .unwrap();
             let states = nodes.into_iter().map(|node| (node.id, node.state));
             states.collect::<Vec<_>>()
         };

@@ -294,7 +294,13 @@ fn a_node_that_lost_its_journal_is_refused_evicted_and_replaced() {
         );
         expect_all(&initiator.disk, 1).await;
         let list = async |evicted| {
-            let nodes = fleet.client(0).nodes(WhichNodes { evicted }).await;
+            let nodes = fleet
+                .client(0)
+                .nodes(WhichNodes {
+                    evicted,
+                    ..WhichNodes::default()
+                })
+                .await;
             let nodes = nodes.unwrap().into_iter();
             nodes.map(|node| (node.id, node.state)).collect::<Vec<_>>()
         };

@@ -47,7 +47,8 @@ impl Node {
         self.group.state().cluster.is_some() || !self.options.seeds.is_empty()
     }
 
-    pub(crate) fn is_registered(&self) -> bool {
+    /// Whether the config group counts this start of the node as running.
+    pub fn is_registered(&self) -> bool {
         let state = self.group.state();
         state.nodes.get(&self.id()).is_some_and(|record| {
             record.incarnation == self.context.incarnation()

@@ -26,8 +26,10 @@ pub struct NodeReport {
     pub usage: Usage,
     /// Whether its home fills up.
     pub fullness: Fullness,
-    /// Its owners.
-    pub owners: Vec<OwnerStatus>,
+    /// Volumes that it owns.
+    pub owned: u64,
+    /// Those among them that it serves.
+    pub serving: u64,
     /// For each volume with operations of initiators under way here, the age of the oldest.
     pub oldest_io: Vec<(VolumeId, Duration)>,
     /// Pairs of nodes without a link to one another, as far as is known here.
@@ -48,18 +50,15 @@ impl Node {
     /// A snapshot for displays.
     pub fn report(&self) -> NodeReport {
         let usage = self.usage();
+        let owners = self.owners.borrow();
         NodeReport {
             node: self.id(),
             registered: self.is_registered(),
             leader: self.group.leader(),
             fullness: self.observe_fullness(&usage),
             usage,
-            owners: self
-                .owners
-                .borrow()
-                .values()
-                .map(|owner| owner.status())
-                .collect(),
+            owned: owners.len() as u64,
+            serving: owners.values().filter(|owner| owner.is_open()).count() as u64,
             oldest_io: self.under_way.oldest(self.context.runtime.now()),
             missing_links: self.missing_links(),
             damaged: self.context.store.damaged(),
@@ -68,6 +67,18 @@ impl Node {
             healed_blocks: self.healing.healed.get(),
             scrub: self.scrub.status(),
         }
+    }
+
+    /// What this node does as the owner of a volume; `None` if it is not.
+    pub fn owner_status(&self, volume: VolumeId) -> Option<OwnerStatus> {
+        let owners = self.owners.borrow();
+        owners.get(&volume).map(|owner| owner.status())
+    }
+
+    /// What this node does as the owner of each volume that it owns: for a few volumes only.
+    pub fn owner_statuses(&self) -> Vec<OwnerStatus> {
+        let owners = self.owners.borrow();
+        owners.values().map(|owner| owner.status()).collect()
     }
 
     /// Links between nodes that take part: others need none.

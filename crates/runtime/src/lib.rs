@@ -28,5 +28,5 @@ pub use buffer::{Buffer, PAGE_BYTES};
 pub use disk::{Allocation, Directory, Discarded, Disk, DiskError, DiskOptions};
 pub use links::{DownReason, Frame, Incarnation, LinkEvent, Links, NodeId};
 pub use rpc::{Rpc, RpcError, Service};
-pub use task::{Backend, Runtime, Task};
+pub use task::{Backend, Runtime, STALL_BOUND, Stalls, Task};
 pub use time::Instant;

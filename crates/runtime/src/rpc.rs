@@ -52,7 +52,7 @@ pub enum Service {
     Volume = 5,
     /// Requests to a volume's owner for blocks that a copy has lost.
     Heal = 6,
-    /// Questions how a node is.
+    /// Questions how a node is, and orders to it.
     Status = 7,
 }
 

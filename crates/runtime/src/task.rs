@@ -13,6 +13,23 @@ use crate::time::Instant;
 /// shares wake-ups: they, and not the work, are what an idle node costs.
 pub const SHARED_WAKE: Duration = Duration::from_millis(64);
 
+/// A task that holds the thread for longer holds up more than it may: heartbeats and leases of
+/// other tasks wait meanwhile, and so do initiators.
+pub const STALL_BOUND: Duration = Duration::from_millis(20);
+
+/// How long single steps of tasks have held the thread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stalls {
+    /// The longest step.
+    pub longest: Duration,
+    /// Its task; empty if there was none.
+    pub longest_in: &'static str,
+    /// Steps longer than [`STALL_BOUND`].
+    pub count: u64,
+    /// For how long this has been measured.
+    pub measured: Duration,
+}
+
 /// What a runtime has to provide. The host and the simulator implement it.
 pub trait Backend {
     /// The node's monotonic clock.
@@ -33,6 +50,12 @@ pub trait Backend {
     fn cpu_time(&self) -> Duration {
         Duration::ZERO
     }
+    /// How long tasks have held the thread; nothing where nobody measures it.
+    fn stalls(&self) -> Stalls {
+        Stalls::default()
+    }
+    /// Begins to measure anew.
+    fn forget_stalls(&self) {}
 }
 
 /// A cheap handle on the runtime of one shard of one node.
@@ -66,6 +89,17 @@ impl Runtime {
     /// nobody counts it.
     pub fn cpu_time(&self) -> Duration {
         self.backend.cpu_time()
+    }
+
+    /// How long tasks have held the thread since the start, or since that was last forgotten;
+    /// nothing where nobody measures it.
+    pub fn stalls(&self) -> Stalls {
+        self.backend.stalls()
+    }
+
+    /// Begins to measure anew how long tasks hold the thread.
+    pub fn forget_stalls(&self) {
+        self.backend.forget_stalls();
     }
 
     /// A uniform draw from `0..bound`; `bound` must not be zero.

@@ -9,6 +9,7 @@ pub mod heal;
 pub mod ids;
 pub mod mapped;
 pub mod replica;
+pub mod status;
 pub mod volume;
 
 pub use ids::{Seq, SliceKey, View, VolumeId};

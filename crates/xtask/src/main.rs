@@ -21,6 +21,7 @@ mod linux;
 mod peers;
 mod process;
 mod processes;
+mod scale;
 mod simulator;
 mod steps;
 mod store_bench;
@@ -122,6 +123,12 @@ enum BenchCommand {
     Targets(targets::Options),
     /// The store on a real disk, beside what fio gets from it. Takes about five minutes.
     Store(store_bench::Options),
+    /// Thousands of volumes on five nodes: what must not grow with them; `--help` tells all.
+    #[command(disable_help_flag = true)]
+    Scale {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 #[derive(Clone, Copy, Default, ValueEnum)]
@@ -222,6 +229,10 @@ fn run(command: Command) -> anyhow::Result<()> {
             what: Some(BenchCommand::Store(options)),
             ..
         } => store_bench::bench(&options),
+        Command::Bench {
+            what: Some(BenchCommand::Scale { arguments }),
+            ..
+        } => scale::run(&arguments),
         Command::Bench {
             what: None,
             directory,

@@ -1,86 +1,11 @@
 //! What is said of clusters, nodes and volumes.
 
-use holdfast_config::state::{Change, ClusterIdentity, NodeStart, Outcome, VolumeSpec};
+use holdfast_config::state::Change;
 use holdfast_runtime::Incarnation;
 
 use super::*;
-
-fn applied(state: &mut ClusterState, change: Change) -> Outcome {
-    let outcome = state.apply(change);
-    assert!(!matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
-    outcome
-}
-
-/// Three nodes up, one volume of three copies on them, open.
-fn three_nodes() -> (ClusterState, VolumeId) {
-    let mut state = ClusterState::default();
-    applied(
-        &mut state,
-        Change::Found {
-            cluster: ClusterIdentity {
-                id: [7; 16],
-                name: "test".into(),
-                authority: b"secret".to_vec(),
-            },
-            uuid: [1; 16],
-            link_address: "127.0.0.1:1".into(),
-        },
-    );
-    for node in 2..=3 {
-        let secret_hash = [node; 32];
-        applied(
-            &mut state,
-            Change::AddToken {
-                secret_hash,
-                expires_unix_ms: 10,
-            },
-        );
-        applied(
-            &mut state,
-            Change::Admit(holdfast_config::state::Admission {
-                secret_hash,
-                uuid: [node; 16],
-                link_address: format!("127.0.0.1:{node}"),
-                now_unix_ms: 1,
-            }),
-        );
-    }
-    for node in 1..=3u8 {
-        applied(
-            &mut state,
-            Change::NodeStarted(NodeStart {
-                node: NodeId(node.into()),
-                uuid: [node; 16],
-                incarnation: Incarnation(1),
-                link_address: format!("127.0.0.1:{node}"),
-                api_address: String::new(),
-                portal_address: format!("127.0.0.1:326{node}"),
-                version: "0.1.0".into(),
-            }),
-        );
-    }
-    let created = applied(
-        &mut state,
-        Change::CreateThinVolume {
-            front: holdfast_config::state::FrontChange::default(),
-            spec: VolumeSpec {
-                name: "db".into(),
-                size_bytes: 2 << 30,
-                logical_block_bytes: 512,
-                copies: 3,
-                slice_bytes: 1 << 30,
-                chap: None,
-                naa_random: 5,
-                now_unix_ms: 1,
-            },
-        },
-    );
-    let Outcome::Created(volume) = created else {
-        panic!("{created:?}");
-    };
-    state.volumes.update(volume, |record| record.open = true);
-    (state, volume)
-}
+use crate::testing::{applied, created, open, three_nodes};
+use crate::types::{ClusterPhase, OldestIo, SpaceLevel, Stalls, StoreUsage};
 
 fn seen(state: ClusterState) -> Seen {
     Seen {
@@ -88,9 +13,12 @@ fn seen(state: ClusterState) -> Seen {
         local: NodeId(1),
         leader: Some(NodeId(2)),
         voters: (1..=3).map(NodeId).collect(),
-        reports: (1..=3)
-            .map(|id| (NodeId(id), reported(id, Vec::new())))
-            .collect(),
+        heard: Heard {
+            reports: (1..=3)
+                .map(|id| (NodeId(id), reported(id, Vec::new())))
+                .collect(),
+            ..Heard::default()
+        },
         missing_links: Vec::new(),
         now_unix_ms: 0,
     }
@@ -104,7 +32,7 @@ fn a_whole_cluster_is_healthy_and_has_nothing_to_explain() {
     assert_eq!(status.phase, ClusterPhase::Healthy);
     assert_eq!(status.explanations, [""; 0]);
     assert_eq!((status.nodes_up, status.volumes_open), (3, 1));
-    let volume = super::volume(&seen, volume).unwrap();
+    let volume = super::volume(&seen, &Shared::of(&seen), volume).unwrap();
     assert_eq!(volume.portals.len(), 3);
     let in_sync: u64 = volume.holders.iter().map(|holder| holder.in_sync).sum();
     assert_eq!((volume.holders.len(), in_sync), (3, 3));
@@ -130,7 +58,7 @@ fn a_lost_node_is_explained_at_the_node_and_at_each_volume_that_misses_it() {
     assert_eq!(status.phase, ClusterPhase::Degraded);
     assert!(status.explanations[0].contains("Start it again"));
     assert!(status.explanations[1].contains("the least has 2 of 3"));
-    let volume = super::volume(&seen, volume).unwrap();
+    let volume = super::volume(&seen, &Shared::of(&seen), volume).unwrap();
     assert_eq!(volume.redundancy.copies_least, 2);
     assert_eq!(volume.portals.len(), 2);
     assert_eq!(volume.told, Knowledge::Unknown);
@@ -158,14 +86,14 @@ fn without_a_majority_the_last_known_state_is_shown_as_such() {
 fn a_report_of_an_earlier_start_counts_as_unknown() {
     let (state, _) = three_nodes();
     let mut seen = seen(state);
-    seen.reports.clear();
+    seen.heard.reports.clear();
     for (node, incarnation) in [(1, 1), (2, 9)] {
         let report = SelfReport {
             incarnation,
             space: SpaceLevel::Critical,
             ..reported(node, Vec::new())
         };
-        seen.reports.insert(NodeId(node), report);
+        seen.heard.reports.insert(NodeId(node), report);
     }
     let told: Vec<Knowledge> = nodes(&seen).iter().map(|node| node.told).collect();
     let (known, unknown) = (Knowledge::Known, Knowledge::Unknown);
@@ -198,9 +126,11 @@ fn reported(id: u64, oldest_io: Vec<OldestIo>) -> SelfReport {
         },
         integrity: Integrity::default(),
         space: SpaceLevel::Enough,
-        owners: Vec::new(),
+        owned: 0,
+        serving: 0,
         links: Vec::new(),
         oldest_io,
+        stalls: Stalls::default(),
     }
 }
 
@@ -212,9 +142,12 @@ fn a_volume_whose_io_stands_still_at_any_node_is_unavailable_and_says_for_how_lo
         volume: volume.0,
         age_ms,
     };
-    seen.reports.insert(NodeId(1), reported(1, vec![oldest(3)]));
+    seen.heard
+        .reports
+        .insert(NodeId(1), reported(1, vec![oldest(3)]));
     assert_eq!(cluster(&seen, true).phase, ClusterPhase::Healthy);
-    seen.reports
+    seen.heard
+        .reports
         .insert(NodeId(2), reported(2, vec![oldest(2_500)]));
     let status = cluster(&seen, true);
     assert_eq!(status.phase, ClusterPhase::Unavailable);
@@ -222,7 +155,7 @@ fn a_volume_whose_io_stands_still_at_any_node_is_unavailable_and_says_for_how_lo
         status.explanations[0].contains("has waited for 2.5 s"),
         "{status:?}"
     );
-    let volume = super::volume(&seen, volume).unwrap();
+    let volume = super::volume(&seen, &Shared::of(&seen), volume).unwrap();
     assert_eq!(volume.oldest_io_ms, Some(2_500));
 }
 
@@ -247,11 +180,86 @@ fn a_node_that_runs_and_says_nothing_keeps_the_cluster_from_being_healthy() {
     let (state, _) = three_nodes();
     let mut seen = seen(state);
     assert_eq!(cluster(&seen, true).phase, ClusterPhase::Healthy);
-    seen.reports.remove(&NodeId(3));
+    seen.heard.reports.remove(&NodeId(3));
     let status = cluster(&seen, true);
     assert_eq!(status.phase, ClusterPhase::Degraded);
     assert!(
         status.explanations[0].starts_with("node 3 counts as running"),
         "{status:?}"
+    );
+}
+
+#[test]
+fn a_node_that_gives_no_answer_is_shown_as_such_with_the_limit() {
+    let (state, _) = three_nodes();
+    let mut seen = seen(state);
+    seen.heard.reports.remove(&NodeId(3));
+    seen.heard.silences.insert(NodeId(3), Silence::NoAnswer);
+    let shown = nodes(&seen);
+    let silent = &shown[2];
+    assert_eq!((silent.id, silent.told), (3, Knowledge::Unknown));
+    assert!(
+        silent.explanation.contains("no answer for 1 s"),
+        "{silent:?}"
+    );
+    let status = cluster(&seen, true);
+    assert!(
+        status.explanations[0].contains("no answer for 1 s"),
+        "{status:?}"
+    );
+}
+
+#[test]
+fn a_few_of_many_impaired_volumes_are_explained_the_worst_first_and_the_rest_counted() {
+    let (mut state, _) = three_nodes();
+    for number in 0..30 {
+        let volume = created(&mut state, &format!("v{number}"), 1 << 30);
+        if number != 29 {
+            open(&mut state, volume);
+        }
+    }
+    let lost = NodeId(3);
+    let incarnation = Incarnation(1);
+    applied(
+        &mut state,
+        Change::NodeDown {
+            node: lost,
+            incarnation,
+        },
+    );
+    assert_eq!(to_explain(&state).len(), 20);
+    let status = cluster(&seen(state), true);
+    assert_eq!(status.phase, ClusterPhase::Unavailable);
+    let of_volumes = status.explanations.iter();
+    let of_volumes: Vec<&String> = of_volumes
+        .filter(|one| one.starts_with("volume "))
+        .collect();
+    assert_eq!(of_volumes.len(), 20);
+    assert!(
+        of_volumes.iter().any(|one| one.starts_with("volume v29: ")),
+        "{status:?}"
+    );
+    let last = status.explanations.last().unwrap();
+    assert!(last.starts_with("and 11 more volumes"), "{status:?}");
+}
+
+#[test]
+fn a_node_names_a_hundred_of_its_volumes_and_counts_all() {
+    let (mut state, _) = three_nodes();
+    for number in 0..400 {
+        created(&mut state, &format!("v{number}"), 1 << 30);
+    }
+    let shown = nodes(&seen(state));
+    let owned: u64 = shown.iter().map(|node| node.owned).sum();
+    assert_eq!(owned, 401);
+    assert!(
+        shown
+            .iter()
+            .any(|node| node.owned > 100 && node.owns.len() == 100)
+    );
+    assert!(
+        shown
+            .iter()
+            .all(|node| node.owns.len() as u64 == node.owned.min(100))
     );
 }

@@ -11,10 +11,11 @@ use std::future::Future;
 use std::io::{BufRead, IsTerminal};
 use std::time::Duration;
 
-use holdfast_api::Client;
+use holdfast_api::{Client, ClientError};
 
 use crate::cli::ApiArgs;
 use crate::failure::Failure;
+use crate::output::Listing;
 use crate::standard;
 
 /// Longer than the API's own limits, so that its answer says more than a time-out here.
@@ -34,6 +35,41 @@ where
     // A name server that does not answer holds a thread for longer than the command waits.
     runtime.shutdown_background();
     outcome
+}
+
+/// Entries that the API gives at once, at most.
+const PAGE_MAX: u64 = 1000;
+
+/// A page's entries, and the cursor of the next one.
+type Page<T> = (Vec<T>, Option<String>);
+
+/// Prints a listing page by page, up to `limit` entries. `fetch` gets the size of a page and a
+/// cursor, and answers a page's entries and the next cursor.
+async fn list_pages<T: serde::Serialize>(
+    mut listing: Listing,
+    limit: Option<u64>,
+    mut fetch: impl AsyncFnMut(u64, Option<String>) -> Result<Page<T>, ClientError>,
+    row: impl Fn(&T) -> Vec<String>,
+) -> Result<(), Failure> {
+    let mut left = limit.unwrap_or(u64::MAX);
+    let mut cursor = None;
+    loop {
+        let (entries, next) = fetch(left.min(PAGE_MAX), cursor).await?;
+        left = left.saturating_sub(entries.len() as u64);
+        if listing.page(&entries, &row)?.is_break() {
+            return Ok(());
+        }
+        let more = next.is_some();
+        cursor = next;
+        if more && left > 0 {
+            continue;
+        }
+        let shown = listing.end()?;
+        if more {
+            standard::tell(&format!("{shown} are shown; there are more"));
+        }
+        return Ok(());
+    }
 }
 
 /// Lines of a fact sheet: a name and a value each, empty values left out.

@@ -7,47 +7,55 @@ use holdfast_api::{
     WhichNodes,
 };
 
-use super::{confirm, facts, with_client, word};
+use super::{confirm, facts, list_pages, with_client, word};
 use crate::cli::{EvictArgs, ListNodesArgs, ScrubArgs, ScrubChoice, ShowNodeArgs};
 use crate::failure::Failure;
-use crate::output::{About, Rows, print};
+use crate::output::{About, Listing, print};
 use crate::quantity::{show_duration, show_size};
 
+/// Names of volumes in a line of the listing, and in the sheet of one node.
+const OWNS_LISTED: usize = 3;
+const OWNS_SHOWN: usize = 20;
+
 pub(crate) fn list(args: &ListNodesArgs) -> Result<(), Failure> {
-    let which = WhichNodes { evicted: args.all };
-    let args = &args.list;
-    let nodes = with_client(&args.api, async |client| Ok(client.nodes(which).await?))?;
-    let rows = Rows {
-        columns: vec![
-            "id",
-            "state",
-            "portal",
-            "links",
-            "used",
-            "journal",
-            "owns",
-            "explanation",
-        ],
-        rows: nodes
-            .iter()
-            .map(|node| {
-                let leader = if node.leader { " (leader)" } else { "" };
-                vec![
-                    format!("{}{leader}", node.id),
-                    word(node.state),
-                    node.portal_address.clone(),
-                    links(node),
-                    space(node),
-                    usage(node, |usage| {
-                        (usage.journal_used_bytes, usage.journal_bytes)
-                    }),
-                    node.owns.join(" "),
-                    node.explanation.clone(),
-                ]
-            })
-            .collect(),
+    let columns = vec![
+        "id",
+        "state",
+        "portal",
+        "links",
+        "used",
+        "journal",
+        "owns",
+        "explanation",
+    ];
+    let row = |node: &NodeStatus| {
+        let leader = if node.leader { " (leader)" } else { "" };
+        vec![
+            format!("{}{leader}", node.id),
+            word(node.state),
+            node.portal_address.clone(),
+            links(node),
+            space(node),
+            usage(node, |usage| {
+                (usage.journal_used_bytes, usage.journal_bytes)
+            }),
+            owns(node, OWNS_LISTED),
+            node.explanation.clone(),
+        ]
     };
-    print(About::Look, args.output, &nodes, rows)
+    let listing = Listing::new(args.list.output, columns);
+    with_client(&args.list.api, async |client| {
+        let fetch = async |limit, cursor| {
+            let which = WhichNodes {
+                evicted: args.all,
+                limit: Some(limit),
+                cursor,
+            };
+            let page = client.node_page(&which).await?;
+            Ok((page.nodes, page.next_cursor))
+        };
+        list_pages(listing, args.limit, fetch, row).await
+    })
 }
 
 pub(crate) fn show(args: &ShowNodeArgs) -> Result<(), Failure> {
@@ -70,7 +78,7 @@ pub(crate) fn show(args: &ShowNodeArgs) -> Result<(), Failure> {
         ("starts", node.incarnation.to_string()),
         ("version", node.version.clone()),
         ("leader", if node.leader { "yes" } else { "no" }.into()),
-        ("owns", node.owns.join(" ")),
+        ("owns", owns(&node, OWNS_SHOWN)),
         ("used", space(&node)),
         ("reclaimable", reclaimable(&node)),
         (
@@ -81,6 +89,7 @@ pub(crate) fn show(args: &ShowNodeArgs) -> Result<(), Failure> {
         ),
         ("damage", damage(&node)),
         ("scrub", scrub_line(&node)),
+        ("stalls", stalls(&node)),
         ("link address", node.link_address.clone()),
         ("API address", node.api_address.clone()),
         ("portal address", node.portal_address.clone()),
@@ -142,6 +151,35 @@ pub(crate) fn scrub(args: &ScrubArgs) -> Result<(), Failure> {
         Some(_) => About::Change("the scrub was told"),
     };
     print(about, args.list.output, &node, rows)
+}
+
+/// The volumes that a node owns, by name as long as they are few.
+fn owns(node: &NodeStatus, names_max: usize) -> String {
+    let named = node.owns.iter().take(names_max).cloned();
+    let named: Vec<String> = named.collect();
+    match node.owned.saturating_sub(named.len() as u64) {
+        0 => named.join(" "),
+        _ if named.is_empty() => node.owned.to_string(),
+        more => format!("{} and {more} more", named.join(" ")),
+    }
+}
+
+/// For how long single steps have held the node's thread.
+fn stalls(node: &NodeStatus) -> String {
+    let Some(stalls) = &node.stalls else {
+        return "unknown".into();
+    };
+    let within = show_duration(Duration::from_millis(stalls.measured_ms));
+    if stalls.longest_us == 0 {
+        return format!("none in {within}");
+    }
+    format!(
+        "{} longer than 20 ms in {within}; the longest {}.{} ms, in {}",
+        stalls.count,
+        stalls.longest_us / 1000,
+        stalls.longest_us % 1000 / 100,
+        stalls.longest_in
+    )
 }
 
 fn damage(node: &NodeStatus) -> String {

@@ -1,17 +1,18 @@
 //! `holdfast volume …`
 
 use holdfast_api::{
-    Authentication, ChapCredentials, CreatedVolume, NewSecret, NewVolume, OwnerReport,
-    VolumeChange, VolumeStatus,
+    Authentication, ChapCredentials, CreatedVolume, NewSecret, NewVolume, OwnerReport, SliceStatus,
+    VolumeChange, VolumeStatus, WhichSlices, WhichVolumes,
 };
 
-use super::{confirm, facts, with_client, word};
+use super::{confirm, facts, list_pages, with_client, word};
 use crate::cli::{
-    AccessArgs, CreateVolumeArgs, DeleteVolumeArgs, ListArgs, RedirectArgs, RedirectTo,
-    ResizeVolumeArgs, RevokeSecretsArgs, RotateSecretArgs, ShowVolumeArgs, VolumeCommand,
+    AccessArgs, CreateVolumeArgs, DeleteVolumeArgs, ListSlicesArgs, ListVolumesArgs, RedirectArgs,
+    RedirectTo, ResizeVolumeArgs, RevokeSecretsArgs, RotateSecretArgs, ShowVolumeArgs,
+    VolumeCommand,
 };
 use crate::failure::Failure;
-use crate::output::{About, Format, Rows, print};
+use crate::output::{About, Format, Listing, print};
 use crate::quantity::{NewSize, show_size};
 use crate::standard::tell;
 
@@ -19,6 +20,7 @@ pub(crate) fn run(command: &VolumeCommand) -> Result<(), Failure> {
     match command {
         VolumeCommand::Create(args) => create(args),
         VolumeCommand::List(args) => list(args),
+        VolumeCommand::Slices(args) => slices(args),
         VolumeCommand::Show(args) => show(args),
         VolumeCommand::Resize(args) => resize(args),
         VolumeCommand::Access(args) => access(args),
@@ -83,34 +85,61 @@ fn create(args: &CreateVolumeArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn list(args: &ListArgs) -> Result<(), Failure> {
-    let volumes = with_client(&args.api, async |client| Ok(client.volumes().await?))?;
-    let rows = Rows {
-        columns: vec![
-            "name",
-            "state",
-            "size",
-            "copies",
-            "owner",
-            "target",
-            "explanation",
-        ],
-        rows: volumes
-            .iter()
-            .map(|volume| {
-                vec![
-                    volume.name.clone(),
-                    word(volume.state),
-                    show_size(volume.size_bytes),
-                    copies(volume),
-                    owner(volume),
-                    volume.target.clone(),
-                    volume.explanation.clone(),
-                ]
-            })
-            .collect(),
+fn list(args: &ListVolumesArgs) -> Result<(), Failure> {
+    let columns = vec![
+        "name",
+        "state",
+        "size",
+        "copies",
+        "owner",
+        "target",
+        "explanation",
+    ];
+    let row = |volume: &VolumeStatus| {
+        vec![
+            volume.name.clone(),
+            word(volume.state),
+            show_size(volume.size_bytes),
+            copies(volume),
+            owner(volume),
+            volume.target.clone(),
+            volume.explanation.clone(),
+        ]
     };
-    print(About::Look, args.output, &volumes, rows)
+    let listing = Listing::new(args.list.output, columns);
+    with_client(&args.list.api, async |client| {
+        let fetch = async |limit, cursor| {
+            let which = WhichVolumes {
+                limit: Some(limit),
+                cursor,
+                ..args.which()
+            };
+            let page = client.volume_page(&which).await?;
+            Ok((page.volumes, page.next_cursor))
+        };
+        list_pages(listing, args.limit, fetch, row).await
+    })
+}
+
+fn slices(args: &ListSlicesArgs) -> Result<(), Failure> {
+    let row = |slice: &SliceStatus| {
+        let nodes = |in_sync| {
+            let copies = slice.copies.iter().filter(|copy| copy.in_sync == in_sync);
+            let nodes: Vec<String> = copies.map(|copy| copy.node.to_string()).collect();
+            nodes.join(" ")
+        };
+        vec![slice.slice.to_string(), nodes(true), nodes(false)]
+    };
+    let listing = Listing::new(args.list.output, vec!["slice", "in_sync", "stale"]);
+    with_client(&args.list.api, async |client| {
+        let fetch = async |limit, cursor| {
+            let limit = Some(limit);
+            let which = WhichSlices { limit, cursor };
+            let page = client.slice_page(&args.name, &which).await?;
+            Ok((page.slices, page.next_cursor))
+        };
+        list_pages(listing, args.limit, fetch, row).await
+    })
 }
 
 fn show(args: &ShowVolumeArgs) -> Result<(), Failure> {
@@ -387,7 +416,17 @@ fn resyncs(report: &OwnerReport) -> String {
             show_size(resync.copied_bytes)
         )
     });
-    lines.collect::<Vec<_>>().join("\n")
+    let mut lines: Vec<String> = lines.collect();
+    let all = report.resyncs_under_way + report.resyncs_finished;
+    let more = all.saturating_sub(report.resyncs.len() as u64);
+    if more > 0 {
+        lines.push(format!(
+            "and {more} more; {} are under way, {} were copied in all",
+            report.resyncs_under_way,
+            show_size(report.resynced_bytes)
+        ));
+    }
+    lines.join("\n")
 }
 
 fn seconds(milliseconds: u64) -> String {

@@ -259,10 +259,8 @@ impl<'a> Demo<'a> {
         self.summary.resync_ms = as_ms(begun.elapsed());
         self.count(&statistics);
         self.summary.gap_return_ms = as_ms(statistics.gap.longest);
-        let resyncs = volume
-            .owner_report
-            .map_or_else(Vec::new, |owner| owner.resyncs);
-        self.summary.resync_bytes = resyncs.iter().map(|resync| resync.copied_bytes).sum();
+        let owner = volume.owner_report;
+        self.summary.resync_bytes = owner.map_or(0, |owner| owner.resynced_bytes);
         self.say(&format!(
             "all copies are in sync after {}; {} were copied",
             milliseconds(self.summary.resync_ms),

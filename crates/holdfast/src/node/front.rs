@@ -1,7 +1,7 @@
 //! What the iSCSI front is told: every volume is a target on every node.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -176,11 +176,47 @@ impl Redirects {
 }
 
 /// The names of all targets, to notice the ones that are gone.
-pub(super) fn target_names(state: &ClusterState) -> BTreeSet<(VolumeId, String)> {
-    let volumes = state.volumes.iter();
-    volumes
-        .map(|(id, record)| (*id, record.target_name.clone()))
-        .collect()
+///
+/// The state changes with every owner and every copy, volumes come and go seldom: a change that
+/// neither makes nor deletes one costs nothing here, however many volumes there are.
+pub(super) struct KnownTargets {
+    names: BTreeMap<VolumeId, String>,
+    /// The newest volume's number. Each new volume has the next one, and none is used again.
+    newest: u64,
+}
+
+impl KnownTargets {
+    pub(super) fn of(state: &ClusterState) -> Self {
+        let volumes = state.volumes.iter();
+        let names = volumes.map(|(volume, record)| (*volume, record.target_name.clone()));
+        Self {
+            names: names.collect(),
+            newest: state.last_volume,
+        }
+    }
+
+    /// Takes over what has changed; answers the names of targets that are gone.
+    pub(super) fn follow(&mut self, state: &ClusterState) -> Vec<String> {
+        for number in self.newest + 1..=state.last_volume {
+            let volume = VolumeId(number);
+            if let Some(record) = state.volumes.get(&volume) {
+                self.names.insert(volume, record.target_name.clone());
+            }
+        }
+        self.newest = state.last_volume;
+        if self.names.len() == state.volumes.len() {
+            return Vec::new();
+        }
+        let mut gone = Vec::new();
+        self.names.retain(|volume, name| {
+            let stays = state.volumes.contains_key(volume);
+            if !stays {
+                gone.push(std::mem::take(name));
+            }
+            stays
+        });
+        gone
+    }
 }
 
 /// A node's portal group tag, target port group and relative port identifier: its number, which
@@ -308,6 +344,11 @@ impl PortGroups for VolumePorts {
 
 #[cfg(test)]
 mod tests {
+    use holdfast_config::state::{
+        Change, ClusterIdentity, NodeStart, Outcome, SLICE_BYTES, VolumeSpec,
+    };
+    use holdfast_runtime::Incarnation;
+
     use super::*;
 
     #[test]
@@ -339,5 +380,68 @@ mod tests {
         }
         assert!(!redirects.permit(now, VolumeId(1), "iqn.more"));
         assert!(redirects.permit(now + SERVED_HERE_FOR, VolumeId(1), "iqn.more"));
+    }
+
+    fn one_node() -> ClusterState {
+        let mut state = ClusterState::default();
+        let (uuid, link_address) = ([1; 16], String::new());
+        state.apply(Change::Found {
+            cluster: ClusterIdentity {
+                id: [7; 16],
+                name: "test".into(),
+                authority: Vec::new(),
+            },
+            uuid,
+            link_address: link_address.clone(),
+        });
+        state.apply(Change::NodeStarted(NodeStart {
+            node: NodeId(1),
+            uuid,
+            incarnation: Incarnation(1),
+            link_address,
+            api_address: String::new(),
+            portal_address: String::new(),
+            version: String::new(),
+        }));
+        state
+    }
+
+    fn create(state: &mut ClusterState, name: &str) -> VolumeId {
+        let outcome = state.apply(Change::CreateVolume(VolumeSpec {
+            name: name.into(),
+            size_bytes: SLICE_BYTES,
+            logical_block_bytes: 512,
+            copies: 1,
+            slice_bytes: SLICE_BYTES,
+            chap: None,
+            naa_random: 1,
+            now_unix_ms: 1,
+        }));
+        match outcome {
+            Outcome::Created(volume) => volume,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn targets_that_are_gone_are_named_once_whatever_came_at_the_same_time() {
+        let mut state = one_node();
+        let first = create(&mut state, "first");
+        let mut targets = KnownTargets::of(&state);
+        assert_eq!(targets.follow(&state), [""; 0]);
+        let second = create(&mut state, "second");
+        state.apply(Change::DeleteVolume { volume: first });
+        let gone = targets.follow(&state);
+        assert!(gone.len() == 1 && gone[0].ends_with(":first"), "{gone:?}");
+        assert_eq!(targets.follow(&state), [""; 0]);
+        // The same name again is another volume.
+        state.apply(Change::DeleteVolume { volume: second });
+        create(&mut state, "second");
+        let gone = targets.follow(&state);
+        assert!(gone.len() == 1 && gone[0].ends_with(":second"), "{gone:?}");
+        // Made and deleted between two looks: nobody was told of it.
+        let third = create(&mut state, "third");
+        state.apply(Change::DeleteVolume { volume: third });
+        assert_eq!(targets.follow(&state), [""; 0]);
     }
 }

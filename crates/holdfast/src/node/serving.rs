@@ -1,6 +1,5 @@
 //! The serving node: recovery, the cluster, initiators, and the way out.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -12,10 +11,9 @@ use holdfast_iscsi::{Limits, Server};
 use holdfast_node::{Failure as NodeFailure, Node, NodeError, NodeIdentity, NodeOptions};
 use holdfast_runtime::Runtime;
 use holdfast_runtime::host::{HostLinks, LinkProblem, LinkRefusal, LinksConfig};
-use holdfast_wire::VolumeId;
 use tokio::sync::{oneshot, watch};
 
-use super::front::{Front, is_over, target_names};
+use super::front::{Front, KnownTargets, is_over};
 use super::identity::Founding;
 use super::listen;
 use super::membership;
@@ -177,7 +175,7 @@ async fn serve(
         state.mark_unchanged();
         if let Some(portal) = &mut portal {
             portal.follow(node);
-        } else if node.report().registered && process.runtime.now() >= portal_due {
+        } else if node.is_registered() && process.runtime.now() >= portal_due {
             // Only now does this node know every volume: earlier it would turn initiators away.
             match listen::portal(process.ports.portal).await {
                 Ok(listener) => {
@@ -192,7 +190,7 @@ async fn serve(
                 }
             }
         }
-        let retry = portal.is_none() && node.report().registered;
+        let retry = portal.is_none() && node.is_registered();
         tokio::select! {
             request = process.desk.next() => {
                 let answer = administration.clone().answer(request);
@@ -240,7 +238,7 @@ struct Portal {
     server: Rc<Server>,
     shutdown: watch::Sender<bool>,
     ended: oneshot::Receiver<io::Result<()>>,
-    targets: BTreeSet<(VolumeId, String)>,
+    targets: KnownTargets,
     fronts: Fronts,
 }
 
@@ -262,7 +260,7 @@ impl Portal {
             server,
             shutdown,
             ended,
-            targets: target_names(&node.state()),
+            targets: KnownTargets::of(&node.state()),
             fronts: node.state().fronts.clone(),
         }
     }
@@ -275,11 +273,9 @@ impl Portal {
             self.server.end_sessions(|session| is_over(&state, session));
             self.fronts.clone_from(&state.fronts);
         }
-        let targets = target_names(&state);
-        for (_, name) in self.targets.difference(&targets) {
-            self.server.drop_target(name);
+        for name in self.targets.follow(&state) {
+            self.server.drop_target(&name);
         }
-        self.targets = targets;
     }
 
     /// Asks initiators to leave and waits until they have, or their time is over.

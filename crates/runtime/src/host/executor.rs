@@ -8,6 +8,7 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,8 +18,9 @@ use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use tokio::sync::mpsc;
 
+use super::stalls;
 use crate::ambient;
-use crate::task::{Backend, Runtime, SHARED_WAKE, Task};
+use crate::task::{Backend, Runtime, SHARED_WAKE, Stalls, Task};
 use crate::time::Instant;
 
 /// Resolution of tokio's timers.
@@ -40,16 +42,18 @@ pub fn run<F: Future>(main: impl FnOnce(Runtime) -> F) -> F::Output {
         .build()
         .expect("the operating system refused an event queue");
     FIRST_SHARED_WAKE.with(|_| ());
+    stalls::start();
     let (crash_sender, mut crashes) = mpsc::unbounded_channel();
     let runtime = Runtime::new(Rc::new(HostRuntime::new(crash_sender)));
     let _entered = ambient::enter(runtime.clone());
     // Declared last so that the tasks are dropped while the runtime and its timers still live.
     let local = tokio::task::LocalSet::new();
     let outcome = local.block_on(&tokio, async move {
+        let main = pin!(main(runtime));
         tokio::select! {
             biased;
             Some(payload) = crashes.recv() => Err(payload),
-            output = main(runtime) => Ok(output),
+            output = stalls::timed("main", main) => Ok(output),
         }
     });
     drop(local);
@@ -124,7 +128,8 @@ impl Backend for HostRuntime {
     fn spawn(&self, name: &'static str, future: LocalBoxFuture<'static, ()>) -> Task {
         let crashes = self.crashes.clone();
         let handle = tokio::task::spawn_local(async move {
-            if let Err(payload) = AssertUnwindSafe(future).catch_unwind().await {
+            let future = AssertUnwindSafe(future).catch_unwind();
+            if let Err(payload) = stalls::timed(name, future).await {
                 tracing::error!(task = name, "a task panicked; stopping the shard");
                 // A closed channel means that the shard is stopping already.
                 let _ = crashes.send(payload);
@@ -136,6 +141,14 @@ impl Backend for HostRuntime {
 
     fn random_u64(&self) -> u64 {
         self.random.borrow_mut().next_u64()
+    }
+
+    fn stalls(&self) -> Stalls {
+        stalls::measured()
+    }
+
+    fn forget_stalls(&self) {
+        stalls::forget();
     }
 }
 
@@ -157,7 +170,7 @@ pub(super) fn shared_wake_after(delay: Duration) -> tokio::time::Instant {
     first + Duration::from_nanos(after_ns).saturating_sub(WHEEL_TICK)
 }
 
-fn boot_time() -> Instant {
+pub(super) fn boot_time() -> Instant {
     Instant::from_nanos(clock_ns(libc::CLOCK_BOOTTIME))
 }
 

@@ -90,7 +90,7 @@ impl Audit {
             return Ok(());
         };
         let report = node.report();
-        for owner in report.owners.iter().filter(|owner| owner.open) {
+        for owner in node.owner_statuses().iter().filter(|owner| owner.open) {
             self.ownership
                 .borrow_mut()
                 .acted(owner.volume.0, owner.view.0, id, incarnation)
@@ -590,7 +590,7 @@ impl Audit {
             words.push(format!(
                 "node {id}: {registered}, leader {leader:?}, applied {index}"
             ));
-            for owner in &report.owners {
+            for owner in &node.owner_statuses() {
                 let resyncs: Vec<String> = owner
                     .resyncs
                     .iter()

@@ -192,7 +192,7 @@ impl Nodes {
         let mut nodes = self.shape.nodes.clone();
         nodes.retain(|id| {
             self.get(*id)
-                .is_some_and(|(_, node)| node.report().owners.iter().any(|owner| owner.open))
+                .is_some_and(|(_, node)| node.report().serving > 0)
         });
         nodes
     }
@@ -345,8 +345,7 @@ impl Nodes {
     }
 
     pub(super) fn is_registered(&self, id: NodeId) -> bool {
-        self.get(id)
-            .is_some_and(|(_, node)| node.report().registered)
+        self.get(id).is_some_and(|(_, node)| node.is_registered())
     }
 
     pub(super) fn say(&self, id: NodeId, words: impl FnOnce() -> String) {
