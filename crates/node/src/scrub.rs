@@ -126,8 +126,15 @@ impl Scrub {
         }
     }
 
+    /// An order counts as obeyed from when it was given: whoever gave it sees what comes of it.
     pub(crate) fn status(&self) -> ScrubStatus {
-        self.noted.borrow().status
+        let mut status = self.noted.borrow().status;
+        match self.order.get() {
+            Some(ScrubOrder::Start | ScrubOrder::Resume) => status.paused = false,
+            Some(ScrubOrder::Pause) => status.paused = true,
+            None => {}
+        }
+        status
     }
 
     pub(crate) fn order(&self, order: ScrubOrder) {
