@@ -1,6 +1,12 @@
 //! Pages: every entry once, whatever happens between them.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "measures what a listing costs, by the clock"
+)]
 
 use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::time::Instant;
 
 use holdfast_config::state::Change;
 
@@ -162,4 +168,58 @@ fn slices_are_paged_by_their_numbers() {
     let distinct: BTreeSet<u64> = seen.iter().copied().collect();
     assert_eq!(distinct.len(), seen.len());
     assert!(seen.is_sorted());
+}
+
+/// Everything that a node does for a listing of ten thousand volumes, except asking others. The
+/// bound is ten times that of a release build on a quiet machine.
+#[test]
+fn ten_thousand_volumes_are_listed_and_summed_up_in_a_moment() {
+    let (mut state, _) = three_nodes();
+    for number in 0..10_000 {
+        let volume = created(&mut state, &format!("volume-{number:05}"), 1 << 30);
+        open(&mut state, volume);
+    }
+    let seen = views::Seen {
+        state: Rc::new(state),
+        local: holdfast_runtime::NodeId(1),
+        leader: None,
+        voters: BTreeSet::new(),
+        heard: crate::peers::Heard::default(),
+        missing_links: Vec::new(),
+        now_unix_ms: 0,
+    };
+    let begun = Instant::now();
+    let (mut cursor, mut count, mut bytes, mut longest) = (None, 0, 0, Default::default());
+    loop {
+        let page_begun = Instant::now();
+        let which = WhichVolumes {
+            cursor,
+            ..WhichVolumes::default()
+        };
+        let (ids, next_cursor) = volumes(&seen.state, &which).unwrap();
+        let shared = views::Shared::of(&seen);
+        let shown = ids
+            .iter()
+            .filter_map(|id| views::volume(&seen, &shared, *id));
+        let page = VolumePage {
+            volumes: shown.collect(),
+            next_cursor,
+        };
+        bytes += serde_json::to_vec(&page).unwrap().len();
+        count += page.volumes.len();
+        longest = page_begun.elapsed().max(longest);
+        cursor = page.next_cursor;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    let all = begun.elapsed();
+    assert_eq!(count, 10_001);
+    let begun = Instant::now();
+    let status = views::cluster(&seen, true);
+    let summed_up = begun.elapsed();
+    assert_eq!(status.volumes, 10_001);
+    println!("{bytes} bytes in {all:?}, a page in {longest:?}; the cluster in {summed_up:?}");
+    assert!(all.as_millis() < 1000, "{all:?}");
+    assert!(summed_up.as_millis() < 1000, "{summed_up:?}");
 }

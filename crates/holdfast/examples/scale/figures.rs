@@ -57,5 +57,8 @@ fn files(directory: &Path, prefix: &str) -> anyhow::Result<Vec<PathBuf>> {
             files.push(path);
         }
     }
-    Ok(files)
+    match files.is_empty() {
+        true => anyhow::bail!("no {prefix} in {}", directory.display()),
+        false => Ok(files),
+    }
 }

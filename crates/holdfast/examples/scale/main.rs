@@ -40,6 +40,10 @@ struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 1000,
           value_parser = clap::value_parser!(u32).range(10..=10_000))]
     volumes: u32,
+    /// Size of each of these volumes, in GiB: smaller ones for trying the bench itself
+    #[arg(long, value_name = "GIB", default_value_t = 1024,
+          value_parser = clap::value_parser!(u64).range(1..=1024))]
+    size_gib: u64,
     /// Also write the rows to this file, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -106,7 +110,7 @@ async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         _ => arguments.points.clone(),
     };
     let table = tokio::select! {
-        measured = measure(binary, place, &points, arguments.volumes) => measured?,
+        measured = measure(binary, place, &points, arguments) => measured?,
         _ = interrupt.recv() => anyhow::bail!("interrupted"),
         _ = terminate.recv() => anyhow::bail!("terminated"),
     };
@@ -122,10 +126,10 @@ async fn measure(
     binary: PathBuf,
     place: PathBuf,
     points: &[u8],
-    volumes: u32,
+    arguments: &Arguments,
 ) -> anyhow::Result<table::Table> {
     let cluster = Cluster::start(binary, place).await?;
-    let mut bench = Bench::new(cluster, volumes);
+    let mut bench = Bench::new(cluster, arguments.volumes, arguments.size_gib);
     for point in points {
         bench.point(*point).await;
     }

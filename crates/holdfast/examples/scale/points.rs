@@ -1,6 +1,6 @@
 //! The points, as the issue states them, each with its bounds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -14,7 +14,6 @@ use crate::load::{Traffic, fill};
 use crate::table::{Bound, Row, Table};
 
 const GIB: u64 = 1 << 30;
-const TIB: u64 = 1 << 40;
 const MIB: f64 = (1 << 20) as f64;
 /// What creation, takeovers and deletion leave to do is over by then.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -24,6 +23,8 @@ const WATCH: Duration = Duration::from_secs(30);
 const AWAY: Duration = Duration::from_secs(30);
 /// Anything that has not come about by then never will.
 const LIMIT: Duration = Duration::from_secs(120);
+/// After a point that failed.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(60);
 /// Volumes under load, and those of them that the killed node owns.
 const LOADED: usize = 50;
 const OWNED_BY_ONE: usize = 20;
@@ -40,6 +41,8 @@ const LISTED: &str = "list-";
 pub(crate) struct Bench {
     cluster: Cluster,
     volumes: u32,
+    /// Of each of them.
+    size_gib: u64,
     table: Table,
     /// What comes before a point's number: points are repeated with data.
     within: &'static str,
@@ -50,10 +53,11 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    pub(crate) fn new(cluster: Cluster, volumes: u32) -> Self {
+    pub(crate) fn new(cluster: Cluster, volumes: u32, size_gib: u64) -> Self {
         Self {
             cluster,
             volumes,
+            size_gib,
             table: Table::default(),
             within: "",
             empty: None,
@@ -76,9 +80,8 @@ impl Bench {
             _ => Err(anyhow::anyhow!("there is no such point")),
         };
         if let Err(error) = outcome {
-            let what = "could be measured";
-            let bound = Bound::AtMost(0.0);
-            self.row(point, what, None, "", bound, format!("{error:#}"));
+            let what = "cannot be measured any further";
+            self.row(point, what, None, "", Bound::Measured, format!("{error:#}"));
             self.recover().await;
         }
     }
@@ -99,7 +102,9 @@ impl Bench {
             }
         }
         let cluster = &self.cluster;
-        let whole = cluster.wait_for(LIMIT, "a whole cluster", async || cluster.is_whole().await);
+        let whole = cluster.wait_for(RECOVERY_LIMIT, "a whole cluster", async || {
+            cluster.is_whole().await
+        });
         if let Err(error) = whole.await {
             println!("{error:#}");
         }
@@ -143,7 +148,7 @@ impl Bench {
     async fn large_and_small(&mut self) -> anyhow::Result<()> {
         self.note_empty().await?;
         let mut medians = Vec::new();
-        for (what, bytes) in [("1 GiB", GIB), ("64 TiB", 64 * TIB)] {
+        for (what, bytes) in [("1 GiB", GIB), ("64 TiB", 64 << 40)] {
             let (mut created, mut opened) = (Vec::new(), Vec::new());
             for number in 0..5 {
                 let name = format!("size-{number}");
@@ -169,17 +174,16 @@ impl Bench {
     /// Makes the volumes that are missing of the thousand; answers how long each took.
     async fn make_thousand(&mut self) -> anyhow::Result<Vec<Duration>> {
         self.note_empty().await?;
-        let there = self.cluster.volumes(THOUSAND).await?.len();
+        let there = self.cluster.volumes(THOUSAND).await?;
+        let there: BTreeSet<String> = there.into_iter().map(|volume| volume.name).collect();
+        let missing = (0..self.volumes).map(|number| format!("{THOUSAND}{number:05}"));
+        let missing: Vec<String> = missing.filter(|name| !there.contains(name)).collect();
         let mut took = Vec::new();
         let begun = Instant::now();
-        for number in 0..self.volumes {
-            if there == self.volumes as usize {
-                break;
-            }
-            let name = format!("{THOUSAND}{number:05}");
-            took.push(self.cluster.make(&name, TIB).await?);
-            if (number + 1) % 100 == 0 {
-                println!("{} volumes after {:.1?}", number + 1, begun.elapsed());
+        for name in &missing {
+            took.push(self.cluster.make(name, self.size_gib * GIB).await?);
+            if took.len() % 100 == 0 {
+                println!("{} volumes after {:.1?}", took.len(), begun.elapsed());
             }
         }
         Ok(took)
@@ -193,7 +197,7 @@ impl Bench {
             // They are there: what is measured is a hundred more of them.
             for number in 0..200.min(self.volumes) {
                 let name = format!("more-{number:05}");
-                took.push(self.cluster.make(&name, TIB).await?);
+                took.push(self.cluster.make(&name, self.size_gib * GIB).await?);
                 self.cluster.delete(&name).await?;
             }
         }
@@ -331,7 +335,7 @@ impl Bench {
         self.wait_until_all_serve("every volume to open").await?;
         let share = f64::from(self.volumes) / 1000.0;
         let filled = ((FILLED as f64 * share) as usize).max(2);
-        let slices = SLICES / FILLED as u64;
+        let slices = (SLICES / FILLED as u64).min(self.size_gib);
         let volumes = self.cluster.volumes(THOUSAND).await?;
         let targets = volumes.into_iter().take(filled).map(|one| one.target);
         let targets: Vec<String> = targets.collect();
@@ -400,7 +404,14 @@ impl Bench {
         self.cluster.fleet.start(4, None)?;
         let snapshot = snapshot? as f64;
         let note = format!("{} volumes, {used} used slices", self.volumes);
-        self.row(5, "config state", Some(snapshot / MIB), "MiB", none, note);
+        self.row(
+            5,
+            "config state",
+            Some(snapshot / 1024.0),
+            "KiB",
+            none,
+            note,
+        );
         let what = "config state for each used slice, volumes among it";
         self.row(5, what, Some(snapshot / used as f64), "B", none, "");
         self.recover().await;

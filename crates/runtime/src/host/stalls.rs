@@ -21,7 +21,8 @@ use crate::time::Instant;
 
 /// The kernel's figure is read again once it is so old: a stall's error is no larger.
 const REFERENCE_AGE: Duration = Duration::from_millis(1);
-/// Shorter steps are not worth the kernel's figure. They cannot be the stalls looked for.
+/// Shorter steps are not worth the kernel's figure: they cannot be the stalls looked for, and
+/// count as a whole.
 const WORTH_ASKING: Duration = Duration::from_millis(2);
 const _: () = assert!(WORTH_ASKING.as_nanos() * 5 < STALL_BOUND.as_nanos());
 
@@ -62,12 +63,16 @@ impl Meter {
 
     fn end(&mut self, task: &'static str, began: Instant, now: Instant) {
         let took = now.saturating_since(began);
-        if took < WORTH_ASKING {
+        if took <= self.longest && took <= STALL_BOUND {
             return;
         }
-        let waited = waited(self.schedule.as_ref());
-        let held = took.saturating_sub(waited.saturating_sub(self.reference.1));
-        self.reference = (now, waited);
+        let held = if took < WORTH_ASKING {
+            took
+        } else {
+            let waited = waited(self.schedule.as_ref());
+            let before = std::mem::replace(&mut self.reference, (now, waited));
+            took.saturating_sub(waited.saturating_sub(before.1))
+        };
         if held > self.longest {
             self.longest = held;
             self.longest_in = task;
