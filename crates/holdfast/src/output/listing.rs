@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 
 use serde::Serialize;
 
-use super::{About, Format, Rows, csv_line, table};
+use super::{About, Format, Rows, csv_line, table_text};
 use crate::failure::Failure;
 use crate::standard;
 
@@ -52,7 +52,7 @@ impl Listing {
                     columns: self.columns,
                     rows: self.rows,
                 };
-                format!("{}\n", table(&rows))
+                table_text(&rows)
             }
             (Format::Json | Format::Yaml, 0) => "[]\n".to_owned(),
             (Format::Json, _) => "\n]\n".to_owned(),
