@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn pages_add_up_to_what_one_page_would_be() {
         for format in [Format::Json, Format::Yaml, Format::Csv] {
-            let one = in_pages(format, &[0..5]);
+            let one = in_pages(format, std::slice::from_ref(&(0..5)));
             assert_eq!(in_pages(format, &[0..2, 2..2, 2..5]), one, "{format:?}");
         }
         let json = in_pages(Format::Json, &[0..2, 2..3]);
