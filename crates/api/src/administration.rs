@@ -482,7 +482,8 @@ impl Administration {
             outcome @ (Outcome::Done
             | Outcome::Admitted(_)
             | Outcome::Created(_)
-            | Outcome::Reserved(_)) => Ok(outcome),
+            | Outcome::Reserved(_)
+            | Outcome::Placed { .. }) => Ok(outcome),
         }
     }
 

@@ -196,6 +196,15 @@ impl From<Refusal> for Problem {
             Refusal::PlacementInvalid(_) | Refusal::TooManyAtOnce { .. } => {
                 (ProblemKind::Invalid, String::new())
             }
+            Refusal::DrainLeavesTooFew { .. } => (
+                ProblemKind::Conflict,
+                "`holdfast cluster token` makes a token for another node".into(),
+            ),
+            Refusal::NotDrained { .. } => (ProblemKind::Conflict, String::new()),
+            Refusal::StateFull { .. } => (
+                ProblemKind::Unavailable,
+                "`holdfast volume list` shows how much each volume has written".into(),
+            ),
             Refusal::NodeDrains(_) => (
                 ProblemKind::Unavailable,
                 "`holdfast node list` shows which nodes take volumes".into(),

@@ -20,6 +20,7 @@ mod balance;
 mod config;
 mod connectivity;
 mod device;
+mod draining;
 mod follow;
 mod fullness;
 mod grace;

@@ -134,7 +134,11 @@ impl Node {
         match self.group.propose(change, limit).await {
             Ok(Outcome::Refused(refusal)) => return Err(refusal.into()),
             Ok(
-                Outcome::Done | Outcome::Admitted(_) | Outcome::Created(_) | Outcome::Reserved(_),
+                Outcome::Done
+                | Outcome::Admitted(_)
+                | Outcome::Created(_)
+                | Outcome::Reserved(_)
+                | Outcome::Placed { .. },
             ) => {}
             Err(error) => {
                 tracing::warn!(%volume, %to, %error, "a move was not decided");

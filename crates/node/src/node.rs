@@ -193,6 +193,7 @@ impl Node {
         runtime.spawn("node-monitor", self.clone().keep_monitoring());
         runtime.spawn("node-voters", self.clone().keep_voters());
         runtime.spawn("node-grace", self.clone().keep_ending_grace());
+        runtime.spawn("node-draining", self.clone().keep_draining());
         runtime.spawn("node-load", self.clone().keep_measuring());
         runtime.spawn("node-balance", self.clone().keep_balancing());
         runtime.spawn("node-heal", self.clone().keep_healing());
@@ -259,9 +260,11 @@ impl Node {
         };
         match self.group.initialize(change, limit).await? {
             Outcome::Refused(refusal) => Err(refusal.into()),
-            Outcome::Done | Outcome::Admitted(_) | Outcome::Created(_) | Outcome::Reserved(_) => {
-                Ok(())
-            }
+            Outcome::Done
+            | Outcome::Admitted(_)
+            | Outcome::Created(_)
+            | Outcome::Reserved(_)
+            | Outcome::Placed { .. } => Ok(()),
         }
     }
 

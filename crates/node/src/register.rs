@@ -31,7 +31,8 @@ impl Node {
                     Outcome::Done
                     | Outcome::Admitted(_)
                     | Outcome::Created(_)
-                    | Outcome::Reserved(_),
+                    | Outcome::Reserved(_)
+                    | Outcome::Placed { .. },
                 ) => {}
                 Err(error) => {
                     tracing::debug!(%error, "registering again");

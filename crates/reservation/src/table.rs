@@ -1,7 +1,7 @@
 //! The reservation table and its transitions.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-
+use imbl::shared_ptr::RcK;
+use imbl::{GenericOrdMap, GenericOrdSet, GenericVector};
 use serde::{Deserialize, Serialize};
 
 use crate::nexus::Nexus;
@@ -35,20 +35,21 @@ struct Registration {
     number: u64,
 }
 
-/// Registrations and the reservation of one unit.
+/// Registrations and the reservation of one unit. A clone shares everything, and a change copies
+/// what it changes.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ReservationTable {
     revision: u64,
     generation: u32,
     persist: bool,
     last_number: u64,
-    registrations: BTreeMap<Nexus, Registration>,
+    registrations: GenericOrdMap<Nexus, Registration, RcK>,
     reservation: Option<(ReservationType, Nexus)>,
     /// SPC-2 reservation: its holder, and its number.
     unit: Option<(Nexus, u64)>,
-    aborted: BTreeSet<u64>,
+    aborted: GenericOrdSet<u64, RcK>,
     resets: u64,
-    notices: VecDeque<(u64, Nexus, Notice)>,
+    notices: GenericVector<(u64, Nexus, Notice), RcK>,
     /// Revision of the newest notice that has been forgotten.
     forgotten: u64,
 }
@@ -82,6 +83,11 @@ impl ReservationTable {
         self.registrations
             .iter()
             .map(|(nexus, one)| (nexus, one.key))
+    }
+
+    /// Registrations, and what is remembered of earlier ones: what the table's size depends on.
+    pub fn entries(&self) -> usize {
+        self.registrations.len() + self.aborted.len() + self.notices.len()
     }
 
     /// Whether nobody is registered.
@@ -280,8 +286,8 @@ impl ReservationTable {
         }
         self.last_number += 1;
         let number = self.last_number;
-        self.registrations
-            .insert(nexus.clone(), Registration { key, number });
+        let registration = Registration { key, number };
+        self.registrations.insert(nexus.clone(), registration);
         Ok(())
     }
 
@@ -319,7 +325,7 @@ impl ReservationTable {
             return;
         }
         if kind.all_registrants()
-            && let Some((next, _)) = self.registrations.first_key_value()
+            && let Some((next, _)) = self.registrations.get_min()
         {
             *holder = next.clone();
             return;
@@ -408,12 +414,16 @@ impl ReservationTable {
         if !whole_group && !self.registrations.values().any(named) {
             return Err(Refusal::Conflict);
         }
-        let victims: Vec<(Nexus, Registration)> = self
-            .registrations
-            .extract_if(.., |one, registration| {
-                named(registration) && !(takes_over && one == nexus)
-            })
+        let leaves = |(one, registration): &(&Nexus, &Registration)| {
+            named(registration) && !(takes_over && *one == nexus)
+        };
+        let victims = self.registrations.iter().filter(leaves);
+        let victims: Vec<(Nexus, Registration)> = victims
+            .map(|(one, registration)| (one.clone(), *registration))
             .collect();
+        for (victim, _) in &victims {
+            self.registrations.remove(victim);
+        }
         for (victim, registration) in &victims {
             if victim != nexus {
                 self.tell(victim.clone(), Notice::RegistrationsPreempted);
@@ -423,7 +433,7 @@ impl ReservationTable {
             }
         }
         while self.aborted.len() > ABORTED_MAX {
-            self.aborted.pop_first();
+            self.aborted.remove_min();
         }
         if takes_over {
             self.reservation = Some((kind, nexus.clone()));
@@ -434,7 +444,7 @@ impl ReservationTable {
             && held.all_registrants()
             && !self.registrations.contains_key(holder)
         {
-            let left = self.registrations.first_key_value();
+            let left = self.registrations.get_min();
             if self.registrations.contains_key(nexus) {
                 *holder = nexus.clone();
             } else if let Some((next, _)) = left {

@@ -31,7 +31,7 @@ use std::rc::Rc;
 use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::{Buffer, Disk, DiskError, NodeId, PAGE_BYTES};
 use thiserror::Error;
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
 
 const HEADER_MAGIC: u64 = u64::from_le_bytes(*b"HFCONFIG");
 const RETIRED_MAGIC: u64 = u64::from_le_bytes(*b"HFRETIRE");
@@ -262,7 +262,9 @@ impl Area {
         self.write(base, Buffer::zeroed(PAGE_BYTES)).await?;
         self.write(base + PAGE, Buffer::zeroed(PAGE_BYTES)).await?;
         let mut offset = base + PREFIX_BYTES;
+        let mut checksum = Xxh3::with_seed(base);
         for chunk in image.chunks(CHUNK_BYTES) {
+            checksum.update(chunk);
             let buffer = Buffer::padded_from(chunk);
             let len = buffer.len() as u64;
             self.write(offset, buffer).await?;
@@ -271,7 +273,7 @@ impl Area {
         let header = Header {
             generation,
             image_bytes: image.len() as u64,
-            image_checksum: xxh3_64_with_seed(image, base),
+            image_checksum: checksum.digest(),
         };
         self.write(base, self.encode_header(header, base)).await?;
         self.write_retirement(1 - half, generation).await?;

@@ -50,7 +50,7 @@ pub use membership::VOTERS_MAX;
 pub use peek::last_known_state;
 pub use types::{Applied, Machine, Proposal, ProposalKey};
 
-use crate::state::{Change, ClusterState, Outcome, Pieces, Progress};
+use crate::state::{Change, ClusterState, Outcome, Pieces, Progress, STATE_BYTES_MAX};
 use election::Elector;
 use forward::{Forwarder, Numbers};
 use network::{Network, Server};
@@ -88,6 +88,13 @@ impl Machine for ClusterState {
     }
 }
 
+/// Bytes of a half of a config log, if nothing else is said.
+const HALF_BYTES: u64 = 32 << 20;
+// A half that is made anew holds a snapshot and the log behind it, and has to have room for records
+// of further changes, twice. What is not counted in the state's limit, access lists and
+// reservations, has a quarter for itself.
+const _: () = assert!(STATE_BYTES_MAX <= HALF_BYTES / 2, "snapshots have to fit");
+
 /// How one node takes part in the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupOptions {
@@ -114,7 +121,7 @@ impl Default for GroupOptions {
             heartbeat: Duration::from_millis(100),
             election_least: Duration::from_millis(350),
             election_most: Duration::from_millis(500),
-            half_bytes: 32 << 20,
+            half_bytes: HALF_BYTES,
             snapshot_after: 1024,
         }
     }
@@ -182,6 +189,7 @@ impl<M: Machine> Group<M> {
         let store = opened.await?.ok_or(GroupError::Missing)?;
         let view = View::new();
         let shell = Shell::recover(store.clone(), view.clone(), options.log_bytes_max())
+            .await
             .map_err(|error| GroupError::Inconsistent(error.into()))?;
         let pulse = Rc::new(Pulse::new(runtime.clone(), timing));
         let network = Network {

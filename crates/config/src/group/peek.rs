@@ -24,6 +24,7 @@ pub async fn last_known_state<M: Machine>(
     let mut store: Store<M> = opened.ok_or(GroupError::Missing)?;
     let view = View::new();
     let mut shell = Shell::recover(store.clone(), view.clone(), options.log_bytes_max())
+        .await
         .map_err(inconsistent)?;
     if let Some(committed) = store.read_committed().await.map_err(inconsistent)? {
         let (applied, _) = shell.applied_state().await.map_err(inconsistent)?;

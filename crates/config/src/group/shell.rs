@@ -7,14 +7,16 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_runtime::reach::{self, Row};
-use holdfast_runtime::{Incarnation, NodeId};
+use holdfast_runtime::{Incarnation, NodeId, ambient};
 use openraft::storage::RaftStateMachine;
 use openraft::{AnyError, EntryPayload, RaftSnapshotBuilder, StorageIOError};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
+use tokio::task::yield_now;
 
 use super::store::Store;
 use super::types::{
@@ -22,6 +24,10 @@ use super::types::{
     StoredMembership, Types,
 };
 use crate::state::Progress;
+
+/// Longest time for which entries are applied before others have the thread. One entry takes what
+/// it takes, see `crates/config/examples/apply_cost.rs`.
+const APPLY_MAX: Duration = Duration::from_millis(2);
 
 /// What the rest of the node sees of the applied state.
 pub(super) struct View<M> {
@@ -98,7 +104,7 @@ impl<M: Machine> Shell<M> {
         clippy::result_large_err,
         reason = "openraft's error, as its traits want it"
     )]
-    pub(super) fn recover(
+    pub(super) async fn recover(
         store: Store<M>,
         view: Rc<View<M>>,
         log_bytes_max: usize,
@@ -115,7 +121,7 @@ impl<M: Machine> Shell<M> {
             log_bytes_max,
         };
         if let Some(snapshot) = shell.store.snapshot() {
-            let body = decode_body(&snapshot.snapshot)?;
+            let body = decode_body(&snapshot.snapshot).await?;
             shell.load(&snapshot.meta, body);
         }
         Ok(shell)
@@ -195,11 +201,13 @@ const FIRST_FORMAT: u8 = 1;
 const SUPPLEMENTED_FORMAT: u8 = 2;
 const PIECES_FORMAT: u8 = 3;
 
-fn encode_body<M: Machine>(body: &Body<M>) -> Bytes {
+/// Lets others have the thread between two pieces: see [`Machine::pieces`].
+async fn encode_body<M: Machine>(body: &Body<M>) -> Bytes {
     let data = postcard::to_extend(&body.sessions, vec![PIECES_FORMAT]);
     let mut data = data.expect("plain data always encodes");
     for piece in body.state.pieces() {
         data.extend_from_slice(&piece);
+        yield_now().await;
     }
     Bytes::from(data)
 }
@@ -208,7 +216,7 @@ fn encode_body<M: Machine>(body: &Body<M>) -> Bytes {
     clippy::result_large_err,
     reason = "openraft's error, as its traits want it"
 )]
-fn decode_body<M: Machine>(data: &[u8]) -> Result<Body<M>, StorageError> {
+async fn decode_body<M: Machine>(data: &[u8]) -> Result<Body<M>, StorageError> {
     let body = match data.split_first() {
         Some((&FIRST_FORMAT, body)) => decode_first(body)
             .filter(|(_, rest)| rest.is_empty())
@@ -218,7 +226,7 @@ fn decode_body<M: Machine>(data: &[u8]) -> Result<Body<M>, StorageError> {
                 Rc::make_mut(&mut body.state).supply(rest).then_some(body)
             })
         }
-        Some((&PIECES_FORMAT, body)) => decode_pieces(body),
+        Some((&PIECES_FORMAT, body)) => decode_pieces(body).await,
         Some(_) | None => None,
     };
     body.ok_or_else(|| {
@@ -234,14 +242,14 @@ fn decode_first<M: Machine>(bytes: &[u8]) -> Option<(Body<M>, &[u8])> {
     Some((Body { state, sessions }, rest))
 }
 
-fn decode_pieces<M: Machine>(bytes: &[u8]) -> Option<Body<M>> {
+async fn decode_pieces<M: Machine>(bytes: &[u8]) -> Option<Body<M>> {
     let (sessions, mut rest) = postcard::take_from_bytes(bytes).ok()?;
     let mut state = M::default();
     loop {
         let (progress, following) = state.take_up(rest)?;
         rest = following;
         match progress {
-            Progress::More => {}
+            Progress::More => yield_now().await,
             Progress::Complete => break,
         }
     }
@@ -260,7 +268,7 @@ pub(super) struct Builder<M: Machine> {
 impl<M: Machine> RaftSnapshotBuilder<Types<M>> for Builder<M> {
     async fn build_snapshot(&mut self) -> Result<Snapshot<M>, StorageError> {
         reach::note(Row::ConfigSnapshot);
-        let data = encode_body(&self.body);
+        let data = encode_body(&self.body).await;
         let meta = SnapshotMeta {
             last_log_id: self.last_applied,
             last_membership: self.membership.clone(),
@@ -288,7 +296,14 @@ impl<M: Machine> RaftStateMachine<Types<M>> for Shell<M> {
         I: IntoIterator<Item = Entry<M>>,
     {
         let mut answers = Vec::new();
+        let mut began = ambient::current().now();
         for entry in entries {
+            // Nobody sees the state before all of them are applied.
+            let now = ambient::current().now();
+            if now.saturating_since(began) > APPLY_MAX {
+                yield_now().await;
+                began = ambient::current().now();
+            }
             self.last_applied = Some(entry.log_id);
             answers.push(match entry.payload {
                 EntryPayload::Blank => Applied::Internal,
@@ -325,7 +340,7 @@ impl<M: Machine> RaftStateMachine<Types<M>> for Shell<M> {
         snapshot: Box<Bytes>,
     ) -> Result<(), StorageError> {
         reach::note(Row::ConfigInstalled);
-        let body = decode_body(&snapshot)?;
+        let body = decode_body(&snapshot).await?;
         self.store.save_snapshot(meta.clone(), *snapshot).await?;
         self.load(meta, body);
         Ok(())
@@ -341,6 +356,14 @@ mod tests {
     use super::*;
     use crate::state::ClusterState;
 
+    fn encoded(body: &Body<ClusterState>) -> Bytes {
+        futures::executor::block_on(encode_body(body))
+    }
+
+    fn decoded(data: &[u8]) -> Result<Body<ClusterState>, StorageError> {
+        futures::executor::block_on(decode_body(data))
+    }
+
     #[test]
     fn snapshots_of_every_format_are_read_and_the_newest_is_written() {
         let old: [&[u8]; 2] = [
@@ -348,20 +371,20 @@ mod tests {
             include_bytes!("../../fixtures/snapshot-2.bin"),
         ];
         for data in old {
-            let read = decode_body::<ClusterState>(data).expect("a snapshot");
+            let read = decoded(data).expect("a snapshot");
             assert_eq!(read.sessions.0[&NodeId(1)].outcomes.len(), 3);
-            let written = encode_body(&read);
+            let written = encoded(&read);
             assert_eq!(written[0], PIECES_FORMAT);
-            let again = decode_body::<ClusterState>(&written).expect("a snapshot");
+            let again = decoded(&written).expect("a snapshot");
             assert_eq!(again.state, read.state);
-            assert_eq!(encode_body(&again), written);
+            assert_eq!(encoded(&again), written);
             again.state.check();
             for end in 0..written.len() {
-                assert!(decode_body::<ClusterState>(&written[..end]).is_err());
+                assert!(decoded(&written[..end]).is_err());
             }
             let longer = [&written[..], &[0]].concat();
-            assert!(decode_body::<ClusterState>(&longer).is_err());
+            assert!(decoded(&longer).is_err());
         }
-        assert!(decode_body::<ClusterState>(&[4, 0]).is_err());
+        assert!(decoded(&[4, 0]).is_err());
     }
 }

@@ -22,6 +22,7 @@ use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{AnyError, LogState, RaftLogReader, StorageIOError};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, Notify};
+use tokio::task::yield_now;
 
 use super::area::{Area, AreaError, Contents, Damage};
 use super::types::{Entry, LogId, Machine, Snapshot, SnapshotMeta, StorageError, Types, Vote};
@@ -30,6 +31,8 @@ use super::types::{Entry, LogId, Machine, Snapshot, SnapshotMeta, StorageError, 
 pub(super) const AREA: &str = "config";
 /// Most bytes of entries in one message to a follower, beyond the first entry.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// Bytes of entries that are encoded before others have the thread.
+const IMAGE_STEP_BYTES: usize = 256 << 10;
 
 /// A handle on the store of one node.
 pub(super) struct Store<M: Machine> {
@@ -73,8 +76,8 @@ struct StoredSnapshot {
     data: Bytes,
 }
 
-/// What starts a half: everything that is known.
-#[derive(Serialize, Deserialize)]
+/// What starts a half: everything that is known. [`Store::image`] writes it.
+#[derive(Deserialize)]
 #[serde(bound = "")]
 struct Image<M: Machine> {
     vote: Option<Vote>,
@@ -134,7 +137,9 @@ impl<M: Machine> Store<M> {
             None if may_create => {
                 let memory = Memory::empty();
                 if !planted::is_active(Bug::ForgetEmptyLog) {
-                    area.replace(&memory.image(None)).await?;
+                    let mut image = memory.image_head(None);
+                    put(&mut image, &0_u64);
+                    area.replace(&image).await?;
                 }
                 memory
             }
@@ -176,22 +181,47 @@ impl<M: Machine> Store<M> {
         data: Bytes,
     ) -> Result<(), StorageError> {
         let mut area = self.inner.writer.lock().await;
-        let image = {
-            let memory = self.inner.memory.borrow();
-            if memory.snapshot_last() >= meta.last_log_id {
-                return Ok(());
-            }
-            memory.image(Some(StoredSnapshot {
-                meta: meta.clone(),
-                data: data.clone(),
-            }))
-        };
+        if self.inner.memory.borrow().snapshot_last() >= meta.last_log_id {
+            return Ok(());
+        }
+        let snapshot = StoredSnapshot { meta, data };
+        let image = self.image(Some(&snapshot)).await;
         let result = area.replace(&image).await;
         if result.is_ok() {
-            self.inner.memory.borrow_mut().snapshot = Some(StoredSnapshot { meta, data });
+            self.inner.memory.borrow_mut().snapshot = Some(snapshot);
         }
         self.settle(&result);
         result.map_err(|error| StorageIOError::write_snapshot(None, AnyError::new(&error)).into())
+    }
+
+    /// An [`Image`] with this snapshot, made step by step. The caller holds the writer, so that
+    /// entries stay as they are meanwhile.
+    async fn image(&self, snapshot: Option<&StoredSnapshot>) -> Vec<u8> {
+        let memory = || self.inner.memory.borrow();
+        let mut image = memory().image_head(snapshot);
+        put(&mut image, &(memory().entries.len() as u64));
+        let mut next = memory().entries.keys().next().copied();
+        while let Some(first) = next {
+            yield_now().await;
+            let memory = memory();
+            let mut bytes = 0;
+            let mut entries = memory.entries.range(first..);
+            let some = entries.by_ref().take_while(|(_, sized)| {
+                bytes += sized.bytes;
+                bytes <= IMAGE_STEP_BYTES || bytes == sized.bytes
+            });
+            let mut last = first;
+            for (index, sized) in some {
+                put(&mut image, &sized.entry);
+                last = *index;
+            }
+            next = memory
+                .entries
+                .range(last + 1..)
+                .next()
+                .map(|(index, _)| *index);
+        }
+        image
     }
 
     /// Makes a step durable, then applies it to memory.
@@ -203,10 +233,8 @@ impl<M: Machine> Store<M> {
         let mut result = Ok(());
         if !area.has_room(payload.len()) {
             reach::note(Row::ConfigTurned);
-            let image = {
-                let memory = self.inner.memory.borrow();
-                memory.image(memory.snapshot.clone())
-            };
+            let snapshot = self.inner.memory.borrow().snapshot.clone();
+            let image = self.image(snapshot.as_ref()).await;
             result = area.replace(&image).await;
             if result.is_ok() && !area.has_room(payload.len()) {
                 let (wanted, half) = ((image.len() + 2 * payload.len()) as u64, area.half_bytes());
@@ -308,25 +336,14 @@ impl<M: Machine> Memory<M> {
             .and_then(|snapshot| snapshot.meta.last_log_id)
     }
 
-    fn image(&self, snapshot: Option<StoredSnapshot>) -> Vec<u8> {
-        let covered = snapshot
-            .as_ref()
-            .and_then(|snapshot| snapshot.meta.last_log_id);
+    /// All of an [`Image`] but its entries.
+    fn image_head(&self, snapshot: Option<&StoredSnapshot>) -> Vec<u8> {
+        let covered = snapshot.and_then(|snapshot| snapshot.meta.last_log_id);
         assert!(
             self.purged <= covered,
             "only what a snapshot contains is purged"
         );
-        encode(&Image::<M> {
-            vote: self.vote,
-            committed: self.committed,
-            purged: self.purged,
-            snapshot,
-            entries: self
-                .entries
-                .values()
-                .map(|sized| sized.entry.clone())
-                .collect(),
-        })
+        encode(&(self.vote, self.committed, self.purged, snapshot))
     }
 
     fn apply(&mut self, step: Step<M>) {
@@ -361,6 +378,12 @@ fn total_bytes<M: Machine>(entries: &BTreeMap<u64, Sized<M>>) -> usize {
 /// Encodes what this module defines.
 fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     postcard::to_stdvec(value).expect("plain data always encodes")
+}
+
+/// Appends it to what is encoded already.
+fn put<T: Serialize>(bytes: &mut Vec<u8>, value: &T) {
+    let before = std::mem::take(bytes);
+    *bytes = postcard::to_extend(value, before).expect("plain data always encodes");
 }
 
 impl<M: Machine> RaftLogReader<Types<M>> for Store<M> {

@@ -9,7 +9,7 @@ use holdfast_wire::{View, VolumeId};
 use super::change::{Admission, Change, NodeStart, Outcome, Reconciled, Refusal, VolumeSpec};
 use super::growth::settled_copies;
 use super::records::{ClusterIdentity, ClusterState, Growth, NodeRecord, NodeStatus, VolumeRecord};
-use super::slices::{CopyStatus, SliceRecord};
+use super::slices::CopyStatus;
 use super::{
     COPIES_MAX, SLICE_BYTES_MIN, VOLUME_BYTES_MAX, VOLUME_NAME_BYTES_MAX, WHOLE_VOLUME_BYTES_MAX,
 };
@@ -59,6 +59,7 @@ impl ClusterState {
             Change::CreateVolume(spec) => self.create_volume(spec),
             Change::DeleteVolume { volume } => match self.volumes.remove(volume) {
                 Some(_) => {
+                    self.mending.forget(volume);
                     self.growing.remove(&volume);
                     self.fronts.remove(volume);
                     self.last_open.remove(&volume);
@@ -134,8 +135,12 @@ impl ClusterState {
                 incarnation,
                 slices,
             } => self.promote_copies(volume, view, node, incarnation, &slices),
+            Change::Drain { node, now_unix_ms } => self.drain(node, now_unix_ms),
+            Change::CancelDrain { node } => self.cancel_drain(node),
+            Change::RemoveNode { node } => self.remove_node(node),
+            Change::ContinueDrain => Ok(self.continue_drain()),
         };
-        self.rehome();
+        self.mend();
         result.unwrap_or_else(Outcome::Refused)
     }
 
@@ -217,6 +222,7 @@ impl ClusterState {
         record.api_address = start.api_address;
         record.portal_address = start.portal_address;
         record.version = start.version;
+        self.mending.node_came();
         if restarted {
             self.settle_restart(node);
         } else if !was_running {
@@ -328,10 +334,8 @@ impl ClusterState {
         }
         let settled = settled_copies(&self.nodes, record.slices.iter(), reconciled)?;
         let grown = growing.filter(|_| reconciled_all);
+        self.set_slices(volume, settled);
         self.volumes.update(volume, |record| {
-            for (index, slice) in settled {
-                record.slices.set(index, slice);
-            }
             record.open = true;
             record.ever_open = true;
             if let Some(growth) = grown {
@@ -443,14 +447,6 @@ impl ClusterState {
         self.set_slices(volume, promoted);
         self.view.0 += 1;
         Ok(Outcome::Done)
-    }
-
-    pub(super) fn set_slices(&mut self, volume: VolumeId, slices: Vec<(u32, SliceRecord)>) {
-        self.volumes.update(volume, |record| {
-            for (index, slice) in slices {
-                record.slices.set(index, slice);
-            }
-        });
     }
 
     fn change_reservations(

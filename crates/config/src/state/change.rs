@@ -6,9 +6,9 @@ use holdfast_wire::{View, VolumeId};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::COPIES_PER_NODE_MAX;
 use super::front::{FrontChange, INITIATORS_MAX, RETIRING_MAX};
 use super::records::{Chap, ClusterIdentity};
+use super::{COPIES_PER_NODE_MAX, STATE_BYTES_MAX};
 
 /// One proposal. Whatever it reads (time, randomness, secrets) is in it: applying is pure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -239,6 +239,27 @@ pub enum Change {
         /// The slices.
         slices: Vec<u32>,
     },
+    /// A node is to be taken out of service without a loss of redundancy: its copies are made anew
+    /// elsewhere, then taken out.
+    Drain {
+        /// The node.
+        node: NodeId,
+        /// The proposer's wall clock, in milliseconds since the Unix epoch.
+        now_unix_ms: u64,
+    },
+    /// A node that is drained stays.
+    CancelDrain {
+        /// The node.
+        node: NodeId,
+    },
+    /// Takes a node out for good that was drained and has no copy left.
+    RemoveNode {
+        /// The node.
+        node: NodeId,
+    },
+    /// The next bounded part of what there is to do for nodes that are drained. The leader proposes
+    /// it until it has changed nothing.
+    ContinueDrain,
 }
 
 /// A slice that its owner has set up.
@@ -325,6 +346,11 @@ pub enum Outcome {
     Refused(Refusal),
     /// The volume's reservations are as asked for.
     Reserved(Effects),
+    /// So many slices got another placement.
+    Placed {
+        /// Slices.
+        slices: u32,
+    },
 }
 
 /// Why a change was refused. The state is unchanged in every case.
@@ -487,5 +513,40 @@ pub enum Refusal {
         named: u32,
         /// Most slices of such a change.
         most: u32,
+    },
+    /// The config state has no room for more volumes or slices.
+    #[error(
+        "the cluster's config state has {bytes} bytes of volumes and slices; {STATE_BYTES_MAX} are \
+         the most. Delete volumes that are not needed: what is there can be read and written"
+    )]
+    StateFull {
+        /// Bytes that it has.
+        bytes: u64,
+    },
+    /// A drain would never end.
+    #[error(
+        "without node {node} there are {nodes} nodes for the {copies} copies of volume {volume}. \
+         Add a node first"
+    )]
+    DrainLeavesTooFew {
+        /// The node.
+        node: NodeId,
+        /// Nodes that are left.
+        nodes: u32,
+        /// The volume's name.
+        volume: String,
+        /// Its copies.
+        copies: u32,
+    },
+    /// The node is not drained, or not completely.
+    #[error(
+        "node {node} has copies of {copies} slices or owns volumes: drain it first, and wait until \
+         nothing is left"
+    )]
+    NotDrained {
+        /// The node.
+        node: NodeId,
+        /// Copies that it has.
+        copies: u64,
     },
 }

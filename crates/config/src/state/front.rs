@@ -218,6 +218,7 @@ impl ClusterState {
         change: &FrontChange,
     ) -> Result<Outcome, Refusal> {
         let front = DEFAULT.changed(change)?;
+        self.check_room()?;
         let volume = self.create_with_slices(spec, SlicesAtFirst::Anchor)?;
         self.fronts.set(volume, front);
         Ok(Outcome::Created(volume))

@@ -17,15 +17,13 @@
 
 mod apply;
 mod change;
-mod eviction;
 mod front;
 mod growth;
-mod layouts;
 mod ownership;
+mod placement;
 mod records;
 mod slices;
 mod snapshot;
-mod thin;
 mod volumes;
 
 #[cfg(test)]
@@ -61,6 +59,10 @@ pub const PLACED_AT_ONCE_MAX: usize = 4_096;
 /// Most slices in one `PromoteCopies`, and what an owner should put into one `RemoveCopies`; for
 /// the same reasons.
 pub const PROMOTED_AT_ONCE_MAX: usize = 4_096;
+/// Bytes of the state's snapshot from which on no volume is made and no slice placed. A slice of
+/// three copies counts with nine, so this is some 1.8 million of them. It is half of what a node
+/// has for a snapshot and the log behind it, and reaching that would stop the config group.
+pub const STATE_BYTES_MAX: u64 = 16 << 20;
 /// Largest volume that `CreateVolume` and `GrowVolume` made, which placed every slice at once.
 /// Nobody proposes them any more; from an old log they have the effect that they had.
 const WHOLE_VOLUME_BYTES_MAX: u64 = 4 << 40;

@@ -85,6 +85,11 @@ impl ClusterState {
     /// Whether each slice in which `node` is in sync has another in-sync copy on a running node.
     fn others_serve(&self, volume: &VolumeRecord, node: NodeId) -> bool {
         let runs = |other: NodeId| other != node && self.running_incarnation(other).is_some();
+        let holders = volume.slices.holders().iter();
+        let mut others = holders.filter(|held| held.node != node && held.in_sync > 0);
+        if volume.slices.with_one_in_sync() == 0 && others.all(|held| runs(held.node)) {
+            return true;
+        }
         let mut in_sync = volume
             .slices
             .values()
@@ -107,6 +112,9 @@ impl ClusterState {
         };
         if node.status != NodeStatus::Up {
             return Err(Refusal::SuccessorNotUp(to));
+        }
+        if self.draining.contains_key(&to) {
+            return Err(Refusal::NodeDrains(to));
         }
         // The answer to an earlier try may have been lost.
         if volume.owner == Some(owner) {
@@ -208,6 +216,7 @@ impl ClusterState {
     /// Asserts the invariants of this module's parent; for tests and the simulator.
     pub fn check(&self) {
         self.volumes.check();
+        self.check_mending();
         for (id, volume) in &self.volumes {
             assert!(
                 volume.view <= self.view,

@@ -9,7 +9,7 @@ use holdfast_wire::{View, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use super::front::Fronts;
-use super::layouts::Layouts;
+use super::placement::{Layouts, Mending};
 use super::slices::{SharedMap, Slices};
 use super::volumes::Volumes;
 
@@ -51,6 +51,8 @@ pub struct ClusterState {
     pub draining: BTreeMap<NodeId, u64>,
     /// Computed layouts; not a part of the state.
     pub(super) layouts: Layouts,
+    /// Derived: slices that want other copies than they have.
+    pub(super) mending: Mending,
 }
 
 /// How far a volume is to grow. Its slices are in the directory already, its size is the old one.

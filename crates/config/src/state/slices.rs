@@ -11,7 +11,7 @@
 //! 1,000,000 slices need some 50 MB. In a snapshot a slice of three copies has 5 bytes, as long as
 //! node numbers are below 64.
 //!
-//! Always true: `held` is what counting the copies of all slices gives.
+//! Always true: `held` and `alone` are what counting the copies of all slices gives.
 
 use std::fmt;
 use std::ops::{Index, RangeBounds};
@@ -172,6 +172,8 @@ pub struct Slices {
     records: SharedMap<u32, SliceRecord>,
     /// By node, ascending, of nodes with copies only: as many entries as nodes at most.
     held: Vec<Held>,
+    /// Slices with exactly one copy in sync.
+    alone: usize,
 }
 
 impl Slices {
@@ -235,6 +237,11 @@ impl Slices {
         found.map_or(none, |place| self.held[place])
     }
 
+    /// Slices with exactly one copy in sync; costs nothing to know.
+    pub fn with_one_in_sync(&self) -> usize {
+        self.alone
+    }
+
     /// Whether both are one and the same directory: then nothing in it has changed. Two that are
     /// equal need not be.
     pub fn is_same(&self, other: &Self) -> bool {
@@ -250,6 +257,9 @@ impl Slices {
     }
 
     fn count(&mut self, slice: &SliceRecord, sign: i32) {
+        if slice.in_sync().count() == 1 {
+            self.alone = self.alone.wrapping_add_signed(sign as isize);
+        }
         for CopyRecord { node, status } in slice.copies() {
             let found = self.held.binary_search_by_key(&node, |held| held.node);
             let place = found.unwrap_or_else(|place| {
@@ -356,6 +366,8 @@ mod tests {
         let fresh: Slices = slices.iter().map(|(index, s)| (index, s.clone())).collect();
         assert_eq!(fresh.holders(), slices.holders());
         assert_eq!(fresh, slices);
+        let alone = slices.values().filter(|slice| slice.in_sync().count() == 1);
+        assert_eq!(slices.with_one_in_sync(), alone.count());
         for held in slices.holders() {
             let with = |status: &dyn Fn(CopyStatus) -> bool| {
                 let on_node = slices.values().filter_map(|slice| slice.status(held.node));

@@ -8,6 +8,7 @@ use holdfast_wire::VolumeId;
 
 use super::*;
 
+mod drain;
 mod eviction;
 mod thin;
 

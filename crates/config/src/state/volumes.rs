@@ -31,6 +31,8 @@ pub struct Volumes {
     by_holder: SharedSet<(NodeId, VolumeId)>,
     /// By the target port of the session that holds an SPC-2 reservation (RESERVE).
     by_unit_port: SharedSet<(u16, VolumeId)>,
+    /// Of all records, see [`weight_bytes`].
+    weight_bytes: u64,
 }
 
 /// What of a record is in indexes and may change.
@@ -38,6 +40,7 @@ struct Facets {
     owner: Option<NodeId>,
     unit_port: Option<u16>,
     holders: Vec<NodeId>,
+    weight_bytes: u64,
 }
 
 impl Facets {
@@ -48,9 +51,32 @@ impl Facets {
             owner: record.owner.map(|owner| owner.node),
             unit_port: holder.map(|holder| holder.target_port),
             holders: holders.iter().map(|held| held.node).collect(),
+            weight_bytes: weight_bytes(record),
         }
     }
 }
+
+/// What a record has in a snapshot, about: never less, but for names of nodes and initiators that
+/// are unusually long.
+fn weight_bytes(record: &VolumeRecord) -> u64 {
+    let slices = record.slices.holders().iter();
+    let copies: u64 = slices.map(|held| u64::from(held.copies)).sum();
+    let names = record.name.len() + record.target_name.len();
+    RECORD_BYTES
+        + names as u64
+        + record.slices.len() as u64 * SLICE_BYTES
+        + copies * COPY_BYTES
+        + record.reservations.entries() as u64 * RESERVATION_BYTES
+}
+
+/// A record without names and slices.
+const RECORD_BYTES: u64 = 160;
+/// A slice without its copies: its index and their number.
+const SLICE_BYTES: u64 = 3;
+/// A copy on one of the first 8,192 nodes.
+const COPY_BYTES: u64 = 2;
+/// A registration, or what the table remembers of one that ended.
+const RESERVATION_BYTES: u64 = 80;
 
 impl Volumes {
     /// The record of a volume.
@@ -131,6 +157,11 @@ impl Volumes {
         with_key(&self.by_unit_port, port)
     }
 
+    /// What all records have in a snapshot, about.
+    pub(super) fn weight_bytes(&self) -> u64 {
+        self.weight_bytes
+    }
+
     /// Whether both are one and the same: then no record has changed.
     pub fn is_same(&self, other: &Self) -> bool {
         self.records.ptr_eq(&other.records)
@@ -168,6 +199,7 @@ impl Volumes {
         let before = Facets::of(record);
         let changed = change(record);
         let after = Facets::of(record);
+        self.weight_bytes = self.weight_bytes - before.weight_bytes + after.weight_bytes;
         if before.owner != after.owner {
             self.take_owner(id, before.owner);
             self.add_owner(id, after.owner);
@@ -192,6 +224,7 @@ impl Volumes {
         self.take_owner(id, facets.owner);
         self.take_unit_port(id, facets.unit_port);
         self.take_holders(id, &facets.holders);
+        self.weight_bytes -= facets.weight_bytes;
         Some(record)
     }
 
@@ -199,6 +232,7 @@ impl Volumes {
         self.add_owner(id, facets.owner);
         self.add_unit_port(id, facets.unit_port);
         self.add_holders(id, &facets.holders);
+        self.weight_bytes += facets.weight_bytes;
     }
 
     fn add_owner(&mut self, id: VolumeId, owner: Option<NodeId>) {
@@ -253,6 +287,7 @@ impl Volumes {
         }
         assert_eq!(self.by_name.len(), self.records.len(), "index of names");
         assert_eq!(self.by_target.len(), self.records.len(), "index of targets");
+        assert_eq!(self.weight_bytes, fresh.weight_bytes, "weight");
         assert!(self.by_owner == fresh.by_owner, "index of owners");
         assert!(self.by_holder == fresh.by_holder, "index of holders");
         assert!(

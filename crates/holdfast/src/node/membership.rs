@@ -147,7 +147,7 @@ async fn admit(node: &Node, request: &[u8]) -> Result<JoinReply, String> {
     let number = match outcome {
         Outcome::Admitted(number) => number,
         Outcome::Refused(refusal) => return Err(refusal.to_string()),
-        Outcome::Done | Outcome::Created(_) | Outcome::Reserved(_) => {
+        Outcome::Done | Outcome::Created(_) | Outcome::Reserved(_) | Outcome::Placed { .. } => {
             unreachable!("an admission has no other good outcome")
         }
     };

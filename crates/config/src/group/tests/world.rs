@@ -116,7 +116,9 @@ pub(super) fn simulate<T: 'static, F: Future<Output = T> + 'static>(
         world.end();
         (result, world.trace.get())
     });
-    runtime.block_on(running)
+    // Through the handle: without a scheduler context a deferred wake (`yield_now`) is an immediate
+    // one. The scheduler would deliver it once the whole run has ended.
+    runtime.handle().block_on(running)
 }
 
 /// Names the seed of a run that panics.

@@ -18,7 +18,7 @@ use crate::state::front::Front;
 use crate::state::records::{
     Chap, ClusterIdentity, ClusterState, Growth, NodeRecord, Office, Owner, TokenRecord,
 };
-use crate::state::slices::CopyRecord;
+use crate::state::slices::{CopyRecord, Slices};
 
 /// The state of format 1.
 #[derive(Deserialize)]
@@ -108,7 +108,8 @@ impl ClusterState {
         for (id, volume) in first.volumes {
             let slices = volume.slices.into_iter();
             let slices = slices.map(|copies| copies.into_iter().collect());
-            let slices = (0..).zip(slices).collect();
+            let slices: Slices = (0..).zip(slices).collect();
+            let indexes: Vec<u32> = slices.iter().map(|(index, _)| index).collect();
             let head = Head {
                 name: volume.name,
                 size_bytes: volume.size_bytes,
@@ -126,6 +127,7 @@ impl ClusterState {
                 reservations: volume.reservations,
             };
             state.take_up_volume(id, head, slices)?;
+            state.note_waiting(id, &indexes);
         }
         Some((state, rest))
     }

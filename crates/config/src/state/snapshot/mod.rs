@@ -365,10 +365,13 @@ impl ClusterState {
             index = index.checked_add(placement.0)?;
             slices.push((index, placement.slice()?));
         }
+        let indexes: Vec<u32> = slices.iter().map(|(index, _)| *index).collect();
         self.volumes.update(volume, |record| {
             for (index, slice) in slices {
                 record.slices.set(index, slice);
             }
-        })
+        })?;
+        self.note_waiting(volume, &indexes);
+        Some(())
     }
 }

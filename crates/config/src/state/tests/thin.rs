@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::state::{PLACED_AT_ONCE_MAX, PROMOTED_AT_ONCE_MAX};
+use crate::state::{PLACED_AT_ONCE_MAX, PROMOTED_AT_ONCE_MAX, STATE_BYTES_MAX};
 
 const THIN: VolumeId = VolumeId(2);
 const PIB: u64 = 1 << 50;
@@ -355,5 +355,117 @@ fn a_takeover_of_a_sparse_volume_reconciles_what_is_placed_in_order() {
     assert!(!slices[1_000].is_in_sync(dropped));
     assert!(slices.values().all(|slice| !slice.is_in_sync(owner)));
     assert_eq!(slices[5].copies().len(), 3, "stale ones stay listed");
+    state.check();
+}
+
+#[test]
+fn a_slice_with_too_few_copies_gets_the_rest_when_a_node_comes() {
+    let mut state = with_thin();
+    for node in [1, 2, 3] {
+        state.apply(down(NodeId(node)));
+        if state.volumes[&THIN].open {
+            continue;
+        }
+        let change = opened(&state);
+        assert_eq!(state.apply(change), Outcome::Done);
+    }
+    for node in [1, 2, 3] {
+        let slices = state.volumes.iter().flat_map(|(id, record)| {
+            let slices = record.slices.iter();
+            let held = slices.filter(move |(_, slice)| slice.is_in_sync(NodeId(node)));
+            held.map(|(index, _)| (*id, record.view, index))
+        });
+        for (volume, view, index) in slices.collect::<Vec<_>>() {
+            state.apply(Change::RemoveCopies {
+                volume,
+                view,
+                slices: vec![index],
+                node: NodeId(node),
+            });
+        }
+    }
+    // The old volume goes, so that nobody is the last one to have anything.
+    state.apply(Change::DeleteVolume {
+        volume: VolumeId(1),
+    });
+    let evicted: Vec<u64> = (1..=3)
+        .filter(|node| {
+            let node = NodeId(*node);
+            state.apply(Change::Evict { node }) == Outcome::Done
+        })
+        .collect();
+    assert_eq!(evicted, [1, 2, 3], "two nodes are left");
+    state.check();
+    let change = place(&state, &[(9, &[4, 5])]);
+    assert_eq!(state.apply(change), Outcome::Done);
+    assert_eq!(state.volumes[&THIN].slices[9].copies().len(), 2);
+    let read = read_back(&state);
+    for mut state in [state, read] {
+        state.apply(Change::AddToken {
+            secret_hash: [66; 32],
+            expires_unix_ms: 10,
+        });
+        let admission = Admission {
+            secret_hash: [66; 32],
+            uuid: [6; 16],
+            link_address: String::new(),
+            now_unix_ms: 5,
+        };
+        state.apply(Change::Admit(admission));
+        assert_eq!(state.volumes[&THIN].slices[9].copies().len(), 2);
+        state.apply(start(6, 1));
+        let slices = &state.volumes[&THIN].slices;
+        assert_eq!(slices[9].status(NodeId(6)), Some(CopyStatus::Stale));
+        assert_eq!(
+            slices[0].status(NodeId(6)),
+            Some(CopyStatus::Stale),
+            "it moved"
+        );
+        state.check();
+    }
+}
+
+#[test]
+fn a_full_state_takes_no_more_volumes_and_slices_and_all_other_changes() {
+    let mut state = with_thin();
+    let mut next = 1;
+    let full = loop {
+        let many: Vec<(u32, &[u64])> = (next..next + PLACED_AT_ONCE_MAX as u32)
+            .map(|index| (index, &[1, 2, 3][..]))
+            .collect();
+        next += PLACED_AT_ONCE_MAX as u32;
+        let change = place(&state, &many);
+        match state.apply(change) {
+            Outcome::Done => {}
+            Outcome::Refused(refusal) => break refusal,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(matches!(full, Refusal::StateFull { .. }), "{full:?}");
+    let bytes: usize = state.pieces().map(|piece| piece.len()).sum();
+    assert!(bytes as u64 <= STATE_BYTES_MAX + (64 << 10), "{bytes}");
+    assert!(state.volumes[&THIN].slices.len() > 1_500_000);
+    let volume = spec("one-more");
+    let front = FrontChange::default();
+    let change = Change::CreateThinVolume {
+        spec: volume,
+        front,
+    };
+    assert!(matches!(refused(&state, change), Refusal::StateFull { .. }));
+    let again = place(&state, &[(1, &[1, 2, 3])]);
+    assert_eq!(state.apply(again), Outcome::Done, "a repetition");
+    let volume = THIN;
+    assert_eq!(state.apply(Change::DeleteVolume { volume }), Outcome::Done);
+    let volume = spec("one-more");
+    let front = FrontChange::default();
+    let change = Change::CreateThinVolume {
+        spec: volume,
+        front,
+    };
+    assert_eq!(
+        state.apply(change),
+        Outcome::Created(VolumeId(3)),
+        "there is room"
+    );
     state.check();
 }

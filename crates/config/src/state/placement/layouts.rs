@@ -14,11 +14,11 @@ use holdfast_wire::VolumeId;
 
 /// See the module's header.
 #[derive(Clone, Default)]
-pub(super) struct Layouts(Rc<RefCell<BTreeMap<(usize, usize), Rc<Layout>>>>);
+pub(in crate::state) struct Layouts(Rc<RefCell<BTreeMap<(usize, usize), Rc<Layout>>>>);
 
 impl Layouts {
     /// The nodes of a slice: `copies` of these, or all if there are fewer.
-    pub(super) fn place(
+    pub(in crate::state) fn place(
         &self,
         nodes: &[NodeId],
         volume: VolumeId,

@@ -7,6 +7,7 @@
 //! | what a `PlaceSlices` finds | outcome |
 //! |---|---|
 //! | another view, or the volume is not open | `ViewStale` |
+//! | the config state is full, and a slice is not placed | `StateFull` |
 //! | a slice beyond the end, on no node, on more nodes than copies, a node or slice twice | `PlacementInvalid` |
 //! | a node that does not run in the start that made the copies | `IncarnationStale` |
 //! | a node that is drained | `NodeDrains` |
@@ -21,10 +22,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::{View, VolumeId};
 
-use super::change::{Outcome, PlacedSlice, Refusal};
-use super::records::{ClusterState, NodeStatus, VolumeRecord};
-use super::slices::{CopyRecord, CopyStatus, SliceRecord};
-use super::{PLACED_AT_ONCE_MAX, PROMOTED_AT_ONCE_MAX};
+use crate::state::change::{Outcome, PlacedSlice, Refusal};
+use crate::state::records::{ClusterState, NodeStatus, VolumeRecord};
+use crate::state::slices::{CopyRecord, CopyStatus, SliceRecord};
+use crate::state::{PLACED_AT_ONCE_MAX, PROMOTED_AT_ONCE_MAX, STATE_BYTES_MAX};
 
 impl ClusterState {
     /// The nodes that a new slice of the volume gets by the layout: of those that are up, not
@@ -45,7 +46,17 @@ impl ClusterState {
             .place(&nodes, volume, slice, record.copies as usize)
     }
 
-    pub(super) fn place_slices(
+    /// Refuses growth long before a snapshot would not fit.
+    pub(in crate::state) fn check_room(&self) -> Result<(), Refusal> {
+        let bytes = self.volumes.weight_bytes();
+        if bytes < STATE_BYTES_MAX {
+            Ok(())
+        } else {
+            Err(Refusal::StateFull { bytes })
+        }
+    }
+
+    pub(in crate::state) fn place_slices(
         &mut self,
         volume: VolumeId,
         view: View,
@@ -54,6 +65,10 @@ impl ClusterState {
     ) -> Result<Outcome, Refusal> {
         let record = self.open_record(volume, view)?;
         check_count(slices.len(), PLACED_AT_ONCE_MAX)?;
+        let known = |slice: &PlacedSlice| record.slices.contains(slice.index);
+        if !slices.iter().all(known) {
+            self.check_room()?;
+        }
         let starts: BTreeMap<NodeId, Incarnation> = incarnations.iter().copied().collect();
         let mut named = BTreeSet::new();
         let mut placed = Vec::new();
@@ -130,7 +145,7 @@ impl ClusterState {
         copies.into_iter().collect()
     }
 
-    pub(super) fn promote_copies(
+    pub(in crate::state) fn promote_copies(
         &mut self,
         volume: VolumeId,
         view: View,

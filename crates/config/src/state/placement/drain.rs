@@ -1,0 +1,209 @@
+//! Taking a node out of service without ever having fewer copies.
+//!
+//! | a drained node | |
+//! |---|---|
+//! | its copies | serve on until enough others are in sync |
+//! | its offices | go to other nodes at once, in new views |
+//! | new copies, new offices | none |
+//!
+//! | a slice with a copy on it | what happens |
+//! |---|---|
+//! | fewer other copies than the volume wants | a stale one is added elsewhere, and the owner brings it up to date |
+//! | as many others in sync as the volume wants | the copy is taken out, in the change that promoted the last of them |
+//! | as many others, and the copy itself is stale | the same: it counts for nothing |
+//! | no node to add one on | it stays, until a node comes up |
+//!
+//! A node may have copies of very many slices. So `Drain` only marks it; the leader then proposes
+//! `ContinueDrain`, which adds a bounded number of copies, until one changes nothing, and again
+//! when nodes have changed.
+
+use std::rc::Rc;
+
+use holdfast_runtime::NodeId;
+use holdfast_wire::VolumeId;
+
+use crate::state::change::{Outcome, Refusal};
+use crate::state::records::{ClusterState, NodeRecord, NodeStatus, VolumeRecord};
+use crate::state::slices::{CopyStatus, SliceRecord};
+
+/// Most slices that one `ContinueDrain` changes: a millisecond or two.
+const DRAINED_AT_ONCE_MAX: usize = 512;
+
+impl ClusterState {
+    /// Copies that a node has of all volumes, whatever they count for: what is left of a drain.
+    pub fn copies_on(&self, node: NodeId) -> u64 {
+        let volumes = self.volumes.held_by(node).map(|id| &self.volumes[&id]);
+        let copies = volumes.map(|volume| u64::from(volume.slices.held_by(node).copies));
+        copies.sum()
+    }
+
+    /// Whether a drained node can be removed: it has no copy and owns nothing.
+    pub fn is_drained(&self, node: NodeId) -> bool {
+        self.draining.contains_key(&node)
+            && self.volumes.held_by(node).next().is_none()
+            && self.volumes.offices(node) == 0
+    }
+
+    pub(in crate::state) fn drain(
+        &mut self,
+        node: NodeId,
+        now_unix_ms: u64,
+    ) -> Result<Outcome, Refusal> {
+        let record = self.nodes.get(&node).ok_or(Refusal::NodeUnknown(node))?;
+        if record.status == NodeStatus::Evicted {
+            return Err(Refusal::Evicted(node));
+        }
+        if self.draining.contains_key(&node) {
+            return Ok(Outcome::Done);
+        }
+        self.check_nodes_without(node)?;
+        self.draining.insert(node, now_unix_ms);
+        self.settle_leaving(node);
+        Ok(Outcome::Done)
+    }
+
+    /// Refuses a drain that could never end. Nodes that are down may come back.
+    fn check_nodes_without(&self, node: NodeId) -> Result<(), Refusal> {
+        let stays = |other: NodeId, record: &NodeRecord| {
+            other != node
+                && !self.draining.contains_key(&other)
+                && record.status != NodeStatus::Admitted
+        };
+        let nodes = self
+            .members()
+            .filter(|(other, record)| stays(*other, record));
+        let nodes = nodes.count() as u32;
+        let mut volumes = self.volumes.values();
+        match volumes.find(|volume| volume.copies > nodes) {
+            None => Ok(()),
+            Some(volume) => Err(Refusal::DrainLeavesTooFew {
+                node,
+                nodes,
+                volume: volume.name.clone(),
+                copies: volume.copies,
+            }),
+        }
+    }
+
+    /// Adds copies elsewhere for some slices of drained nodes.
+    pub(in crate::state) fn continue_drain(&mut self) -> Outcome {
+        let takers = self.placeable();
+        let mut slices = Vec::new();
+        for node in self.draining.keys() {
+            for volume in self.volumes.held_by(*node) {
+                let room = DRAINED_AT_ONCE_MAX - slices.len();
+                let record = &self.volumes[&volume];
+                let held = record.slices.iter();
+                let held = held.filter(|(_, slice)| {
+                    slice.status(*node).is_some() && self.can_drain(record, slice, &takers)
+                });
+                slices.extend(held.take(room).map(|(index, _)| (volume, index)));
+                if slices.len() == DRAINED_AT_ONCE_MAX {
+                    break;
+                }
+            }
+        }
+        slices.sort_unstable();
+        slices.dedup();
+        let count = slices.len() as u32;
+        self.mending.touch(slices);
+        Outcome::Placed { slices: count }
+    }
+
+    /// Whether something about the slice can be done for the drain now.
+    fn can_drain(&self, record: &VolumeRecord, slice: &SliceRecord, takers: &[NodeId]) -> bool {
+        let stays = slice
+            .copies()
+            .filter(|copy| !self.draining.contains_key(&copy.node));
+        if stays.count() < record.copies as usize {
+            return takers.iter().any(|node| slice.status(*node).is_none());
+        }
+        self.without_drained(record, slice).is_some()
+    }
+
+    /// The slice without the copies on drained nodes that are not needed any more; `None` if all
+    /// are.
+    pub(super) fn without_drained(
+        &self,
+        record: &VolumeRecord,
+        slice: &SliceRecord,
+    ) -> Option<SliceRecord> {
+        let drained = |node: NodeId| self.draining.contains_key(&node);
+        let stays = slice.copies().filter(|copy| !drained(copy.node));
+        let stays_in_sync = slice.in_sync().filter(|node| !drained(*node)).count();
+        let wanted = record.copies as usize;
+        if stays.count() < wanted {
+            return None;
+        }
+        let needed = |status| status == CopyStatus::InSync && stays_in_sync < wanted;
+        let left = slice
+            .copies()
+            .filter(|copy| !drained(copy.node) || needed(copy.status));
+        let left: SliceRecord = left.collect();
+        let fewer = left.copies().len() < slice.copies().len();
+        fewer.then_some(left)
+    }
+
+    /// The node serves on as if nothing had been, and copies that were added for it and are not in
+    /// sync yet go again.
+    pub(in crate::state) fn cancel_drain(&mut self, node: NodeId) -> Result<Outcome, Refusal> {
+        if !self.nodes.contains_key(&node) {
+            return Err(Refusal::NodeUnknown(node));
+        }
+        if self.draining.remove(&node).is_none() {
+            return Ok(Outcome::Done);
+        }
+        let volumes: Vec<VolumeId> = self.volumes.held_by(node).collect();
+        for volume in volumes {
+            let record = &self.volumes[&volume];
+            let slices = record.slices.iter();
+            let slices = slices.filter(|(_, slice)| slice.status(node).is_some());
+            let fewer = slices.filter_map(|(index, slice)| {
+                let fewer = self.without_added(record, slice)?;
+                Some((index, fewer))
+            });
+            let fewer: Vec<(u32, SliceRecord)> = fewer.collect();
+            if !fewer.is_empty() {
+                self.set_slices(volume, fewer);
+            }
+        }
+        self.mending.node_came();
+        Ok(Outcome::Done)
+    }
+
+    /// The slice without stale copies that are more than the volume wants, the newest first.
+    fn without_added(&self, record: &VolumeRecord, slice: &SliceRecord) -> Option<SliceRecord> {
+        let mut copies: Vec<_> = slice.copies().collect();
+        loop {
+            let drained = |node: NodeId| self.draining.contains_key(&node);
+            let stays = copies.iter().filter(|copy| !drained(copy.node)).count();
+            let added = copies
+                .iter()
+                .rposition(|copy| copy.status == CopyStatus::Stale && !drained(copy.node));
+            match added.filter(|_| stays > record.copies as usize) {
+                Some(place) => copies.remove(place),
+                None => break,
+            };
+        }
+        (copies.len() < slice.copies().len()).then(|| copies.into_iter().collect())
+    }
+
+    /// Takes a drained node out for good. It may run: it has nothing that anybody needs.
+    pub(in crate::state) fn remove_node(&mut self, node: NodeId) -> Result<Outcome, Refusal> {
+        let record = self.nodes.get(&node).ok_or(Refusal::NodeUnknown(node))?;
+        if record.status == NodeStatus::Evicted {
+            return Ok(Outcome::Done);
+        }
+        if !self.is_drained(node) {
+            let copies = self.copies_on(node);
+            return Err(Refusal::NotDrained { node, copies });
+        }
+        self.draining.remove(&node);
+        self.disk_failures.remove(&node);
+        if let Some(record) = Rc::make_mut(&mut self.nodes).get_mut(&node) {
+            record.status = NodeStatus::Evicted;
+        }
+        self.settle_down(node);
+        Ok(Outcome::Done)
+    }
+}

@@ -1,0 +1,305 @@
+//! Draining a node, row by row of `placement::drain`.
+
+use super::*;
+
+const DB: VolumeId = VolumeId(1);
+
+fn drain(node: u64) -> Change {
+    Change::Drain {
+        node: NodeId(node),
+        now_unix_ms: 77,
+    }
+}
+
+fn cancel(node: u64) -> Change {
+    Change::CancelDrain { node: NodeId(node) }
+}
+
+fn remove(node: u64) -> Change {
+    Change::RemoveNode { node: NodeId(node) }
+}
+
+/// The slices that have a copy on a node, with what it counts for.
+fn on(state: &ClusterState, node: u64) -> Vec<(u32, CopyStatus)> {
+    let slices = state.volumes[&DB].slices.iter();
+    let held = slices.filter_map(|(index, slice)| Some((index, slice.status(NodeId(node))?)));
+    held.collect()
+}
+
+/// Everything that a leader would propose.
+fn go_on(state: &mut ClusterState) -> u32 {
+    let mut all = 0;
+    loop {
+        let Outcome::Placed { slices } = state.apply(Change::ContinueDrain) else {
+            panic!("another outcome");
+        };
+        state.check();
+        if slices == 0 {
+            return all;
+        }
+        all += slices;
+    }
+}
+
+/// What an owner does once the stale copies on nodes that run are up to date.
+fn promote_all(state: &mut ClusterState) {
+    let record = &state.volumes[&DB];
+    let view = record.view;
+    for node in 1..=6 {
+        let Some(incarnation) = state.running_incarnation(NodeId(node)) else {
+            continue;
+        };
+        let stale = on(state, node).into_iter();
+        let stale = stale.filter(|(_, status)| *status == CopyStatus::Stale);
+        let slices = stale.map(|(index, _)| index).collect();
+        let change = Change::PromoteCopies {
+            volume: DB,
+            view,
+            node: NodeId(node),
+            incarnation,
+            slices,
+        };
+        assert_eq!(state.apply(change), Outcome::Done);
+        state.check();
+    }
+}
+
+/// An open volume of which node 5 has copies and is not the owner.
+fn drained(node: u64) -> ClusterState {
+    let mut state = cluster();
+    open(&mut state);
+    assert_eq!(state.apply(drain(node)), Outcome::Done);
+    assert_eq!(state.draining[&NodeId(node)], 77);
+    if !state.volumes[&DB].open {
+        open(&mut state);
+    }
+    state
+}
+
+#[test]
+fn changes_of_a_drain_keep_their_numbers_in_the_log() {
+    let changes = [drain(1), cancel(1), remove(1), Change::ContinueDrain];
+    for (number, change) in (28..).zip(changes) {
+        let encoded = postcard::to_stdvec(&change).expect("plain data");
+        assert_eq!(encoded[0], number, "{change:?}");
+    }
+}
+
+#[test]
+fn copies_serve_until_others_are_in_sync_and_no_slice_ever_has_fewer() {
+    for node in 1..=5 {
+        let mut state = drained(node);
+        let before = on(&state, node);
+        assert!(!before.is_empty());
+        assert_ne!(state.volumes[&DB].owner.expect("up").node, NodeId(node));
+        assert_eq!(go_on(&mut state), before.len() as u32);
+        assert_eq!(on(&state, node), before, "they serve on");
+        for (index, _) in &before {
+            let slice = &state.volumes[&DB].slices[*index];
+            assert_eq!((slice.copies().len(), slice.in_sync().count()), (4, 3));
+        }
+        assert!(!state.is_drained(NodeId(node)));
+        let refused = Refusal::NotDrained {
+            node: NodeId(node),
+            copies: before.len() as u64,
+        };
+        assert_eq!(state.apply(remove(node)), Outcome::Refused(refused));
+        assert_eq!(read_back(&state), state);
+        let view = state.view;
+        promote_all(&mut state);
+        assert!(state.view > view);
+        for slice in state.volumes[&DB].slices.values() {
+            assert_eq!((slice.copies().len(), slice.in_sync().count()), (3, 3));
+        }
+        assert_eq!(on(&state, node), []);
+        assert!(state.is_drained(NodeId(node)));
+        assert_eq!(state.apply(remove(node)), Outcome::Done);
+        assert_eq!(state.nodes[&NodeId(node)].status, NodeStatus::Evicted);
+        assert_eq!(state.apply(remove(node)), Outcome::Done, "asked again");
+        let back = Outcome::Refused(Refusal::Evicted(NodeId(node)));
+        assert_eq!(state.apply(start(node, 2)), back);
+        state.check();
+    }
+}
+
+#[test]
+fn a_copy_that_counts_for_nothing_goes_as_soon_as_another_is_listed() {
+    let mut state = cluster();
+    open(&mut state);
+    let node = NodeId(5);
+    state.apply(down(node));
+    if !state.volumes[&DB].open {
+        open(&mut state);
+    }
+    let record = &state.volumes[&DB];
+    let slices = on(&state, 5).into_iter().map(|(index, _)| index).collect();
+    let change = Change::RemoveCopies {
+        volume: DB,
+        view: record.view,
+        slices,
+        node,
+    };
+    state.apply(change);
+    assert_eq!(state.apply(drain(5)), Outcome::Done);
+    go_on(&mut state);
+    assert_eq!(on(&state, 5), []);
+    let slices = state.volumes[&DB].slices.values();
+    assert!(slices.clone().all(|slice| slice.copies().len() == 3));
+}
+
+#[test]
+fn where_no_node_is_left_it_waits_until_one_comes() {
+    let mut state = drained(5);
+    for node in [2, 3] {
+        state.apply(down(NodeId(node)));
+        if !state.volumes[&DB].open {
+            open(&mut state);
+        }
+    }
+    go_on(&mut state);
+    let lacks = |state: &ClusterState| {
+        let slices = state.volumes[&DB].slices.values();
+        let held = slices.filter(|slice| slice.status(NodeId(5)).is_some());
+        held.filter(|slice| slice.copies().len() < 4).count()
+    };
+    assert!(lacks(&state) > 0);
+    assert_eq!(go_on(&mut state), 0, "nothing is done again and again");
+    for node in [2, 3] {
+        state.apply(start(node, 2));
+    }
+    go_on(&mut state);
+    assert_eq!(lacks(&state), 0);
+}
+
+#[test]
+fn a_cancelled_drain_leaves_what_was_there_and_what_is_in_sync_by_now() {
+    let mut state = cluster();
+    open(&mut state);
+    let before = state.volumes[&DB].slices.clone();
+    let node = (1..=5)
+        .find(|node| Some(NodeId(*node)) != state.volumes[&DB].owner.map(|owner| owner.node))
+        .expect("five nodes");
+    state.apply(drain(node));
+    go_on(&mut state);
+    assert_ne!(state.volumes[&DB].slices, before);
+    assert_eq!(state.apply(cancel(node)), Outcome::Done);
+    assert_eq!(state.volumes[&DB].slices, before);
+    assert!(state.draining.is_empty());
+    assert_eq!(state.apply(cancel(node)), Outcome::Done, "asked again");
+    assert_eq!(go_on(&mut state), 0);
+    // One slice is done already.
+    state.apply(drain(node));
+    go_on(&mut state);
+    let (index, _) = on(&state, node)[0];
+    let record = &state.volumes[&DB];
+    let mut added = record.slices[index]
+        .copies()
+        .collect::<Vec<_>>()
+        .into_iter();
+    let added = added
+        .find(|copy| copy.status == CopyStatus::Stale)
+        .expect("added")
+        .node;
+    let change = Change::PromoteCopy {
+        volume: DB,
+        view: record.view,
+        slice: index,
+        node: added,
+        incarnation: Incarnation(1),
+    };
+    assert_eq!(state.apply(change), Outcome::Done);
+    assert_eq!(state.apply(cancel(node)), Outcome::Done);
+    let slices = &state.volumes[&DB].slices;
+    assert!(slices[index].is_in_sync(added) && slices[index].status(NodeId(node)).is_none());
+    assert!(slices.values().all(|slice| slice.copies().len() == 3));
+    state.check();
+}
+
+#[test]
+fn a_drained_node_gets_no_new_copies_and_no_office() {
+    let mut state = drained(5);
+    let created = state.apply(Change::CreateThinVolume {
+        spec: spec("another"),
+        front: FrontChange::default(),
+    });
+    let Outcome::Created(volume) = created else {
+        panic!("{created:?}");
+    };
+    let record = &state.volumes[&volume];
+    assert_eq!(record.slices.held_by(NodeId(5)).copies, 0);
+    assert_ne!(record.owner.expect("up").node, NodeId(5));
+    let moved = Change::MoveVolume {
+        volume: DB,
+        view: state.volumes[&DB].view,
+        to: NodeId(5),
+    };
+    let refused = Outcome::Refused(Refusal::NodeDrains(NodeId(5)));
+    assert_eq!(state.apply(moved), refused);
+}
+
+#[test]
+fn a_drain_that_could_never_end_is_refused() {
+    let mut state = cluster();
+    open(&mut state);
+    for node in [5, 4] {
+        assert_eq!(state.apply(drain(node)), Outcome::Done);
+    }
+    let before = state.clone();
+    let refused = Refusal::DrainLeavesTooFew {
+        node: NodeId(3),
+        nodes: 2,
+        volume: "db".into(),
+        copies: 3,
+    };
+    assert_eq!(state.apply(drain(3)), Outcome::Refused(refused));
+    let unknown = Outcome::Refused(Refusal::NodeUnknown(NodeId(9)));
+    assert_eq!(state.apply(drain(9)), unknown);
+    assert_eq!(state, before);
+    assert_eq!(state.apply(drain(4)), Outcome::Done, "asked again");
+    assert_eq!(state, before);
+}
+
+#[test]
+fn a_node_that_dies_for_good_while_it_is_drained_leaves_no_copies_too_many() {
+    let mut state = drained(5);
+    go_on(&mut state);
+    state.apply(down(NodeId(5)));
+    if !state.volumes[&DB].open {
+        open(&mut state);
+    }
+    let record = &state.volumes[&DB];
+    let slices = on(&state, 5).into_iter().map(|(index, _)| index).collect();
+    let change = Change::RemoveCopies {
+        volume: DB,
+        view: record.view,
+        slices,
+        node: NodeId(5),
+    };
+    assert_eq!(state.apply(change), Outcome::Done);
+    let node = NodeId(5);
+    assert_eq!(state.apply(Change::Evict { node }), Outcome::Done);
+    assert!(state.draining.is_empty());
+    let slices = state.volumes[&DB].slices.values();
+    assert!(slices.clone().all(|slice| slice.copies().len() == 3));
+    state.check();
+}
+
+#[test]
+fn a_large_drain_goes_on_in_bounded_parts() {
+    let mut state = cluster();
+    let volume = VolumeId(2);
+    state.apply(Change::CreateVolume(VolumeSpec {
+        size_bytes: 4 << 30,
+        ..spec("large")
+    }));
+    let held = state.volumes[&volume].slices.held_by(NodeId(5)).copies;
+    state.apply(drain(5));
+    let Outcome::Placed { slices } = state.apply(Change::ContinueDrain) else {
+        panic!("another outcome");
+    };
+    assert_eq!(slices, 512);
+    let before = state.copies_on(NodeId(5));
+    let all = 512 + go_on(&mut state);
+    assert!(all >= held, "{all} of {held}");
+    assert_eq!(state.copies_on(NodeId(5)), before, "nothing is in sync yet");
+}
