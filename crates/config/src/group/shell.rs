@@ -100,10 +100,6 @@ enum Admission<O> {
 impl<M: Machine> Shell<M> {
     /// Takes up where the durable snapshot ends. `log_bytes_max` is the size of log at which
     /// the next snapshot is due.
-    #[expect(
-        clippy::result_large_err,
-        reason = "openraft's error, as its traits want it"
-    )]
     pub(super) async fn recover(
         store: Store<M>,
         view: Rc<View<M>>,
@@ -212,10 +208,6 @@ async fn encode_body<M: Machine>(body: &Body<M>) -> Bytes {
     Bytes::from(data)
 }
 
-#[expect(
-    clippy::result_large_err,
-    reason = "openraft's error, as its traits want it"
-)]
 async fn decode_body<M: Machine>(data: &[u8]) -> Result<Body<M>, StorageError> {
     let body = match data.split_first() {
         Some((&FIRST_FORMAT, body)) => decode_first(body)
@@ -360,6 +352,10 @@ mod tests {
         futures::executor::block_on(encode_body(body))
     }
 
+    #[expect(
+        clippy::result_large_err,
+        reason = "openraft's error, as its traits want it"
+    )]
     fn decoded(data: &[u8]) -> Result<Body<ClusterState>, StorageError> {
         futures::executor::block_on(decode_body(data))
     }

@@ -14,7 +14,10 @@ use holdfast_wire::VolumeId;
 
 /// See the module's header.
 #[derive(Clone, Default)]
-pub(in crate::state) struct Layouts(Rc<RefCell<BTreeMap<(usize, usize), Rc<Layout>>>>);
+pub(in crate::state) struct Layouts(Rc<RefCell<Known>>);
+
+/// By how many nodes and copies they are for.
+type Known = BTreeMap<(usize, usize), Rc<Layout>>;
 
 impl Layouts {
     /// The nodes of a slice: `copies` of these, or all if there are fewer.
