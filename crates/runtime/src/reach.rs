@@ -137,6 +137,8 @@ pub enum Row {
     HomeReadAgain,
     /// Config: a snapshot is written.
     ConfigSnapshot,
+    /// Config: several proposals become one entry.
+    ConfigBatch,
     /// Config: a snapshot is taken from the leader.
     ConfigInstalled,
     /// Config: the log goes on in its other half.
@@ -149,7 +151,7 @@ pub enum Row {
 
 impl Row {
     /// All of them.
-    pub const ALL: [Self; 67] = [
+    pub const ALL: [Self; 68] = [
         Self::FenceLeftOut,
         Self::LaterView,
         Self::IncompleteCopy,
@@ -213,6 +215,7 @@ impl Row {
         Self::SlicesCleared,
         Self::HomeReadAgain,
         Self::ConfigSnapshot,
+        Self::ConfigBatch,
         Self::ConfigInstalled,
         Self::ConfigTurned,
         Self::ConfigOtherCopy,
@@ -285,6 +288,7 @@ impl Row {
             Self::SlicesCleared => "home: single slices are forgotten",
             Self::HomeReadAgain => "home: a read of the home is tried again",
             Self::ConfigSnapshot => "config: a snapshot is written",
+            Self::ConfigBatch => "config: several proposals become one entry",
             Self::ConfigInstalled => "config: a snapshot is taken from the leader",
             Self::ConfigTurned => "config: the log goes on in its other half",
             Self::ConfigOtherCopy => "config: a record is read from its second copy",

@@ -100,6 +100,7 @@ pub const fn of(row: Row) -> Floor {
         Row::SlicesCleared => InStores(50),
         Row::HomeReadAgain => InClusters(10),
         Row::ConfigSnapshot => InClusters(500),
+        Row::ConfigBatch => InClusters(100),
         Row::ConfigInstalled => InClusters(100),
         Row::ConfigTurned => InClusters(1_000),
         Row::ConfigOtherCopy => InClusters(10),

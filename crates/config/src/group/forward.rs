@@ -11,12 +11,11 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use holdfast_runtime::{Frame, Instant, NodeId, Rpc, Runtime, Service};
-use openraft::EmptyNode;
-use openraft::error::{CheckIsLeaderError, ClientWriteError, RaftError};
-use openraft::metrics::RaftServerMetrics;
+use openraft::error::{CheckIsLeaderError, RaftError};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
+use super::batch::{Batcher, Written};
 use super::error::{BarrierError, ProposeError};
 use super::network::{decode, encode};
 use super::pulse::{Pulse, Timing};
@@ -55,6 +54,7 @@ pub(super) struct Forwarder<M: Machine> {
     pub(super) runtime: Runtime,
     pub(super) rpc: Rc<Rpc>,
     pub(super) raft: Raft<M>,
+    pub(super) batcher: Rc<Batcher<M>>,
     pub(super) view: Rc<View<M>>,
     pub(super) pulse: Rc<Pulse>,
     pub(super) timing: Timing,
@@ -323,35 +323,15 @@ impl<M: Machine> Forwarder<M> {
         proposal: Proposal<M::Change>,
         deadline: Instant,
     ) -> Attempt<(u64, Applied<M::Outcome>)> {
-        let Ok(mut answer) = self.raft.client_write_ff(proposal).await else {
-            return Attempt::Stopped;
-        };
-        let mut metrics = self.raft.server_metrics();
-        // The entry of a leader that is cut off has no end: a deposed one's may be decided by
-        // its successor, which a repetition finds out.
-        loop {
-            tokio::select! {
-                biased;
-                answer = &mut answer => return match answer {
-                    Ok(Ok(response)) => {
-                        Attempt::Done((response.log_id.index, response.data))
-                    }
-                    Ok(Err(
-                        ClientWriteError::ForwardToLeader(_)
-                        | ClientWriteError::ChangeMembershipError(_),
-                    )) => Attempt::Again,
-                    Err(_closed) => Attempt::Stopped,
-                },
-                changed = metrics.changed() => {
-                    if changed.is_err() {
-                        return Attempt::Stopped;
-                    }
-                    if !leads(&metrics, self.rpc.local_node()) {
-                        return Attempt::Again;
-                    }
-                }
-                () = self.runtime.sleep_until(deadline) => return Attempt::Again,
-            }
+        let written = self.batcher.write(proposal);
+        tokio::select! {
+            biased;
+            written = written => match written {
+                Ok(Written::Applied(index, applied)) => Attempt::Done((index, applied)),
+                Ok(Written::Again) => Attempt::Again,
+                Ok(Written::Stopped) | Err(_) => Attempt::Stopped,
+            },
+            () = self.runtime.sleep_until(deadline) => Attempt::Again,
         }
     }
 
@@ -381,8 +361,4 @@ impl<M: Machine> Forwarder<M> {
         });
         let _ = self.runtime.timeout(self.timing.heartbeat, changed).await;
     }
-}
-
-fn leads(metrics: &watch::Receiver<RaftServerMetrics<NodeId, EmptyNode>>, node: NodeId) -> bool {
-    metrics.borrow().current_leader == Some(node)
 }

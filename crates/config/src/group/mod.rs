@@ -17,6 +17,7 @@
 //! ```
 
 mod area;
+mod batch;
 mod election;
 mod error;
 mod forward;
@@ -51,6 +52,7 @@ pub use peek::last_known_state;
 pub use types::{Applied, Machine, Proposal, ProposalKey};
 
 use crate::state::{Change, ClusterState, Outcome, Pieces, Progress, STATE_BYTES_MAX};
+use batch::Batcher;
 use election::Elector;
 use forward::{Forwarder, Numbers};
 use network::{Network, Server};
@@ -213,6 +215,12 @@ impl<M: Machine> Group<M> {
             runtime: runtime.clone(),
             rpc: rpc.clone(),
             raft: raft.clone(),
+            batcher: Batcher::new(
+                runtime.clone(),
+                raft.clone(),
+                node,
+                options.change_bytes_max(),
+            ),
             view: view.clone(),
             pulse: pulse.clone(),
             timing,

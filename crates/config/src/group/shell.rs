@@ -283,7 +283,7 @@ impl<M: Machine> RaftStateMachine<Types<M>> for Shell<M> {
         Ok((self.last_applied, self.membership.clone()))
     }
 
-    async fn apply<I>(&mut self, entries: I) -> Result<Vec<Applied<M::Outcome>>, StorageError>
+    async fn apply<I>(&mut self, entries: I) -> Result<Vec<Vec<Applied<M::Outcome>>>, StorageError>
     where
         I: IntoIterator<Item = Entry<M>>,
     {
@@ -298,11 +298,14 @@ impl<M: Machine> RaftStateMachine<Types<M>> for Shell<M> {
             }
             self.last_applied = Some(entry.log_id);
             answers.push(match entry.payload {
-                EntryPayload::Blank => Applied::Internal,
-                EntryPayload::Normal(proposal) => self.apply_proposal(proposal),
+                EntryPayload::Blank => Vec::new(),
+                EntryPayload::Normal(proposals) => {
+                    let proposals = proposals.0.into_iter();
+                    proposals.map(|one| self.apply_proposal(one)).collect()
+                }
                 EntryPayload::Membership(membership) => {
                     self.membership = StoredMembership::new(Some(entry.log_id), membership);
-                    Applied::Internal
+                    Vec::new()
                 }
             });
         }

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use holdfast_runtime::{Incarnation, NodeId};
 use openraft::RaftTypeConfig;
 use openraft::impls::OneshotResponder;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::scheduling::AmbientRuntime;
 use crate::state::Progress;
@@ -66,6 +66,63 @@ pub struct Proposal<C> {
     pub change: C,
 }
 
+/// The proposals of one log entry, in order; at least one.
+///
+/// One alone is encoded as itself, as entries always were. Several follow the number of no node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Proposals<C>(pub(super) Vec<Proposal<C>>);
+
+/// Nodes are numbered from 1.
+const SEVERAL: NodeId = NodeId(0);
+
+impl<C: Serialize> Serialize for Proposals<C> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.0[..] {
+            [one] => one.serialize(serializer),
+            several => (SEVERAL, several).serialize(serializer),
+        }
+    }
+}
+
+impl<'de, C: Deserialize<'de>> Deserialize<'de> for Proposals<C> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields<C>(PhantomData<fn() -> C>);
+
+        impl<'de, C: Deserialize<'de>> Visitor<'de> for Fields<C> {
+            type Value = Proposals<C>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a proposal, or several")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut fields: A) -> Result<Self::Value, A::Error> {
+                fn next<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(
+                    fields: &mut A,
+                ) -> Result<T, A::Error> {
+                    let field = fields.next_element()?;
+                    field.ok_or_else(|| A::Error::custom("a field is missing"))
+                }
+                let node: NodeId = next(&mut fields)?;
+                if node == SEVERAL {
+                    return next(&mut fields).map(Proposals);
+                }
+                let key = ProposalKey {
+                    node,
+                    incarnation: next(&mut fields)?,
+                    number: next(&mut fields)?,
+                };
+                Ok(Proposals(vec![Proposal {
+                    key,
+                    settled_below: next(&mut fields)?,
+                    change: next(&mut fields)?,
+                }]))
+            }
+        }
+
+        deserializer.deserialize_tuple(5, Fields(PhantomData))
+    }
+}
+
 /// What applying a log entry answered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Applied<O> {
@@ -82,8 +139,9 @@ pub enum Applied<O> {
 pub(super) struct Types<M>(PhantomData<fn() -> M>);
 
 impl<M: Machine> RaftTypeConfig for Types<M> {
-    type D = Proposal<M::Change>;
-    type R = Applied<M::Outcome>;
+    type D = Proposals<M::Change>;
+    /// For each proposal of the entry.
+    type R = Vec<Applied<M::Outcome>>;
     type NodeId = NodeId;
     type Node = openraft::EmptyNode;
     type Entry = openraft::Entry<Self>;

@@ -385,6 +385,8 @@ impl ClusterState {
     ) -> Result<Outcome, Refusal> {
         let mut result = Ok(Outcome::Done);
         let mut removed = Vec::new();
+        // What an evicted node has counts for nothing, even while it is in sync by name.
+        let counts = |other: NodeId| other != node && !self.is_evicted(other);
         for index in slices.iter().copied() {
             let record = self.open_record(volume, view)?;
             let Some(slice) = record.slices.get(index) else {
@@ -395,7 +397,7 @@ impl ClusterState {
             if !slice.is_in_sync(node) {
                 continue;
             }
-            if slice.in_sync().count() == 1 {
+            if !slice.in_sync().any(counts) {
                 result = Err(Refusal::LastCopy);
                 continue;
             }

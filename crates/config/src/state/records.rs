@@ -213,6 +213,12 @@ impl ClusterState {
         members.filter(|(_, record)| record.status != NodeStatus::Evicted)
     }
 
+    /// Whether the node was taken out for good.
+    pub(super) fn is_evicted(&self, node: NodeId) -> bool {
+        let record = self.nodes.get(&node);
+        record.is_none_or(|record| record.status == NodeStatus::Evicted)
+    }
+
     /// The node's record if exactly this start of it is up (or leaving: its copies still serve).
     pub fn running(&self, node: NodeId, incarnation: Incarnation) -> bool {
         self.nodes.get(&node).is_some_and(|record| {

@@ -14,6 +14,7 @@
 //! | no node answers | asked again, for ever: nothing can be written there meanwhile |
 //! | step 3 is refused: a node has restarted since, or drains | begun again |
 //! | step 3 is refused: the view is over | this owner closes |
+//! | step 3 is refused: the directory is full | the writes are refused for want of space |
 //! | its outcome is unknown | the same is proposed again: other I/O does not suffer |
 //! | the same, and then it is refused | this owner closes if the slices are in the directory; else begun again |
 //!
@@ -55,6 +56,8 @@ const PROPOSAL_LIMIT: Duration = Duration::from_millis(3_000);
 enum Round {
     Done,
     Again,
+    /// The cluster's directory is full: nothing more can be placed.
+    Full,
     Over,
 }
 
@@ -62,6 +65,8 @@ enum Round {
 #[derive(Default)]
 pub(crate) struct Placing {
     wanted: RefCell<BTreeSet<u32>>,
+    /// Those of which somebody has to hear that they cannot be placed.
+    refused: RefCell<BTreeSet<u32>>,
     /// Since when a round does not succeed, and for whom it waits.
     waiting: RefCell<Option<Waiting>>,
     news: Notify,
@@ -109,6 +114,20 @@ impl Placing {
         let mut waiting = self.waiting.borrow_mut();
         let since = waiting.as_ref().map_or(now, |waiting| waiting.since);
         *waiting = Some(Waiting { reason, since });
+    }
+
+    /// Forgets that the slice could not be placed: whoever needs it now tries anew.
+    fn try_anew(&self, index: u32) {
+        self.refused.borrow_mut().remove(&index);
+    }
+
+    fn is_refused(&self, index: u32) -> bool {
+        self.refused.borrow().contains(&index)
+    }
+
+    fn refuse(&self, slices: &BTreeSet<u32>) {
+        self.refused.borrow_mut().extend(slices);
+        self.end(slices);
     }
 
     fn end(&self, slices: &BTreeSet<u32>) {
@@ -175,6 +194,7 @@ struct Answers {
 impl Owner {
     /// Waits until the slice can be written to.
     pub(crate) async fn placed(&self, index: u32) -> Result<(), IoStatus> {
+        self.placing.try_anew(index);
         loop {
             let placed = self.placing.next_placed();
             if self.gate.is_closed() {
@@ -182,6 +202,9 @@ impl Owner {
             }
             if self.slices.contains(index) {
                 return Ok(());
+            }
+            if self.placing.is_refused(index) {
+                return Err(IoStatus::Full);
             }
             reach::note(Row::FirstWrite);
             self.placing.want(index);
@@ -212,6 +235,11 @@ impl Owner {
                 Round::Done => {
                     self.placing.end(&wanted);
                     (excluded, begun_at) = (BTreeSet::new(), None);
+                }
+                Round::Full => {
+                    let slices = wanted.len();
+                    tracing::error!(volume = %self.volume, slices, "the cluster's directory is full");
+                    self.placing.refuse(&wanted);
                 }
                 Round::Again => {
                     reach::note(Row::PlacingAgain);
@@ -276,6 +304,7 @@ impl Owner {
                 Some(Outcome::Refused(Refusal::ViewStale | Refusal::VolumeUnknown(_))) => {
                     Round::Over
                 }
+                Some(Outcome::Refused(Refusal::StateFull { .. })) => Round::Full,
                 // Nodes are not what they were a moment ago.
                 Some(_) => Round::Again,
                 None => {
@@ -443,6 +472,19 @@ mod tests {
         }
         let round = placing.next().now_or_never().expect("wanted");
         assert_eq!(round.len(), PLACED_AT_ONCE);
+    }
+
+    #[test]
+    fn what_cannot_be_placed_is_refused_to_who_waits_and_tried_anew_by_who_comes() {
+        let placing = Placing::default();
+        placing.want(3);
+        let wanted = placing.next().now_or_never().expect("wanted");
+        let waiting = Box::pin(placing.next_placed());
+        placing.refuse(&wanted);
+        assert!(waiting.now_or_never().is_some() && placing.is_refused(3));
+        assert!(placing.next().now_or_never().is_none());
+        placing.try_anew(3);
+        assert!(!placing.is_refused(3));
     }
 
     #[test]

@@ -66,12 +66,13 @@ impl ClusterState {
         Ok(Outcome::Done)
     }
 
-    /// The name of a volume of which only this node has a slice in sync.
+    /// The name of a volume of which only this node, of those that were not evicted, has a slice in
+    /// sync.
     fn kept_by_alone(&self, node: NodeId) -> Option<String> {
-        let alone = |slice: &SliceRecord| slice.is_in_sync(node) && slice.in_sync().count() == 1;
-        let volumes = self.volumes.held_by(node).map(|id| &self.volumes[&id]);
-        let mut fragile = volumes.filter(|volume| volume.slices.with_one_in_sync() > 0);
-        let found = fragile.find(|volume| volume.slices.values().any(alone));
+        let others = |other: NodeId| other != node && !self.is_evicted(other);
+        let alone = |slice: &SliceRecord| slice.is_in_sync(node) && !slice.in_sync().any(others);
+        let mut volumes = self.volumes.held_by(node).map(|id| &self.volumes[&id]);
+        let found = volumes.find(|volume| volume.slices.values().any(alone));
         found.map(|volume| volume.name.clone())
     }
 }

@@ -173,3 +173,31 @@ fn a_disk_that_goes_on_failing_is_given_up_and_one_failure_is_not() {
     assert!(state.disk_failures.is_empty());
     state.check();
 }
+
+#[test]
+fn the_last_copy_in_sync_on_a_node_that_was_not_evicted_stays() {
+    let mut state = cluster();
+    open(&mut state);
+    let slice = |state: &ClusterState| state.volumes[&VolumeId(1)].slices.values().next().cloned();
+    let nodes: Vec<NodeId> = slice(&state).expect("placed").in_sync().collect();
+    let owner = state.volumes[&VolumeId(1)].owner.expect("up").node;
+    let gone = *nodes.iter().find(|node| **node != owner).expect("three");
+    state.apply(down(gone));
+    assert_eq!(evict(&mut state, gone.0), Outcome::Done);
+    let record = &state.volumes[&VolumeId(1)];
+    let (volume, view) = (VolumeId(1), record.view);
+    assert!(slice(&state).expect("placed").is_in_sync(gone), "by name");
+    let others = nodes.iter().filter(|node| **node != gone);
+    let outcomes: Vec<Outcome> = others
+        .map(|node| {
+            state.apply(Change::RemoveCopies {
+                volume,
+                view,
+                slices: vec![0],
+                node: *node,
+            })
+        })
+        .collect();
+    let last = Outcome::Refused(Refusal::LastCopy);
+    assert_eq!(outcomes, [Outcome::Done, last]);
+}
