@@ -515,7 +515,7 @@ impl Holder {
 /// What the store's refusal means to the asker.
 pub(crate) fn refused(error: StoreError) -> ReplicaRefusal {
     match error {
-        StoreError::Full { .. } | StoreError::FactsFull { .. } => ReplicaRefusal::Full,
+        StoreError::Full { .. } => ReplicaRefusal::Full,
         StoreError::Damaged { .. } => ReplicaRefusal::Damaged,
         StoreError::Poisoned { .. } | StoreError::Disk(_) => ReplicaRefusal::StoreFailed,
         other => {

@@ -81,6 +81,8 @@ pub enum Bug {
     ForgetDelta,
     /// A merge leaves zeroes out, so that what they covered is there again.
     DropZeroFacts,
+    /// A snapshot of the durable facts leaves out what changed while it was taken.
+    ForgetCarriedFacts,
     /// Bytes that do not match their checksum are read all the same.
     TrustBytes,
     /// Room promised to blocks in the journal is given back before they are at home.
@@ -169,7 +171,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 68] = [
+    pub const ALL: [Self; 69] = [
         Self::AcknowledgeBeforeJournal,
         Self::SkipFence,
         Self::SkipLeaseWait,
@@ -197,6 +199,7 @@ impl Bug {
         Self::DestageUnread,
         Self::ForgetDelta,
         Self::DropZeroFacts,
+        Self::ForgetCarriedFacts,
         Self::TrustBytes,
         Self::ForgetPromisedRoom,
         Self::VerifyNothing,
@@ -300,7 +303,7 @@ impl Bug {
             Self::NeverRelay | Self::RelayInOwnName | Self::TrustRumour | Self::GrantToDeaf => {
                 Finder::LinkCuts
             }
-            Self::AcceptStaleLap | Self::DestageUnread => Finder::Store,
+            Self::AcceptStaleLap | Self::DestageUnread | Self::ForgetCarriedFacts => Finder::Store,
             Self::CountUnsyncedEdit
             | Self::FreeJournalEarly
             | Self::DestageBeforeStable

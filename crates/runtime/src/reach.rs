@@ -111,6 +111,16 @@ pub enum Row {
     SliceSuspect,
     /// Recovery: facts of which one copy cannot be read.
     FactsOtherCopy,
+    /// Recovery: a snapshot of the facts that a crash cut off.
+    FactsUncommitted,
+    /// Recovery: the last change of the facts with one copy.
+    FactsTailMended,
+    /// Recovery: an old generation of facts that a crash left.
+    FactsWipedLate,
+    /// Facts: a snapshot takes the place of the log.
+    FactsTurned,
+    /// Facts: images of an earlier format become a log.
+    FactsConverted,
     /// Recovery: a run of the map cannot be read.
     MapRunLost,
     /// Home: a range of the map is merged.
@@ -151,7 +161,7 @@ pub enum Row {
 
 impl Row {
     /// All of them.
-    pub const ALL: [Self; 68] = [
+    pub const ALL: [Self; 73] = [
         Self::FenceLeftOut,
         Self::LaterView,
         Self::IncompleteCopy,
@@ -202,6 +212,11 @@ impl Row {
         Self::JournalDamaged,
         Self::SliceSuspect,
         Self::FactsOtherCopy,
+        Self::FactsUncommitted,
+        Self::FactsTailMended,
+        Self::FactsWipedLate,
+        Self::FactsTurned,
+        Self::FactsConverted,
         Self::MapRunLost,
         Self::MapMerged,
         Self::MapTableSplit,
@@ -275,6 +290,11 @@ impl Row {
             Self::JournalDamaged => "recovery: a damaged batch in the middle",
             Self::SliceSuspect => "recovery: a slice that may have lost records",
             Self::FactsOtherCopy => "recovery: facts of which one copy cannot be read",
+            Self::FactsUncommitted => "recovery: a snapshot of the facts that a crash cut off",
+            Self::FactsTailMended => "recovery: the last change of the facts with one copy",
+            Self::FactsWipedLate => "recovery: an old generation of facts that a crash left",
+            Self::FactsTurned => "facts: a snapshot takes the place of the log",
+            Self::FactsConverted => "facts: images of an earlier format become a log",
             Self::MapRunLost => "recovery: a run of the map cannot be read",
             Self::MapMerged => "home: a range of the map is merged",
             Self::MapTableSplit => "home: a merge makes more than one table",

@@ -13,6 +13,9 @@ pub struct StoreBounds {
     pub deltas: usize,
     /// Whether a segment worth collecting is collected although many are free.
     pub collects_always: bool,
+    /// A log of the durable facts that is longer than this, in bytes, and than their snapshot, has
+    /// them written anew.
+    pub facts_log_bytes: u64,
     /// Operations of a slice that are remembered, so that a repeated one is not run again; at
     /// most 1024.
     pub recent_operations: usize,
@@ -26,6 +29,8 @@ impl StoreBounds {
         table_bytes: 512 << 10,
         deltas: 64,
         collects_always: false,
+        // 256 changes, if none of them is large.
+        facts_log_bytes: 1 << 20,
         recent_operations: 1024,
     };
 }

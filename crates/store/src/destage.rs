@@ -26,6 +26,7 @@ use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::reach::{self, Row};
 
 use crate::error::StoreError;
+use crate::facts::{Change, StablePoint};
 use crate::home::Arrival;
 use crate::home::fact::{EXTENT_BLOCKS, State};
 use crate::index::{Newest, Version};
@@ -208,10 +209,7 @@ async fn forget_voided(inner: &Inner) -> Result<(), StoreError> {
     if !inner.facts.with(|facts| facts.has_before(tail_lsn)) {
         return Ok(());
     }
-    let forgotten = inner
-        .facts
-        .update(move |facts| facts.forget_before(tail_lsn));
-    forgotten.await
+    inner.facts.update([Change::Forget { tail_lsn }]).await
 }
 
 /// Keeps the home in order until nothing is left to do, or a round is wanted. One step at least:
@@ -346,27 +344,17 @@ fn arrival(slice: SliceKey, block: u32, version: Version) -> Arrival {
 
 /// Makes the plans' stable points durable.
 async fn persist_stable(inner: &Inner, plans: &[Plan]) -> Result<(), StoreError> {
-    let points: Vec<(SliceKey, Seq, Seq)> = plans
-        .iter()
-        .map(|plan| (plan.slice, plan.through, plan.home_through))
-        .collect();
+    let point = |plan: &Plan| StablePoint {
+        slice: plan.slice,
+        stable: plan.through,
+        home_through: plan.home_through,
+    };
     let tail_lsn = inner.journal.tail_lsn();
-    let persisted = inner.facts.update(move |facts| {
-        for (slice, stable, home_through) in points {
-            if facts.is_removed(slice) {
-                // Removed since the round began: its facts must not come back.
-                continue;
-            }
-            let found = facts.slices.entry(slice).or_default();
-            match found.copy {
-                CopyState::InSync => found.destaged = found.destaged.max(home_through),
-                CopyState::Joining { .. } | CopyState::Absent => {}
-            }
-            found.stable = found.stable.max(stable);
-        }
-        facts.forget_before(tail_lsn);
-    });
-    persisted.await
+    let changes = [
+        Change::Stable(plans.iter().map(point).collect()),
+        Change::Forget { tail_lsn },
+    ];
+    inner.facts.update(changes).await
 }
 
 /// Journals unstable records again that would otherwise hold a crowded ring's tail for as long

@@ -26,14 +26,6 @@ pub enum StoreError {
         /// Blocks left.
         free_blocks: u64,
     },
-    /// The durable facts have no room for more slices or volumes.
-    #[error("the facts area is full: {wanted_bytes} bytes wanted of {limit_bytes}")]
-    FactsFull {
-        /// Bytes the facts would have taken.
-        wanted_bytes: usize,
-        /// Bytes one copy of the facts may take.
-        limit_bytes: usize,
-    },
     /// A record does not follow the slice's last one.
     #[error("record {seq:?} of {slice:?} does not come after {last:?}")]
     OutOfOrder {

@@ -24,7 +24,7 @@ use holdfast_runtime::{Allocation, Directory, Disk, DiskOptions, PAGE_BYTES, Run
 use tokio::sync::{Mutex, Notify};
 
 use crate::error::StoreError;
-use crate::facts::{self, COPY_BYTES, Facts, FactsState, Scope, Void};
+use crate::facts::{self, Edit, Facts, FactsState, Found, Owner, Removal, Scope, Void};
 use crate::home::{self, HOME_BYTES_MIN, Home};
 use crate::index::SliceIndex;
 use crate::item::{Item, Kind};
@@ -52,13 +52,8 @@ pub(crate) async fn open(
         Allocation::Written,
     )
     .await?;
-    let facts_disk = area(
-        &directory,
-        facts::AREA,
-        facts::AREA_BYTES,
-        Allocation::Written,
-    )
-    .await?;
+    let facts_options = facts::area_options(facts::SLOTS);
+    let facts_disk = directory.open(facts::AREA, facts_options).await?;
     let home_bytes = options.home_bytes / PAGE_BYTES as u64 * PAGE_BYTES as u64;
     let home_allocation = match options.home_preallocated {
         true => Allocation::Reserved,
@@ -68,25 +63,30 @@ pub(crate) async fn open(
 
     let mut report = RecoveryReport::default();
     let identity = options.identity;
-    let found = Facts::load(&facts_disk, identity, options.slice_blocks).await?;
+    let owner = Owner {
+        identity,
+        slice_blocks: Some(options.slice_blocks),
+    };
+    let mut loaded = facts::load(&facts_disk, owner).await?;
     let header = read_header(&journal_disk, identity).await?;
-    let (header, state, sequence) = match (header, found) {
-        (
-            HeaderFound::Header { header, page_lost },
-            facts::Found::Facts {
-                state,
-                sequence,
-                copy_lost,
-            },
-        ) => {
+    let facts_lost = StoreError::Lost {
+        area: facts::AREA,
+        what: "durable facts",
+    };
+    let (header, state) = match (header, &mut loaded.found) {
+        (HeaderFound::Header { header, page_lost }, Found::Log(log)) => {
             report.header_page_lost = page_lost;
-            report.facts_copy_lost = copy_lost;
-            (header, state, sequence)
+            (header, std::mem::take(&mut log.state))
         }
-        (header @ (HeaderFound::Nothing | HeaderFound::Header { .. }), facts::Found::Nothing) => {
+        (HeaderFound::Header { header, page_lost }, Found::Image(image)) => {
+            report.header_page_lost = page_lost;
+            (header, std::mem::take(&mut image.state))
+        }
+        (header @ HeaderFound::Nothing, Found::Nothing { is_bare: true })
+        | (header @ HeaderFound::Header { .. }, Found::Nothing { .. }) => {
             let header = make(&journal_disk, identity, ring_bytes, header).await?;
             report.created = true;
-            (header, FactsState::default(), 0)
+            (header, FactsState::default())
         }
         (HeaderFound::Nothing | HeaderFound::Lost, _) => {
             return Err(StoreError::Lost {
@@ -94,13 +94,9 @@ pub(crate) async fn open(
                 what: "header pages",
             });
         }
-        (HeaderFound::Header { .. }, facts::Found::Lost) => {
-            return Err(StoreError::Lost {
-                area: facts::AREA,
-                what: "durable facts",
-            });
-        }
+        (HeaderFound::Header { .. }, Found::Lost) => return Err(facts_lost),
     };
+    report.facts_copy_lost = !loaded.flaws.is_empty();
     if header.ring_bytes + RING_AT > journal_disk.size_bytes() {
         return Err(StoreError::Foreign {
             area: journal::AREA,
@@ -117,10 +113,7 @@ pub(crate) async fn open(
     );
     let (home, home_scan) = opening.await?;
     if report.created && !home.is_blank() {
-        return Err(StoreError::Lost {
-            area: facts::AREA,
-            what: "durable facts",
-        });
+        return Err(facts_lost);
     }
     report.lost_runs = home_scan.lost_runs;
     let scanned = scan(&journal_disk, identity, header).await?;
@@ -128,32 +121,28 @@ pub(crate) async fn open(
     report.holes = scanned.holes;
     report.batches = scanned.batches.len() as u64;
 
-    let before = state.clone();
+    let mut amended = Amended::new(state);
     let found = Pieces {
         runtime,
         options,
         journal_disk,
+        facts_directory: Some(directory),
         facts_disk,
         header,
-        state: state.clone(),
-        facts_sequence: sequence,
+        state: amended.state.clone(),
         home,
     };
     let inner = found.assembled(&scanned);
     let poison = inner.poison.clone();
 
-    let mut state = state;
-    finish_removals(&inner, &mut state).await?;
-    let hole = replay(&inner, &mut state, &scanned, &mut report);
+    finish_removals(&inner, &mut amended).await?;
+    replay(&inner, &mut amended, &scanned, &mut report);
     report.damaged_records += read_in_tail(&inner, scanned.batches).await;
     for slice in &home_scan.suspect {
         // Nothing tells since when: all of it has to be compared with another copy.
-        state.slices.entry(*slice).or_default().suspect = Some(Seq(0));
+        amended.suspect(*slice, Seq(0));
     }
-    if hole || state != before || report.facts_copy_lost || report.created {
-        state.hole |= hole;
-        inner.facts.restore(state).await?;
-    }
+    inner.facts.settle(loaded, &amended.edits).await?;
     inner
         .home
         .discard_lost(&home_scan)
@@ -167,13 +156,9 @@ pub(crate) async fn open(
             .map_err(|error| poison.set(error))?;
     }
     inner.note_lost_records();
-    report.suspect_slices = inner.facts.with(|facts| {
-        let suspect = facts
-            .slices
-            .iter()
-            .filter(|(_, found)| found.suspect.is_some());
-        suspect.map(|(key, _)| *key).collect()
-    });
+    report.suspect_slices = inner
+        .facts
+        .with(|facts| facts.suspects().iter().copied().collect());
     // The journal's end was decided here; from now on it is written there.
     writer::seal(&inner).await;
     poison.check()?;
@@ -185,10 +170,11 @@ pub(crate) struct Pieces {
     pub(crate) runtime: Runtime,
     pub(crate) options: StoreOptions,
     pub(crate) journal_disk: Rc<dyn Disk>,
+    /// `None`: the store is only looked at.
+    pub(crate) facts_directory: Option<Rc<dyn Directory>>,
     pub(crate) facts_disk: Rc<dyn Disk>,
     pub(crate) header: Header,
     pub(crate) state: FactsState,
-    pub(crate) facts_sequence: u64,
     pub(crate) home: Home,
 }
 
@@ -199,27 +185,30 @@ impl Pieces {
             runtime,
             options,
             journal_disk,
+            facts_directory,
             facts_disk,
             header,
             state,
-            facts_sequence,
             home,
         } = self;
         let identity = options.identity;
         let poison = Rc::new(Poison::default());
         // Numbers a void speaks of stay below every batch to come, even if the last ones were cut.
-        let voids = state.voids.iter().map(|void| void.before_lsn);
-        let removals = state.removals.iter().map(|removal| removal.before_lsn);
+        let voids = state.voids_behind(None).map(|void| void.before_lsn);
+        let removals = state.removals_behind(None).map(|gone| gone.before_lsn);
         let next_lsn = voids.chain(removals).fold(scanned.next_lsn, u64::max);
         let (head, previous) = (scanned.head, scanned.previous);
         let journal = Journal::new(journal_disk, identity, header, head, next_lsn, previous);
         let facts = Facts::new(
+            facts_directory,
             facts_disk,
             poison.clone(),
-            identity,
-            options.slice_blocks,
+            (identity, options.slice_blocks),
+            (
+                options.bounds.facts_log_bytes,
+                runtime.random_below(1 << 32),
+            ),
             state,
-            facts_sequence,
         );
         let now = runtime.now();
         let inner = Rc::new(Inner {
@@ -331,28 +320,68 @@ async fn make(
     Ok(header)
 }
 
+/// The facts as a recovery corrects them, and the edits that this takes.
+pub(crate) struct Amended {
+    pub(crate) state: FactsState,
+    pub(crate) edits: Vec<Edit>,
+}
+
+impl Amended {
+    pub(crate) fn new(state: FactsState) -> Self {
+        Self {
+            state,
+            edits: Vec::new(),
+        }
+    }
+
+    fn make(&mut self, edit: Edit) {
+        self.state.apply(&edit);
+        self.edits.push(edit);
+    }
+
+    /// Records of a slice above this point may have been lost.
+    fn suspect(&mut self, key: SliceKey, point: Seq) {
+        let known = self.state.slice(key).copied();
+        let mut facts = known.unwrap_or_default();
+        let earlier = facts.suspect.unwrap_or(point);
+        facts.suspect = Some(earlier.min(point));
+        if known != Some(facts) {
+            self.make(Edit::Slice { key, facts });
+        }
+    }
+}
+
 /// Clears what a removal had not cleared yet, before anything is replayed over it.
-async fn finish_removals(inner: &Inner, state: &mut FactsState) -> Result<(), StoreError> {
-    let begun = state.removals.iter().filter(|removal| !removal.cleared);
-    let begun: Vec<Scope> = begun.map(|removal| removal.scope).collect();
-    if !begun.is_empty() {
-        let cleared = inner.home.clear(&begun).await;
-        cleared.map_err(|error| inner.poison.set(error))?;
-        state.cleared();
+async fn finish_removals(inner: &Inner, amended: &mut Amended) -> Result<(), StoreError> {
+    let removals = amended.state.removals_behind(None);
+    let begun: Vec<Removal> = removals.filter(|removal| !removal.cleared).collect();
+    if begun.is_empty() {
+        return Ok(());
+    }
+    let scopes: Vec<Scope> = begun.iter().map(|removal| removal.scope).collect();
+    let cleared = inner.home.clear(&scopes).await;
+    cleared.map_err(|error| inner.poison.set(error))?;
+    for removal in begun {
+        amended.make(Edit::RemovalCleared {
+            scope: removal.scope,
+            before_lsn: removal.before_lsn,
+        });
     }
     Ok(())
 }
 
-/// Enters the journal's batches into the index. Returns whether there was a hole. Writes nothing.
+/// Enters the journal's batches into the index, and what a hole means into the facts. Writes
+/// nothing.
 pub(crate) fn replay(
     inner: &Inner,
-    state: &mut FactsState,
+    amended: &mut Amended,
     scanned: &Scanned,
     report: &mut RecoveryReport,
-) -> bool {
+) {
+    let state = &amended.state;
     let mut slices: BTreeMap<SliceKey, SliceIndex> = BTreeMap::new();
-    for (key, found) in &state.slices {
-        let index = slices.entry(*key).or_default();
+    for (key, found) in state.slices_in(..) {
+        let index = slices.entry(key).or_default();
         index.stable = found.stable;
         index.home_through = found.destaged;
     }
@@ -406,8 +435,7 @@ pub(crate) fn replay(
         index.replaying = false;
         index.reserved = index.durable;
         if state
-            .slices
-            .get(key)
+            .slice(*key)
             .is_some_and(|found| found.copy == CopyState::InSync)
         {
             index.reserved = index.reserved.max(index.stable);
@@ -422,21 +450,21 @@ pub(crate) fn replay(
     }
     if scanned.holes > 0 {
         // A joining copy may have lost copied blocks, of which nothing keeps count.
-        let joining = state.slices.iter().filter(|(_, found)| match found.copy {
+        let joining = state.slices_in(..).filter(|(_, found)| match found.copy {
             CopyState::Joining { .. } => true,
             CopyState::InSync | CopyState::Absent => false,
         });
-        suspect.extend(joining.map(|(key, _)| *key));
+        suspect.extend(joining.map(|(key, _)| key));
     }
     for key in suspect {
         reach::note(Row::SliceSuspect);
-        let found = state.slices.entry(key).or_default();
+        let found = amended.state.slice(key).copied().unwrap_or_default();
         let point = match found.copy {
             CopyState::InSync => found.destaged,
             CopyState::Joining { base } => base,
             CopyState::Absent => Seq(0),
         };
-        found.suspect = Some(found.suspect.map_or(point, |earlier| earlier.min(point)));
+        amended.suspect(key, point);
     }
     if !slices.is_empty() {
         inner.destageable.set(true);
@@ -446,8 +474,10 @@ pub(crate) fn replay(
     *inner.released.borrow_mut() = unpinned;
     if scanned.holes > 0 {
         reach::note(Row::JournalDamaged);
+        if !amended.state.hole() {
+            amended.make(Edit::Hole);
+        }
     }
-    scanned.holes > 0
 }
 
 /// Reads the data of records above the stable point, and leaves the rest for later. Returns how
@@ -496,13 +526,13 @@ struct Voided {
 impl Voided {
     fn of(state: &FactsState) -> Self {
         let mut removed_before: BTreeMap<Scope, u64> = BTreeMap::new();
-        for removal in &state.removals {
+        for removal in state.removals_behind(None) {
             let before = removed_before.entry(removal.scope).or_default();
             *before = removal.before_lsn.max(*before);
         }
         let mut voids: BTreeMap<SliceKey, Vec<Void>> = BTreeMap::new();
-        for void in &state.voids {
-            voids.entry(void.slice).or_default().push(*void);
+        for void in state.voids_behind(None) {
+            voids.entry(void.slice).or_default().push(void);
         }
         Self {
             removed_before,
@@ -524,5 +554,3 @@ impl Voided {
                     .any(|void| item.seq > void.keep_through && lsn < void.before_lsn)
     }
 }
-
-const _: () = assert!(COPY_BYTES.is_multiple_of(PAGE_BYTES));

@@ -13,7 +13,7 @@ use crate::bounds::StoreBounds;
 use crate::destage;
 use crate::discard;
 use crate::error::StoreError;
-use crate::facts::{Facts, Scope, slices_of};
+use crate::facts::{Change, Facts, Scope, slices_of};
 use crate::home::Home;
 use crate::index::SliceIndex;
 use crate::journal::Journal;
@@ -370,28 +370,18 @@ impl Store {
 
     /// The newest view promised for a volume.
     pub fn promised(&self, volume: u64) -> View {
-        self.inner
-            .facts
-            .with(|facts| facts.promises.get(&volume).copied().unwrap_or_default())
+        self.inner.facts.with(|facts| facts.promise(volume))
     }
 
     /// Durably promises a view; a lower one changes nothing.
     pub async fn promise(&self, volume: u64, view: View) -> Result<(), StoreError> {
-        let raised = self.inner.facts.update(move |facts| {
-            let promised = facts.promises.entry(volume).or_default();
-            *promised = view.max(*promised);
-        });
-        raised.await
+        let promise = Change::Promise { volume, view };
+        self.inner.facts.update([promise]).await
     }
 
     /// What this node's copy of the slice is good for.
     pub fn copy_state(&self, slice: SliceKey) -> CopyState {
-        self.inner.facts.with(|facts| {
-            facts
-                .slices
-                .get(&slice)
-                .map_or(CopyState::Absent, |found| found.copy)
-        })
+        self.inner.copy_state(slice)
     }
 
     /// Durably sets the copy's state. `InSync` also ends the suspicion that damage left behind:
@@ -413,21 +403,11 @@ impl Store {
         if states.is_empty() {
             return self.inner.poison.check();
         }
-        let stables: Vec<Seq> = states.iter().map(|(key, _)| self.stable(*key)).collect();
-        let wanted = states.clone();
-        let changed = self.inner.facts.update(move |facts| {
-            for ((slice, state), stable) in wanted.into_iter().zip(stables) {
-                let found = facts.slices.entry(slice).or_default();
-                found.copy = state;
-                found.stable = found.stable.max(stable);
-                match state {
-                    CopyState::InSync => found.suspect = None,
-                    CopyState::Joining { base } => found.destaged = found.destaged.min(base),
-                    CopyState::Absent => found.destaged = Seq(0),
-                }
-            }
-        });
-        changed.await?;
+        let with_stable = states
+            .iter()
+            .map(|(slice, state)| (*slice, *state, self.stable(*slice)));
+        let copies = Change::Copies(with_stable.collect());
+        self.inner.facts.update([copies]).await?;
         let mut slices = self.inner.slices.borrow_mut();
         for (slice, state) in states {
             let index = slices.entry(slice).or_default();
@@ -445,7 +425,7 @@ impl Store {
     pub fn base(&self, slice: SliceKey) -> Seq {
         let stable = self.stable(slice);
         self.inner.facts.with(|facts| {
-            let Some(found) = facts.slices.get(&slice) else {
+            let Some(found) = facts.slice(slice) else {
                 return Seq(0);
             };
             let base = match found.copy {
@@ -486,7 +466,7 @@ impl Store {
         keys.extend(self.inner.home.slices());
         self.inner
             .facts
-            .with(|facts| keys.extend(facts.slices.keys().copied()));
+            .with(|facts| keys.extend(facts.slices_in(..).map(|(key, _)| key)));
         keys.into_iter().collect()
     }
 
@@ -498,7 +478,7 @@ impl Store {
         let mut keys: BTreeSet<SliceKey> = slices.range(range.clone()).map(|(k, _)| *k).collect();
         drop(slices);
         self.inner.facts.with(|facts| {
-            keys.extend(facts.slices.range(range).map(|(key, _)| *key));
+            keys.extend(facts.slices_in(range).map(|(key, _)| key));
         });
         keys.extend(self.inner.home.slices_of(volume));
         keys.into_iter().collect()
@@ -515,8 +495,8 @@ impl Store {
                 let first = *slices_of(from).start();
                 let held = [
                     slices.range(first..).next().map(|(key, _)| key.volume),
-                    facts.slices.range(first..).next().map(|(k, _)| k.volume),
-                    facts.promises.range(from..).next().map(|(v, _)| *v),
+                    facts.slices_in(first..).next().map(|(k, _)| k.volume),
+                    facts.promised_from(from),
                     self.inner.home.volume_from(from),
                 ];
                 let volume = held.into_iter().flatten().min();
@@ -549,28 +529,24 @@ impl Store {
     pub fn damaged(&self) -> bool {
         !self.inner.bad.borrow().is_empty()
             || self.inner.home.is_damaged()
-            || self.inner.facts.with(|facts| {
-                facts.hole || facts.slices.values().any(|found| found.suspect.is_some())
-            })
+            || self
+                .inner
+                .facts
+                .with(|facts| facts.hole() || !facts.suspects().is_empty())
     }
 
     /// Whether nothing of the slice is read because records of it may have been lost.
     pub fn is_suspect(&self, slice: SliceKey) -> bool {
-        self.inner.facts.with(|facts| {
-            let found = facts.slices.get(&slice);
-            found.is_some_and(|found| found.suspect.is_some())
-        })
+        self.inner
+            .facts
+            .with(|facts| facts.suspects().contains(&slice))
     }
 
     /// All slices of which that is so.
     pub fn suspect_slices(&self) -> Vec<SliceKey> {
-        self.inner.facts.with(|facts| {
-            let suspect = facts
-                .slices
-                .iter()
-                .filter(|(_, found)| found.suspect.is_some());
-            suspect.map(|(key, _)| *key).collect()
-        })
+        self.inner
+            .facts
+            .with(|facts| facts.suspects().iter().copied().collect())
     }
 
     /// Where in the area `home` the bytes of a block lie, for tests that damage them.

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use crate::encoding::block_checksum;
 use crate::error::StoreError;
-use crate::facts::{Scope, Void};
+use crate::facts::{Change, Scope, Void};
 use crate::home::Arrival;
 use crate::home::fact::{Blocks, EXTENT_BLOCKS, State};
 use crate::item::{Item, Kind};
@@ -66,10 +66,8 @@ impl Inner {
 
     pub(crate) fn copy_state(&self, slice: SliceKey) -> CopyState {
         self.facts.with(|facts| {
-            facts
-                .slices
-                .get(&slice)
-                .map_or(CopyState::Absent, |found| found.copy)
+            let found = facts.slice(slice);
+            found.map_or(CopyState::Absent, |found| found.copy)
         })
     }
 
@@ -367,15 +365,13 @@ impl Inner {
             index.drop_from(keep_through.next(), before_lsn, &mut unpinned);
         }
         let tail_lsn = self.journal.tail_lsn();
-        let voided = self.facts.update(move |facts| {
-            facts.forget_before(tail_lsn);
-            facts.voids.push(Void {
-                slice,
-                keep_through,
-                before_lsn,
-            });
-        });
-        voided.await?;
+        let void = Void {
+            slice,
+            keep_through,
+            before_lsn,
+        };
+        let changes = [Change::Forget { tail_lsn }, Change::Void(void)];
+        self.facts.update(changes).await?;
         self.released.borrow_mut().extend(unpinned);
         let promised = self.home.promised_extents(slice);
         self.renew_promises(&promised.into_iter().map(|extent| (slice, extent)).collect());
@@ -480,12 +476,12 @@ impl Inner {
         self.wait_written(before_lsn - 1).await?;
         let _writers = self.home_writers.lock().await;
         let tail_lsn = self.journal.tail_lsn();
-        let begun = scopes.to_vec();
-        let forgotten = self.facts.update(move |facts| {
-            facts.forget_before(tail_lsn);
-            facts.begin_removal(&begun, before_lsn);
-        });
-        forgotten.await?;
+        let begun = Change::Remove {
+            scopes: scopes.to_vec(),
+            before_lsn,
+        };
+        let changes = [Change::Forget { tail_lsn }, begun];
+        self.facts.update(changes).await?;
         let mut unpinned = Vec::new();
         for scope in scopes {
             let bounds = scope.bounds();
@@ -507,11 +503,12 @@ impl Inner {
             .await
             .map_err(|error| self.poison.set(error))?;
         let tail_lsn = self.journal.tail_lsn();
-        let cleared = self.facts.update(move |facts| {
-            facts.cleared();
-            facts.forget_before(tail_lsn);
-        });
-        cleared.await?;
+        let cleared = Change::Cleared {
+            scopes: scopes.to_vec(),
+            before_lsn,
+        };
+        let changes = [cleared, Change::Forget { tail_lsn }];
+        self.facts.update(changes).await?;
         // The next round frees what the journal held of it, and forgets that it was removed.
         self.destageable.set(true);
         self.pressure.notify_one();

@@ -131,9 +131,9 @@ impl Inner {
         if planted::is_active(Bug::ServeSuspect) {
             return false;
         }
-        self.facts.with(|facts| match facts.slices.get(&slice) {
+        self.facts.with(|facts| match facts.slice(slice) {
             Some(found) => found.suspect.is_some(),
-            None => facts.hole,
+            None => facts.hole(),
         })
     }
 

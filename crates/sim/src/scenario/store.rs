@@ -1,6 +1,7 @@
 //! One store under crashes, power cuts and failing disks, against a model of its promises.
 //!
-//! Each slice has a driver that appends records, raises the stable point, truncates and reads.
+//! Each slice has a driver that appends records, raises the stable point, truncates, reads, and
+//! removes the slice now and then.
 //! Oracles, after every start and in between: every acknowledged record is found, with its
 //! contents; nothing is found that was not submitted; nothing voided comes back; a block reads as
 //! its newest stable record says, wherever it lives by now.
@@ -78,6 +79,8 @@ struct Model {
     stable: u64,
     /// A truncation to here was begun and not answered.
     truncating: Option<u64>,
+    /// A removal was begun and not answered.
+    removing: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -93,6 +96,7 @@ struct Scene {
     simulation: Simulation,
     models: Vec<RefCell<Model>>,
     next_value: Cell<u64>,
+    options: StoreOptions,
     checks: Cell<u64>,
     starts: Cell<u64>,
     objection: RefCell<Option<Failure>>,
@@ -101,6 +105,11 @@ struct Scene {
 async fn play(simulation: Simulation) -> Result<Checked, Failure> {
     simulation.add_host(NODE);
     let second_disk = simulation.random("second disk").chance(500_000);
+    let random = simulation.random("bounds");
+    let mut options = OPTIONS;
+    if random.chance(700_000) {
+        options.bounds.facts_log_bytes = random.between(0, 10) * 4096;
+    }
     if second_disk {
         simulation.disks(NODE).put_on_second_device(JOURNAL);
     }
@@ -108,6 +117,7 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
         simulation: simulation.clone(),
         models: (0..SLICES).map(|_| RefCell::default()).collect(),
         next_value: Cell::new(1),
+        options,
         checks: Cell::new(0),
         starts: Cell::new(0),
         objection: RefCell::default(),
@@ -179,7 +189,7 @@ impl Scene {
             links,
         } = machine;
         let view = links.local_incarnation().0;
-        let store = match Store::open(runtime.clone(), directory, OPTIONS).await {
+        let store = match Store::open(runtime.clone(), directory, self.options).await {
             Ok((store, report)) => {
                 self.say(|| format!("opened: {report:?}"));
                 store
@@ -217,7 +227,7 @@ impl Scene {
     async fn open_without_journal(&self) -> Result<Detached, Failure> {
         let own = self.simulation.disks(NODE).detach(JOURNAL);
         let own = own.ok_or_else(|| Failure::oracle("second disk", "there is no journal"))?;
-        match self.open_in_vain(OPTIONS).await {
+        match self.open_in_vain(self.options).await {
             Some(StoreError::Lost { area: JOURNAL, .. }) => Ok(own),
             other => Err(Failure::oracle(
                 "second disk",
@@ -233,13 +243,13 @@ impl Scene {
         disks.detach(JOURNAL);
         let other = StoreOptions {
             identity: *b"some other store",
-            ..OPTIONS
+            ..self.options
         };
         let made = self.open_in_vain(other).await;
         for area in rest.into_iter().flatten() {
             disks.attach(area);
         }
-        let found = self.open_in_vain(OPTIONS).await;
+        let found = self.open_in_vain(self.options).await;
         match (made, found) {
             (None, Some(StoreError::Foreign { area: JOURNAL, .. })) => Ok(()),
             outcome => Err(Failure::oracle(
@@ -304,6 +314,7 @@ impl Driver {
                 0..12 => self.append().await?,
                 12..15 => self.raise_stable(),
                 15..19 => self.check_some().await?,
+                _ if self.runtime.random_below(4) == 0 => self.remove().await?,
                 _ => self.truncate().await?,
             }
             if self.runtime.random_below(8) == 0 {
@@ -322,6 +333,9 @@ impl Driver {
         let last = self.store.last_seq(self.key).0;
         {
             let mut model = self.model();
+            if std::mem::take(&mut model.removing) && last == 0 {
+                *model = Model::default();
+            }
             let submitted = model.records.len() as u64;
             let least = model
                 .truncating
@@ -459,6 +473,19 @@ impl Driver {
         model.truncating = None;
         model.records.truncate(keep as usize);
         model.durable = keep;
+        Ok(())
+    }
+
+    /// The slice goes, and begins anew.
+    async fn remove(&self) -> Result<(), StoreError> {
+        self.model().removing = true;
+        self.store.remove_slices(vec![self.key]).await?;
+        *self.model() = Model::default();
+        let last = self.store.last_seq(self.key);
+        if last > Seq(0) {
+            let what = format!("{:?} ends at {last:?} after its removal", self.key);
+            self.scene.object("removal", what);
+        }
         Ok(())
     }
 

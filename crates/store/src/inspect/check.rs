@@ -131,18 +131,18 @@ impl Inspection {
     }
 
     fn report_facts(&self, findings: &Findings) {
-        let Some((state, _)) = self.headers.facts() else {
+        let Some(state) = self.headers.facts() else {
             return;
         };
         let area = crate::facts::AREA;
-        for (slice, facts) in &state.slices {
+        for (slice, facts) in state.slices_in(..) {
             if let Some(point) = facts.suspect {
                 let what = format!("records above {} may have been lost earlier", point.0);
                 let finding = Finding::new(FindingKind::SliceSuspect, area, what);
-                findings.add(finding.of(*slice, None));
+                findings.add(finding.of(slice, None));
             }
         }
-        for removal in state.removals.iter().filter(|removal| !removal.cleared) {
+        for removal in state.removals_behind(None).filter(|gone| !gone.cleared) {
             let what = match removal.scope {
                 Scope::Volume(volume) => format!("volume {volume} is being removed"),
                 Scope::Slice(slice) => format!("slice {slice} is being removed"),

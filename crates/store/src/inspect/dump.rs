@@ -204,22 +204,8 @@ impl Inspection {
                 content,
             ));
         }
-        for (page, copy) in self.headers.facts.iter().zip(0..) {
-            let content = match page {
-                Page::Good((state, sequence)) => format!(
-                    "sequence {sequence}, {} blocks per slice, {} promises, {} slices, {} voids, \
-                     {} removals",
-                    self.headers.slice_blocks,
-                    state.promises.len(),
-                    state.slices.len(),
-                    state.voids.len(),
-                    state.removals.len()
-                ),
-                Page::Zero | Page::Bad(_) | Page::Refused(_) => String::new(),
-            };
-            let at = copy * crate::facts::COPY_BYTES as u64;
-            listing.add(header_row("facts", at, copy, page.words(), content));
-        }
+        let (state, content) = self.headers.facts_words();
+        listing.add(header_row("facts", 0, 0, state, content));
         let manifest = self.home_image().await.manifest;
         for (superblock, copy) in manifest.superblocks.iter().zip(0..) {
             let (state, content) = superblock.words(&manifest);
@@ -291,10 +277,10 @@ fn list_facts(state: &FactsState, filter: &Filter, listing: &mut Listing) {
             ]);
         }
     };
-    for (volume, view) in &state.promises {
-        add("promise", *volume, None, format!("view {}", view.0));
+    for (volume, view) in state.promises_behind(None) {
+        add("promise", volume, None, format!("view {}", view.0));
     }
-    for (key, facts) in &state.slices {
+    for (key, facts) in state.slices_in(..) {
         let copy = match facts.copy {
             CopyState::Absent => "absent".to_owned(),
             CopyState::InSync => "in sync".to_owned(),
@@ -310,14 +296,14 @@ fn list_facts(state: &FactsState, filter: &Filter, listing: &mut Listing) {
         );
         add("copy", key.volume, Some(key.slice), value);
     }
-    for void in &state.voids {
+    for void in state.voids_behind(None) {
         let value = format!(
             "above {} before batch {}",
             void.keep_through.0, void.before_lsn
         );
         add("void", void.slice.volume, Some(void.slice.slice), value);
     }
-    for removal in &state.removals {
+    for removal in state.removals_behind(None) {
         let cleared = if removal.cleared { "done" } else { "under way" };
         let value = format!("before batch {}, {cleared}", removal.before_lsn);
         let slice = match removal.scope {

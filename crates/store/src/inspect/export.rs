@@ -27,7 +27,7 @@ use crate::home::fact::EXTENT_BLOCKS;
 use crate::home::inspect::Salvage;
 use crate::journal::Header;
 use crate::record::{BLOCK_BYTES, CopyState, JournalEnd, RecoveryReport, SliceKey};
-use crate::recovery::{Pieces, replay};
+use crate::recovery::{Amended, Pieces, replay};
 use crate::scan::Scanned;
 use crate::store::{Inner, StoreOptions};
 
@@ -101,8 +101,8 @@ impl Inspection {
             true => None,
             false => Some(home.salvage(volume, progress).await),
         };
-        let mut state = self.state();
-        let slice_blocks = match self.headers.slice_blocks {
+        let mut amended = Amended::new(self.state());
+        let slice_blocks = match self.headers.slice_blocks() {
             0 => SLICE_BLOCKS,
             known => known,
         };
@@ -118,25 +118,23 @@ impl Inspection {
                 bounds: StoreBounds::SERVICE,
             },
             journal_disk: Rc::new(self.journal.clone()),
+            facts_directory: None,
             facts_disk: Rc::new(self.facts.clone()),
             header,
-            state: state.clone(),
-            facts_sequence: 0,
+            state: amended.state.clone(),
             home,
         };
         let inner = pieces.assembled(&scanned);
-        let hole = replay(&inner, &mut state, &scanned, &mut RecoveryReport::default());
+        let report = &mut RecoveryReport::default();
+        replay(&inner, &mut amended, &scanned, report);
+        let state = amended.state;
         for index in inner.slices.borrow_mut().values_mut() {
             index.stable = index.stable.max(index.durable);
         }
-        let doubted = state
-            .slices
-            .iter()
-            .filter(|(_, facts)| facts.suspect.is_some());
-        suspect.extend(doubted.map(|(slice, _)| *slice));
-        let unknown_may_be_lost = hole || state.hole;
-        if unknown_may_be_lost {
-            let known = |slice: &SliceKey| state.slices.contains_key(slice);
+        suspect.extend(state.suspects());
+        // Then what is not known of may have been lost.
+        if state.hole() {
+            let known = |slice: &SliceKey| state.slice(*slice).is_some();
             suspect.extend(inner.home.slices().into_iter().filter(|one| !known(one)));
         }
         VolumeReader {
@@ -161,7 +159,7 @@ impl VolumeReader {
     pub fn slices(&self) -> Vec<SliceSummary> {
         let mut keys: BTreeSet<SliceKey> = self.inner.home.slices();
         keys.extend(self.inner.slices.borrow().keys().copied());
-        keys.extend(self.state.slices.keys().copied());
+        keys.extend(self.state.slices_in(..).map(|(key, _)| key));
         if let Some(salvage) = &self.salvage {
             keys.extend(salvage.slices());
         }
@@ -170,7 +168,7 @@ impl VolumeReader {
     }
 
     fn summary(&self, key: SliceKey) -> SliceSummary {
-        let copy = match self.state.slices.get(&key).map(|facts| facts.copy) {
+        let copy = match self.state.slice(key).map(|facts| facts.copy) {
             Some(CopyState::InSync) => "in sync",
             Some(CopyState::Joining { .. }) => "joining",
             Some(CopyState::Absent) => "absent",

@@ -1,12 +1,13 @@
-//! Header pages of the journal and copies of the facts, each for itself.
+//! Header pages of the journal, each for itself, and the durable facts.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use holdfast_runtime::{Disk, PAGE_BYTES};
 
 use super::disk::ReadOnlyDisk;
 use super::{Finding, FindingKind, Findings, recognise};
-use crate::facts::{self, COPY_BYTES, FactsState, decode};
+use crate::facts::{self, COPY_BYTES, FactsState, Found, Loaded, Owner};
 use crate::journal::{self, Header, decode_header};
 use crate::{StoreError, home};
 
@@ -39,12 +40,11 @@ impl<T> Page<T> {
     }
 }
 
-/// Both header pages and both copies of the facts.
+/// Both header pages and the facts.
 pub(super) struct Headers {
     pub(super) journal: [Page<Header>; 2],
-    pub(super) facts: [Page<(FactsState, u64)>; 2],
-    /// Blocks of a slice, as the facts have it.
-    pub(super) slice_blocks: u32,
+    /// An error: something intact in the area must not be used.
+    pub(super) facts: Result<Loaded, StoreError>,
 }
 
 impl Headers {
@@ -53,31 +53,21 @@ impl Headers {
         facts: &ReadOnlyDisk,
         identity: [u8; 16],
     ) -> Self {
-        let mut slice_blocks = 0;
-        let mut copies = Vec::with_capacity(2);
         let mut pages = Vec::with_capacity(2);
         for number in 0..2u64 {
             let at = number * PAGE_BYTES as u64;
             let decoded = |bytes: &[u8]| decode_header(bytes, identity);
             pages.push(read(journal, at, PAGE_BYTES, decoded).await);
-            let at = number * COPY_BYTES as u64;
-            let decoded = |bytes: &[u8]| {
-                // The copy says itself how large slices are: nobody else knows here.
-                let said = bytes.get(12..16).and_then(|said| said.try_into().ok());
-                let said = said.map_or(0, u32::from_le_bytes);
-                let found = decode(bytes, identity, said)?;
-                if found.is_some() {
-                    slice_blocks = said;
-                }
-                Ok(found)
-            };
-            copies.push(read(facts, at, COPY_BYTES, decoded).await);
         }
-        let two = "two were pushed";
+        let disk: Rc<dyn Disk> = Rc::new(facts.clone());
+        // The facts say themselves how large slices are: nobody else knows here.
+        let owner = Owner {
+            identity,
+            slice_blocks: None,
+        };
         Self {
-            journal: pages.try_into().ok().expect(two),
-            facts: copies.try_into().ok().expect(two),
-            slice_blocks,
+            journal: pages.try_into().ok().expect("two were pushed"),
+            facts: facts::load(&disk, owner).await,
         }
     }
 
@@ -87,10 +77,19 @@ impl Headers {
         good.max_by_key(|header| header.sequence).copied()
     }
 
-    /// The newest facts and their sequence.
-    pub(super) fn facts(&self) -> Option<&(FactsState, u64)> {
-        let good = self.facts.iter().filter_map(Page::good);
-        good.max_by_key(|(_, sequence)| *sequence)
+    /// The facts, if they can be read.
+    pub(super) fn facts(&self) -> Option<&FactsState> {
+        match &self.facts.as_ref().ok()?.found {
+            Found::Log(log) => Some(&log.state),
+            Found::Image(image) => Some(&image.state),
+            Found::Nothing { .. } | Found::Lost => None,
+        }
+    }
+
+    /// Blocks of a slice, as the facts have it; zero if nobody knows.
+    pub(super) fn slice_blocks(&self) -> u32 {
+        let loaded = self.facts.as_ref();
+        loaded.map_or(0, |loaded| loaded.slice_blocks)
     }
 
     pub(super) fn report(&self, areas: [&ReadOnlyDisk; 2], findings: &Findings) {
@@ -106,15 +105,62 @@ impl Headers {
             areas[0],
             findings,
         );
-        let kinds = (FindingKind::FactsLost, FindingKind::FactsCopyLost);
-        report(
-            facts::AREA,
-            &self.facts,
-            COPY_BYTES,
-            kinds,
-            areas[1],
-            findings,
+        self.report_facts(areas[1], findings);
+    }
+
+    fn report_facts(&self, disk: &ReadOnlyDisk, findings: &Findings) {
+        let area = facts::AREA;
+        if !disk.exists() {
+            let what = "the file is not there";
+            return findings.add(Finding::new(FindingKind::AreaMissing, area, what));
+        }
+        let loaded = match &self.facts {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                let what = error.to_string();
+                return findings.add(Finding::new(FindingKind::AreaForeign, area, what));
+            }
+        };
+        for (at, bytes) in &loaded.flaws {
+            let what = "one of 2 copies cannot be used";
+            let finding = Finding::new(FindingKind::FactsCopyLost, area, what);
+            findings.add(finding.at(*at, *bytes as u64));
+        }
+        if self.facts().is_none() {
+            let what = "neither of the 2 copies of a part can be used";
+            let finding = Finding::new(FindingKind::FactsLost, area, what);
+            findings.add(finding.at(0, disk.size_bytes()));
+        }
+    }
+
+    /// What the facts are, for people: their form and position, and what there is of them.
+    pub(super) fn facts_words(&self) -> (String, String) {
+        let loaded = match &self.facts {
+            Ok(loaded) => loaded,
+            Err(error) => return (error.to_string(), String::new()),
+        };
+        let [promises, slices, voids, removals] =
+            self.facts().map(FactsState::counts).unwrap_or_default();
+        let counts = format!(
+            "{} blocks per slice, {promises} promises, {slices} slices, {voids} voids, {removals} \
+             removals",
+            loaded.slice_blocks
         );
+        let state = match loaded.flaws.len() {
+            0 => "good".to_owned(),
+            flaws => format!("one copy of {flaws} parts is lost"),
+        };
+        match &loaded.found {
+            Found::Log(log) => {
+                let (generation, number) = log.position();
+                let slots = log.slots();
+                let place = format!("generation {generation}, entry {number}, slots {slots:?}");
+                (state, format!("{place}, {counts}"))
+            }
+            Found::Image(image) => (state, format!("image {}, {counts}", image.sequence)),
+            Found::Nothing { is_bare: true } => ("zeroes".into(), String::new()),
+            Found::Nothing { is_bare: false } | Found::Lost => ("unreadable".into(), String::new()),
+        }
     }
 }
 
@@ -180,7 +226,7 @@ pub(super) async fn identity(
         (journal::AREA, 0, 0, b"HFJOURNL", 16),
         (journal::AREA, PAGE_BYTES as u64, 0, b"HFJOURNL", 16),
         (facts::AREA, 0, 0, b"HFFACTS\n", 16),
-        (facts::AREA, COPY_BYTES as u64, 0, b"HFFACTS\n", 16),
+        (facts::AREA, COPY_BYTES, 0, b"HFFACTS\n", 16),
         (home::AREA, 0, 8, b"HFHOME\r\n", 24),
         (home::AREA, PAGE_BYTES as u64, 8, b"HFHOME\r\n", 24),
     ];

@@ -108,8 +108,7 @@ impl Inspection {
 
     /// The durable facts; nothing is known if both copies are lost.
     fn state(&self) -> FactsState {
-        let found = self.headers.facts().map(|(state, _)| state.clone());
-        found.unwrap_or_default()
+        self.headers.facts().cloned().unwrap_or_default()
     }
 
     /// The journal's content; read without its header pages if both are lost.
@@ -125,7 +124,7 @@ impl Inspection {
         let state = self.state();
         for batch in &mut scanned.batches {
             batch.items.retain(|item| {
-                let known = state.slices.get(&item.slice);
+                let known = state.slice(item.slice);
                 !item.kind.is_stream() || known.is_none_or(|known| item.seq > known.destaged)
             });
         }
@@ -181,7 +180,7 @@ pub(crate) fn recognise(page: &[u8]) -> String {
 
 /// What a copy's state says of how complete it is.
 fn is_in_sync(state: &FactsState, slice: SliceKey) -> bool {
-    match state.slices.get(&slice).map(|found| found.copy) {
+    match state.slice(slice).map(|found| found.copy) {
         Some(CopyState::InSync) => true,
         Some(CopyState::Joining { .. } | CopyState::Absent) | None => false,
     }

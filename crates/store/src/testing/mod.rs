@@ -185,6 +185,8 @@ struct Machine {
     events: Option<Vec<Event>>,
     /// Nothing is taken back.
     keeps_all: bool,
+    /// No area gets larger.
+    is_full: bool,
 }
 
 impl Machine {
@@ -343,6 +345,11 @@ impl MemoryDirectory {
         self.with(area, |area| area.reads)
     }
 
+    /// Lets areas find no room to grow, or find some again.
+    pub fn fail_growth(&self, fails: bool) {
+        self.machine.borrow_mut().is_full = fails;
+    }
+
     /// Takes nothing back that is discarded.
     pub fn keep_all(&self) {
         self.machine.borrow_mut().keeps_all = true;
@@ -404,8 +411,15 @@ impl Directory for MemoryDirectory {
         options: DiskOptions,
     ) -> LocalBoxFuture<'static, Result<Rc<dyn Disk>, DiskError>> {
         let mut machine = self.machine.borrow_mut();
-        let life = machine.life;
+        let (life, is_full) = (machine.life, machine.is_full);
         let area = machine.areas.entry(name.to_owned()).or_default();
+        if is_full && options.size_bytes > area.size_bytes {
+            let full = DiskError::Full {
+                name: name.to_owned(),
+                wanted_bytes: options.size_bytes,
+            };
+            return std::future::ready(Err(full)).boxed_local();
+        }
         area.size_bytes = area.size_bytes.max(options.size_bytes);
         let disk = MemoryDisk {
             directory: self.clone(),

@@ -95,7 +95,9 @@ fn the_same_is_told_with_a_read_for_a_table_as_with_one_for_each_leaf() {
         store.set_leaf_reads(false, None);
         let (alone, reads) = told(&store, &directory, 1, 0..extents).await;
         assert_eq!(ahead, alone);
-        assert_eq!(reads, u64::from(extents));
+        // A leaf may lie in two segments.
+        let extents = u64::from(extents);
+        assert!((extents..=extents + 1).contains(&reads), "{reads} reads");
     });
 }
 

@@ -299,7 +299,7 @@ fn recovery_one_lost_copy_of_the_facts_uses_the_other_and_two_are_refused() {
     run(1, |runtime| async move {
         let directory = one_record(&runtime).await;
         for copy in 0..2 {
-            directory.flip("facts", copy * MIB + 70);
+            directory.flip("facts", copy * crate::facts::COPY_BYTES + 70);
             let (store, report) = open(&runtime, &directory).await;
             assert!(report.facts_copy_lost);
             assert_eq!(store.copy_state(SLICE), CopyState::InSync);
@@ -307,7 +307,7 @@ fn recovery_one_lost_copy_of_the_facts_uses_the_other_and_two_are_refused() {
             directory.kill();
         }
         directory.flip("facts", 70);
-        directory.flip("facts", MIB + 70);
+        directory.flip("facts", crate::facts::COPY_BYTES + 70);
         let lost = StoreError::Lost {
             area: "facts",
             what: "durable facts",

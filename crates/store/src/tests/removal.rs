@@ -338,7 +338,11 @@ fn many_copy_states_are_one_change_and_suspicion_is_asked_slice_by_slice() {
             .map(|slice| (SliceKey { volume: 1, slice }, CopyState::InSync))
             .collect();
         store.set_copy_states(many.clone()).await.unwrap();
-        assert_eq!(directory.writes("facts"), before + 2, "two copies, once");
+        assert_eq!(
+            directory.writes("facts"),
+            before + 4,
+            "two parts, two copies"
+        );
         drop(store);
         directory.kill();
         let (store, _) = open(&runtime, &directory).await;

@@ -51,6 +51,9 @@ impl Bounds {
             }
             store.collects_always = small();
             if small() {
+                store.facts_log_bytes = random.between(0, 20) * 4096;
+            }
+            if small() {
                 store.recent_operations = random.between(1, 32) as usize;
             }
             if small() {

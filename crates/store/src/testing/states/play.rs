@@ -29,7 +29,11 @@ pub(super) fn options() -> StoreOptions {
         home_bytes: 4 << 20,
         home_preallocated: false,
         slice_blocks: 1024,
-        bounds: StoreBounds::SERVICE,
+        bounds: StoreBounds {
+            // A snapshot now and then.
+            facts_log_bytes: 0,
+            ..StoreBounds::SERVICE
+        },
     }
 }
 
