@@ -364,9 +364,12 @@ fn relocate(inner: &Inner) {
         return;
     };
     let slices = inner.slices.borrow();
-    let settled = slices.values().filter(|index| index.truncations == 0);
+    // In a batch behind it, a truncation or removal under way would not void them.
+    let settled = slices
+        .iter()
+        .filter(|(key, index)| index.truncations == 0 && !inner.is_removing(**key));
     let mut items: Vec<_> = settled
-        .flat_map(|index| index.pinned_tail(through_lsn))
+        .flat_map(|(_, index)| index.pinned_tail(through_lsn))
         .collect();
     drop(slices);
     items.sort_by_key(|(lsn, _)| *lsn);
