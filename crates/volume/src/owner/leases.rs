@@ -35,8 +35,8 @@ pub(crate) struct Leases {
     /// When each node's lease ends, by this node's clock.
     ends: RefCell<BTreeMap<NodeId, Instant>>,
     granted: Notify,
-    /// When the volume was last asked for anything.
-    used: Cell<Instant>,
+    /// When the volume was last asked for anything; `None`: never since this owner took office.
+    used: Cell<Option<Instant>>,
     /// Wakes the task that renews leases out of its rest.
     used_again: Notify,
     /// False from the moment on at which they are given back.
@@ -44,12 +44,12 @@ pub(crate) struct Leases {
 }
 
 impl Leases {
-    /// Of an owner that takes office at `now`.
-    pub(crate) fn new(now: Instant) -> Self {
+    /// Of an owner that takes office.
+    pub(crate) fn new() -> Self {
         Self {
             ends: RefCell::default(),
             granted: Notify::new(),
-            used: Cell::new(now),
+            used: Cell::new(None),
             used_again: Notify::new(),
             wanted: Rc::new(Cell::new(true)),
         }
@@ -57,14 +57,16 @@ impl Leases {
 
     /// The volume is in use: it needs leases, and news of the copies' space.
     pub(crate) fn note_use(&self, now: Instant) {
-        let idle = now.saturating_since(self.used.replace(now));
-        if idle >= IDLE_AFTER {
+        let idle = self.is_idle(now);
+        self.used.set(Some(now));
+        if idle {
             self.used_again.notify_waiters();
         }
     }
 
     fn is_idle(&self, now: Instant) -> bool {
-        now.saturating_since(self.used.get()) >= IDLE_AFTER
+        let used = self.used.get();
+        used.is_none_or(|used| now.saturating_since(used) >= IDLE_AFTER)
     }
 
     /// A lease was granted to a request sent at `sent`.
@@ -248,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_lease_counts_from_when_it_was_asked_for() {
-        let leases = Leases::new(at(0));
+        let leases = Leases::new();
         leases.note_granted(at(900), NODE, at(100));
         assert!(leases.is_alive(at(1_599), NODE));
         assert!(!leases.is_alive(at(1_600), NODE));
@@ -257,9 +259,9 @@ mod tests {
 
     #[test]
     fn what_was_given_back_is_not_revived_by_a_late_answer() {
-        let leases = Leases::new(at(0));
+        let leases = Leases::new();
         assert!(!leases.give_up(), "there was none");
-        let leases = Leases::new(at(0));
+        let leases = Leases::new();
         leases.note_granted(at(10), NODE, at(0));
         assert!(leases.give_up());
         leases.note_granted(at(20), NODE, at(10));
@@ -268,8 +270,10 @@ mod tests {
 
     #[test]
     fn only_a_volume_in_use_lacks_leases() {
-        let leases = Leases::new(at(0));
+        let leases = Leases::new();
         let givers = BTreeSet::from([NODE, NodeId(3)]);
+        assert!(leases.lapsed(at(0), at(0), givers.clone()).is_empty());
+        leases.note_use(at(0));
         leases.note_granted(at(10), NODE, at(0));
         let lapsed = leases.lapsed(at(100), at(0), givers.clone());
         assert_eq!(lapsed, BTreeMap::from([(NodeId(3), at(0))]));

@@ -175,7 +175,7 @@ impl Owner {
                 slices: SliceTable::default(),
                 placing: Placing::default(),
                 resyncs: Resyncs::default(),
-                leases: Leases::new(now),
+                leases: Leases::new(),
                 calls: CopyCalls::new(context.rpc.clone(), volume, view, superseded),
                 history: OperationHistory::default(),
                 paths: RefCell::new(Paths::new(now)),
