@@ -238,7 +238,7 @@ impl Owner {
                 }
                 Round::Full => {
                     let slices = wanted.len();
-                    tracing::error!(volume = %self.volume, slices, "the cluster's directory is full");
+                    tracing::error!(volume = %self.volume, slices, "the directory is full");
                     self.placing.refuse(&wanted);
                 }
                 Round::Again => {
