@@ -1,4 +1,6 @@
 //! How much of everything a store lets come together before it does something about it.
+//!
+//! Plain data: nothing to test.
 
 /// Sizes that decide when the store's own work is due. None of them is part of a format: a store
 /// may be opened with others than before. Tests and the simulator choose small ones, so that a

@@ -88,3 +88,41 @@ impl<'a> FieldReader<'a> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_read_back_and_an_exhausted_string_gives_none() {
+        let key = SliceKey {
+            volume: u64::MAX,
+            slice: 7,
+        };
+        let mut writer = FieldWriter::default();
+        writer.u32(3);
+        writer.slice(key);
+        writer.raw(b"abc");
+        let mut reader = FieldReader::new(&writer.bytes);
+        assert_eq!(reader.u32(), Some(3));
+        assert_eq!(reader.slice(), Some(key));
+        assert_eq!(reader.u64(), None);
+        assert_eq!(reader.array(), Some(*b"abc"));
+        assert!(reader.is_empty() && reader.u32().is_none());
+    }
+
+    #[test]
+    fn the_same_bytes_have_another_checksum_in_every_other_place() {
+        let key = |volume, slice| SliceKey { volume, slice };
+        let places = [
+            (key(1, 0), 0),
+            (key(1, 0), 1),
+            (key(1, 1), 0),
+            (key(2, 0), 0),
+            (key(0, 1), 1),
+        ];
+        let sums = places.map(|(slice, block)| block_checksum(slice, block, &[5; 64]));
+        let different: std::collections::BTreeSet<u64> = sums.into_iter().collect();
+        assert_eq!(different.len(), places.len());
+    }
+}

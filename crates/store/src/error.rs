@@ -1,4 +1,6 @@
 //! Why the store refuses or fails.
+//!
+//! Plain data: nothing to test.
 
 use holdfast_runtime::DiskError;
 use thiserror::Error;

@@ -12,9 +12,11 @@
 //! * a lower sequence number never overwrites a higher one in the home;
 //! * after one failed write or sync every later call that changes something fails.
 //!
-//! Areas: `journal` (ring, durable writes), `home` (segments and their map, synced), `facts` (two
-//! copies of promises, copy states, stable points and voids). A destage round makes the stable
-//! points durable, writes the home, syncs it, makes that count by an edit of the home's manifest,
+//! Areas, each with a folder of its own: `journal` (ring, durable writes), `home` (segments and
+//! their map, synced), `facts` (promises, copy states, stable points and voids: a log with
+//! snapshots, in two copies). What joins them is in `store`; `inspect` looks at them at rest.
+//!
+//! A destage round makes the stable points durable, writes the home, syncs it, makes that count by an edit of the home's manifest,
 //! and only then frees the journal: so whatever of the home a crash cuts off has its whole record
 //! in the journal, known to be stable.
 //!
@@ -25,33 +27,19 @@
 //! cache of at most 80 MiB together, and the journal-resident data.
 #![forbid(unsafe_code)]
 
-mod batch;
 mod bounds;
-mod destage;
-mod discard;
 mod encoding;
 mod error;
 mod facts;
 mod form;
 mod home;
-mod index;
 pub mod inspect;
-mod item;
 mod journal;
-mod mapped;
 mod poison;
-mod read_in;
 mod record;
-mod recovery;
-mod ring;
-mod scan;
 mod store;
-mod submission;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
-mod transfer;
-mod verify;
-mod writer;
 
 #[cfg(test)]
 mod tests;
@@ -60,10 +48,11 @@ pub use bounds::StoreBounds;
 pub use error::StoreError;
 pub use home::{HOME_BYTES_MAX, home_owner};
 pub use journal::journal_owner;
-pub use mapped::MappedRun;
+
 pub use record::{
     BLOCK_BYTES, Body, Copied, CopiedBlock, CopyState, JournalEnd, OperationId, Record,
     RecoveryReport, Seq, SliceKey, TailEntry, Usage, View,
 };
+pub use store::mapped::MappedRun;
+pub use store::verify::{DamagedBlocks, Verified, VerifyPosition};
 pub use store::{Installed, Store, StoreOptions};
-pub use verify::{DamagedBlocks, Verified, VerifyPosition};

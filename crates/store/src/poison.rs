@@ -47,3 +47,27 @@ impl Poison {
         self.listeners.borrow_mut().push(listener);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn the_first_failure_stays_and_wakes_whoever_must_not_sleep() {
+        let (poison, listener) = (Poison::default(), Rc::new(Notify::new()));
+        poison.listen(listener.clone());
+        assert_eq!(poison.check(), Ok(()));
+        let failure = |wanted_bytes| DiskError::Full {
+            name: "area".to_owned(),
+            wanted_bytes,
+        };
+        let cause = failure(1);
+        let told = poison.set(cause.clone());
+        assert_eq!(told, StoreError::Poisoned { cause });
+        assert!(listener.notified().now_or_never().is_some());
+        assert_eq!(poison.set(failure(2)), told);
+        assert_eq!(poison.check(), Err(told));
+    }
+}

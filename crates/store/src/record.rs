@@ -1,4 +1,6 @@
 //! The words of the store: slices, sequence numbers, records and what is reported about them.
+//!
+//! Plain data: tested where it is used.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};

@@ -1,5 +1,7 @@
 //! The facts as formats 0 to 2 had them: two images of everything, each written anew by every
 //! change. They are read once, and the log takes their place.
+//!
+//! Tested in `facts/tests.rs`, with images that those versions left.
 
 use std::rc::Rc;
 

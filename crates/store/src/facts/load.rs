@@ -17,6 +17,8 @@
 //! node stopped. An older one is wiped before the newer one changes: so it is in force only where
 //! the newer never was. The last entry may have one copy only, or be readable without being
 //! durable: it is written again before anything rests on it.
+//!
+//! Tested in `facts/tests.rs`, case by case.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;

@@ -9,6 +9,8 @@
 //!
 //! Nothing is written over what an entry occupies, but the same bytes: a torn write costs at most
 //! the entry it was to write, and damage to one copy nothing.
+//!
+//! Tested in `facts/tests.rs`.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;

@@ -1,5 +1,7 @@
 //! Whether the home's counts are what its map says, for tests: a count that is too low frees a
 //! segment that is needed, one that is too high never frees it.
+//!
+//! A check that tests use: it has none itself.
 
 use std::collections::BTreeMap;
 

@@ -4,6 +4,8 @@
 //! the share that is needed (Rosenblum and Ousterhout, 1992). The counts are bounds: facts in
 //! tables that are hidden by recent ones still count. When no segment seems worth it, a merge of
 //! all tables tells.
+//!
+//! Tested with the whole store: `tests/home.rs`, and the crash states.
 
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::reach::{self, Row};

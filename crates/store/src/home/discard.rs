@@ -8,6 +8,8 @@
 //! Which segments went back, only memory knows, by their epochs: one that has been in use since is
 //! not among them. So after a start all free segments are discarded once more. For those that the
 //! device has already, there is little to do.
+//!
+//! Tested with the whole store: `tests/discard.rs`.
 
 use std::cell::{Cell, RefCell};
 

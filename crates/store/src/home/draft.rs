@@ -3,6 +3,8 @@
 //! Promises: what a draft writes lies behind what is filled, or in free segments, so that until
 //! its edit is durable nothing refers to it; after a crash it never happened. A draft that
 //! cannot be carried out leaves nothing behind but the error.
+//!
+//! Tested with the whole store: `tests/home.rs`, and the crash states.
 
 use std::collections::BTreeMap;
 

@@ -265,3 +265,89 @@ impl Layout {
                 .any(|cleared| cleared.volume == slice.volume && delta <= cleared.through)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(volume: u64, slice: u32) -> SliceKey {
+        SliceKey { volume, slice }
+    }
+
+    fn delta(run: u64) -> Change {
+        Change::DeltaAdded(Delta {
+            run,
+            pieces: Vec::new(),
+            leaves: 0,
+            slices: Vec::new(),
+        })
+    }
+
+    fn applied(changes: &[Change]) -> Layout {
+        let mut layout = Layout::default();
+        layout.apply(1, changes).expect("they fit");
+        layout
+    }
+
+    #[test]
+    fn facts_of_what_was_cleared_are_void_in_the_deltas_of_then_and_not_in_later_ones() {
+        let layout = applied(&[
+            delta(1),
+            Change::VolumeCleared(Cleared {
+                volume: 1,
+                through: 1,
+            }),
+            Change::SlicesCleared {
+                slices: vec![key(2, 5)],
+                through: 1,
+            },
+        ]);
+        assert!(layout.is_cleared(key(1, 9), 1) && layout.is_cleared(key(2, 5), 1));
+        assert!(!layout.is_cleared(key(1, 9), 2) && !layout.is_cleared(key(2, 5), 2));
+        assert!(!layout.is_cleared(key(2, 4), 1));
+    }
+
+    #[test]
+    fn nothing_stays_of_clearings_when_the_deltas_are_gone() {
+        let mut layout = applied(&[
+            delta(1),
+            Change::SlicesCleared {
+                slices: vec![key(2, 5)],
+                through: 1,
+            },
+            delta(2),
+        ]);
+        let dropped = |through| [Change::DeltasDropped { through }];
+        layout.apply(2, &dropped(1)).unwrap();
+        assert!(layout.cleared_slices.is_empty());
+        assert_eq!(layout.deltas.len(), 1);
+    }
+
+    #[test]
+    fn a_snapshot_of_the_first_format_ends_before_the_cleared_slices() {
+        let layout = applied(&[delta(4)]);
+        let body = postcard::to_stdvec(&layout).unwrap();
+        assert_eq!(Layout::decode(2, &body), Some(layout.clone()));
+        // An empty map is one byte.
+        let first = &body[..body.len() - 1];
+        assert_eq!(Layout::decode(1, first), Some(layout));
+        assert_eq!(Layout::decode(2, first), None);
+    }
+
+    #[test]
+    fn a_segment_that_is_in_use_is_not_opened_and_a_free_one_not_filled() {
+        let opened = Change::Opened {
+            segment: 3,
+            kind: Kind::Data,
+            epoch: 1,
+        };
+        let mut layout = applied(std::slice::from_ref(&opened));
+        assert_eq!(layout.data_segments, 1);
+        assert_eq!(layout.apply(2, &[opened]), None);
+        let filled = Change::Filled {
+            segment: 2,
+            used: 1,
+        };
+        assert_eq!(layout.apply(2, &[filled]), None);
+    }
+}

@@ -1,4 +1,6 @@
 //! Reading leaves of tables, through a cache and ahead of who goes through them in order.
+//!
+//! Tested with the whole store: `tests/ahead.rs`.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;

@@ -1,4 +1,6 @@
 //! Opening a home.
+//!
+//! Tested with the whole store: `tests/home.rs`, `tests/damage.rs`.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};

@@ -22,6 +22,8 @@
 //! | says that it is continued | has no readable snapshot | refused: the snapshot is damaged |
 //! | ends before the edit that the journal relies on | any | refused: the last edit is damaged |
 //! | none | none | refused, unless the store is new |
+//!
+//! Tested with the whole store: `tests/home.rs`, `tests/damage.rs`, and the crash states.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

@@ -14,6 +14,8 @@
 //! Memory: 32 bytes for each extent in a table and about 90 for the occupied blocks of each
 //! extent, so some 120 MiB for each TiB that is wholly written; recent facts, the cache of leaves
 //! and what is read ahead are bounded by constants.
+//!
+//! Tested with the whole store: `tests/home.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;

@@ -4,6 +4,8 @@
 //! into new tables, which replace it in one edit. When the last range is done, no delta that was
 //! there when the pass began is needed any more. A crash in between costs nothing: each table
 //! says up to which delta it is complete.
+//!
+//! Tested with the whole store: `tests/home.rs`, `tests/removal.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 

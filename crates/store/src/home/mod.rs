@@ -18,6 +18,8 @@
 //! [Where blocks are](map), [what segments are](layout), [how that is kept](manifest),
 //! [how changes are made](draft), [how tables come about](merge), [how space returns](collect),
 //! [and where to](discard).
+//!
+//! Tested with the whole store: `tests/home.rs`.
 
 mod ahead;
 #[cfg(any(test, feature = "testing"))]

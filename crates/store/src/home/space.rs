@@ -1,4 +1,6 @@
 //! Who may take how much space, and where it all is.
+//!
+//! Tested with the whole store: `tests/basics.rs`, `tests/home.rs`.
 
 use std::collections::BTreeMap;
 

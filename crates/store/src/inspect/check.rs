@@ -1,4 +1,6 @@
 //! Reading all of a store and saying what is wrong with it.
+//!
+//! Tested with the whole store: `tests/inspect.rs`.
 
 use std::collections::BTreeMap;
 
@@ -8,8 +10,8 @@ use super::{Finding, FindingKind, Findings, Inspection, JournalImage, Severity};
 use crate::facts::Scope;
 use crate::home::inspect::{Flaw, HomeImage, Space, Superblock};
 use crate::home::{self};
-use crate::item::Item;
 use crate::journal;
+use crate::journal::item::Item;
 use crate::record::{BLOCK_BYTES, JournalEnd, SliceKey};
 
 /// How far a check is.

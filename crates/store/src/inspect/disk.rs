@@ -1,4 +1,6 @@
 //! A disk area to look at: reads within its bounds, paced if so wished; it cannot be written.
+//!
+//! Tested with the whole store: `tests/inspect.rs`.
 
 use std::cell::Cell;
 use std::rc::Rc;

@@ -1,4 +1,6 @@
 //! The structures of a store as rows.
+//!
+//! Tested with the whole store: `tests/inspect.rs`.
 
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
@@ -6,8 +8,8 @@ use serde::{Serialize, Serializer};
 use super::headers::Page;
 use super::{Inspection, JournalImage};
 use crate::facts::{FactsState, Scope};
-use crate::item::Kind;
 use crate::journal::RING_AT;
+use crate::journal::item::Kind;
 use crate::record::{CopyState, SliceKey};
 
 /// What can be listed.

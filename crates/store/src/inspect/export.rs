@@ -12,6 +12,8 @@
 //! | joining, absent, unknown | nothing known | not here |
 //! | any | damaged, and no group has it in the same or a newer version | unreadable |
 //! | any | a group has a newer version than the map | doubtful, that one |
+//!
+//! Tested with the whole store: `tests/inspect.rs`.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -26,9 +28,9 @@ use crate::home::Home;
 use crate::home::fact::EXTENT_BLOCKS;
 use crate::home::inspect::Salvage;
 use crate::journal::Header;
+use crate::journal::scan::Scanned;
 use crate::record::{BLOCK_BYTES, CopyState, JournalEnd, RecoveryReport, SliceKey};
-use crate::recovery::{Amended, Pieces, replay};
-use crate::scan::Scanned;
+use crate::store::recovery::{Amended, Pieces, replay};
 use crate::store::{Inner, StoreOptions};
 
 /// Blocks of a slice where the facts, which say so, are lost: 1 GiB.

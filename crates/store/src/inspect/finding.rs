@@ -1,4 +1,6 @@
 //! What an inspection reports: one finding for each thing that is not as it should be.
+//!
+//! Tested with the whole store: `tests/inspect.rs`.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

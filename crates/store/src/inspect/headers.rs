@@ -1,4 +1,6 @@
 //! Header pages of the journal, each for itself, and the durable facts.
+//!
+//! Tested with the whole store: `tests/inspect.rs`.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;

@@ -9,6 +9,8 @@
 //! * a store without findings above [`Severity::Notice`] opens, and every block of it can be read.
 //!
 //! It goes through the same code as opening a store, up to the point where that begins to write.
+//!
+//! Tested with the whole store: `tests/inspect.rs`.
 
 mod check;
 mod disk;
@@ -32,8 +34,8 @@ use crate::facts::{self, FactsState};
 use crate::home::inspect::HomeImage;
 pub use crate::home::inspect::Space;
 use crate::journal::Header;
+use crate::journal::scan::{Scanned, scan_all, scan_whole};
 use crate::record::{CopyState, SliceKey};
-use crate::scan::{Scanned, scan_all, scan_whole};
 use crate::{StoreError, home, journal};
 
 /// How to look at a store.

@@ -23,7 +23,7 @@ pub fn formats() -> String {
     format!(
         "journal {} batch {} facts {} manifest {} group {} run {}",
         crate::journal::VERSION,
-        crate::batch::VERSION,
+        crate::journal::batch::VERSION,
         crate::facts::VERSION,
         crate::home::VERSIONS[0],
         crate::home::VERSIONS[1],

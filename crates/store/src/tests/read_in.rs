@@ -63,7 +63,7 @@ async fn full_journal(runtime: &Runtime) -> MemoryDirectory {
 }
 
 fn is_unread(store: &Store) -> bool {
-    !store.inner.unread.borrow().is_empty()
+    !store.inner.unread.is_empty()
 }
 
 /// Flips a bit of the second block of a run, in the only place where the journal holds it.

@@ -1,4 +1,6 @@
 //! Every block in use against the checksum that the map has of it.
+//!
+//! Tested with the whole store: `tests/inspect.rs`.
 
 use std::collections::BTreeMap;
 

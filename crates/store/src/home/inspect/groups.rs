@@ -1,4 +1,6 @@
 //! The groups that blocks lie in: what collecting a segment relies on.
+//!
+//! Tested with the whole store: `tests/inspect.rs`.
 
 use std::collections::BTreeSet;
 

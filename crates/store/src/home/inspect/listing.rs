@@ -1,4 +1,6 @@
 //! The home's structures as rows, for people who have to look at them.
+//!
+//! Tested with the whole store: `tests/inspect.rs`.
 
 use holdfast_runtime::PAGE_BYTES;
 

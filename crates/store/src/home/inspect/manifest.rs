@@ -2,6 +2,8 @@
 //!
 //! Where a node would refuse to start, this goes on: with the newest snapshot that is left, and
 //! every later edit that is. What is missing in between is reported, and the layout is in doubt.
+//!
+//! Tested with the whole store: `tests/inspect.rs`.
 
 use std::rc::Rc;
 

@@ -1,4 +1,6 @@
 //! Every page of the block map, and whether its parts agree with each other.
+//!
+//! Tested with the whole store: `tests/inspect.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 

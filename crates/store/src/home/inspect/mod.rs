@@ -7,6 +7,8 @@
 //! [The manifest, however damaged](manifest), [the map](map), [blocks](blocks) and [the groups
 //! they lie in](groups), [space](space), [what the groups still tell where the map does
 //! not](salvage).
+//!
+//! Tested with the whole store: `tests/inspect.rs`.
 
 mod blocks;
 mod groups;

@@ -4,6 +4,8 @@
 //! each block is found by looking at all segments, freed ones included: so what a lost delta
 //! said of blocks that were written is found again. What it said of blocks that were unmapped is
 //! not, as no group says that: such a block comes back with what it held before.
+//!
+//! Tested with the whole store: `tests/inspect.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,6 @@
 //! Where the space is, counted anew, against what the manifest says.
+//!
+//! Tested with the whole store: `tests/inspect.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 

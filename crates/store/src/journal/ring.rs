@@ -1,4 +1,6 @@
 //! Reading the ring by positions, which count on beyond its end.
+//!
+//! Tested with the whole store: `tests/damage.rs`.
 
 use std::rc::Rc;
 
@@ -6,9 +8,9 @@ use bytes::Bytes;
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Disk, PAGE_BYTES};
 
-use crate::batch::{BATCH_BYTES_MAX, HEADER_BYTES_MAX, Opening, SUPPORTED};
 use crate::error::StoreError;
-use crate::item::Item;
+use crate::journal::batch::{BATCH_BYTES_MAX, HEADER_BYTES_MAX, Opening, SUPPORTED};
+use crate::journal::item::Item;
 use crate::journal::{AREA, RING_AT};
 use crate::record::BLOCK_BYTES;
 

@@ -13,29 +13,35 @@
 //! whole batches, a slice whose stream continues behind it without a gap has lost nothing; every
 //! other slice is *suspect*: nothing of it is read until its copy has been made anew, from the
 //! point on that an earlier destage round had brought home.
+//!
+//! Tested with the whole store: `tests/damage.rs`, case by case, and `tests/crashes.rs`.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::{Allocation, Directory, Disk, DiskOptions, PAGE_BYTES, Runtime};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Mutex;
 
 use crate::error::StoreError;
 use crate::facts::{self, Edit, Facts, FactsState, Found, Owner, Removal, Scope, Void};
 use crate::home::{self, HOME_BYTES_MIN, Home};
-use crate::index::SliceIndex;
-use crate::item::{Item, Kind};
+use crate::journal::index::SliceIndex;
+use crate::journal::item::{Item, Kind};
+use crate::journal::scan::{Scanned, ScannedBatch, scan};
+use crate::journal::unread::UnreadQueue;
+use crate::journal::writer;
 use crate::journal::{
     self, Header, HeaderFound, JOURNAL_BYTES_MIN, Journal, RING_AT, read_header, write_header,
 };
 use crate::poison::Poison;
 use crate::record::{CopyState, RecoveryReport, Seq, SliceKey};
-use crate::scan::{Scanned, ScannedBatch, scan};
+use crate::store::bad_blocks::BadBlocks;
+use crate::store::pressure::Pressure;
+use crate::store::space_return::SpaceReturn;
 use crate::store::{Inner, StoreOptions};
-use crate::writer;
 
 /// Opens or makes the store; its tasks are not running yet.
 pub(crate) async fn open(
@@ -223,32 +229,14 @@ impl Pieces {
             unsealed: RefCell::default(),
             released: RefCell::default(),
             home_writers: Mutex::new(()),
-            pressure: Rc::new(Notify::new()),
-            destageable: Cell::new(false),
-            urgent: Cell::new(false),
-            whole: Cell::new(false),
-            zeroes: RefCell::default(),
-            removing: RefCell::default(),
-            appended: Cell::new(now),
-            blocked: Cell::new(false),
-            press_above: Cell::new(header.ring_bytes / 2),
-            rounds_begun: Cell::new(0),
-            rounds_ended: Cell::new(0),
-            round_ended: Rc::new(Notify::new()),
-            bad: RefCell::default(),
-            found_bad: Notify::new(),
-            unread: RefCell::default(),
-            read_in: Rc::new(Notify::new()),
+            pressure: Pressure::new(now, header.ring_bytes, &poison),
+            space: SpaceReturn::default(),
+            bad: BadBlocks::default(),
+            unread: UnreadQueue::new(&poison),
         });
-        for listener in [
-            &inner.journal.wake,
-            &inner.journal.progress,
-            &inner.pressure,
-        ] {
+        for listener in [&inner.journal.wake, &inner.journal.progress] {
             poison.listen(listener.clone());
         }
-        poison.listen(inner.round_ended.clone());
-        poison.listen(inner.read_in.clone());
         inner
     }
 }
@@ -467,8 +455,7 @@ pub(crate) fn replay(
         amended.suspect(key, point);
     }
     if !slices.is_empty() {
-        inner.destageable.set(true);
-        inner.pressure.notify_one();
+        inner.pressure.something_destageable();
     }
     *inner.slices.borrow_mut() = slices;
     *inner.released.borrow_mut() = unpinned;
@@ -497,7 +484,7 @@ async fn read_in_tail(inner: &Inner, batches: Vec<ScannedBatch>) -> u64 {
         if is_tail {
             damaged += inner.read_in_items(&mut ring, items).await;
         } else if !items.is_empty() {
-            inner.unread.borrow_mut().push_back(items);
+            inner.unread.push(items);
         }
     }
     damaged

@@ -12,16 +12,15 @@
 //! | what goes to other copies or comes from them, verification | yes | has to know what is lost |
 //!
 //! What turns out to be lost is from then on treated like the damage that a recovery finds.
+//!
+//! Tested with the whole store: `tests/read_in.rs`.
 
 use std::rc::Rc;
 
 use crate::error::StoreError;
-use crate::item::Item;
-use crate::ring::Ring;
+use crate::journal::ring::Ring;
+use crate::journal::unread::Unread;
 use crate::store::Inner;
-
-/// Items of one batch, some of which have unread data.
-pub(crate) type Unread = Vec<Item>;
 
 impl Inner {
     /// Reads the data of items and enters it into the index. Returns how many of them are damaged.
@@ -49,11 +48,11 @@ impl Inner {
     /// `Poisoned`.
     pub(crate) async fn recovered(&self) -> Result<(), StoreError> {
         loop {
-            let read_in = self.read_in.notified();
+            let read_in = self.unread.ended();
             let mut read_in = std::pin::pin!(read_in);
             read_in.as_mut().enable();
             self.poison.check()?;
-            if self.unread.borrow().is_empty() {
+            if self.unread.is_empty() {
                 return Ok(());
             }
             read_in.await;
@@ -63,20 +62,18 @@ impl Inner {
 
 /// The task that reads everything in.
 pub(crate) async fn run(inner: Rc<Inner>) {
-    if inner.unread.borrow().is_empty() {
+    if inner.unread.is_empty() {
         return;
     }
     let begun = inner.runtime.now();
     let mut ring = inner.journal.ring();
     let mut damaged = 0;
     loop {
-        // What is being read stays in the list, as an empty batch, until it is in the index.
-        let next = inner.unread.borrow_mut().front_mut().map(std::mem::take);
-        let Some(items) = next else {
+        let Some(items) = inner.unread.next() else {
             break;
         };
         damaged += inner.read_in_items(&mut ring, items).await;
-        inner.unread.borrow_mut().pop_front();
+        inner.unread.is_read();
     }
     if damaged > 0 {
         inner.note_lost_records();
@@ -84,5 +81,5 @@ pub(crate) async fn run(inner: Rc<Inner>) {
     }
     let took = inner.runtime.now().saturating_since(begun);
     tracing::info!(?took, "the journal is read in");
-    inner.read_in.notify_waiters();
+    inner.unread.end();
 }

@@ -3,6 +3,8 @@
 //! What is discarded competes with reads and writes in the device, and takes the lock of the
 //! home's writers: so it comes in small steps with pauses between them, and stands back while
 //! somebody writes the home, or the journal needs room.
+//!
+//! Tested with the whole store: `tests/discard.rs`.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -24,7 +26,7 @@ pub(crate) async fn run(inner: Rc<Inner>) {
             // Whoever writes the home goes first.
             let writers = inner.home_writers.try_lock();
             if let Ok(_writers) = writers
-                && !inner.urgent.get()
+                && !inner.pressure.is_urgent()
                 && !inner.home.discard_some().await
             {
                 break;

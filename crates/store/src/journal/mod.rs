@@ -11,6 +11,17 @@
 //! * one batch is written at a time, so a crash tears at most the last one;
 //! * a part of the ring stays free for relocated records, and a little more for seals, so that a
 //!   full ring can still be opened and emptied.
+//!
+//! Tested with the whole store: `tests/basics.rs`, `tests/damage.rs`.
+
+pub(crate) mod batch;
+pub(crate) mod index;
+pub(crate) mod item;
+pub(crate) mod read_in;
+pub(crate) mod ring;
+pub(crate) mod scan;
+pub(crate) mod unread;
+pub(crate) mod writer;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -22,13 +33,13 @@ use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Buffer, Disk, DiskError, PAGE_BYTES};
 use tokio::sync::{Notify, oneshot};
 
-use crate::batch::{DATA_BLOCKS_MAX, Place, Size, encode};
 use crate::encoding::{FieldReader, FieldWriter, plain_checksum};
 use crate::error::StoreError;
 use crate::form::{Claim, Form};
-use crate::item::Item;
+use crate::journal::batch::{DATA_BLOCKS_MAX, Place, Size, encode};
+use crate::journal::item::Item;
+use crate::journal::ring::Ring;
 use crate::record::{BLOCK_BYTES, Seq, SliceKey};
-use crate::ring::Ring;
 
 /// Name of the area.
 pub(crate) const AREA: &str = "journal";

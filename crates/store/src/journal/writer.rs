@@ -1,4 +1,6 @@
 //! The task that writes the journal: everything queued, one batch at a time.
+//!
+//! Tested with the whole store: `tests/basics.rs`, `tests/crashes.rs`.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -7,10 +9,10 @@ use bytes::Bytes;
 use holdfast_runtime::reach::{self, Row};
 use tokio::sync::oneshot;
 
-use crate::batch::Size;
 use crate::error::StoreError;
-use crate::item::{Item, Kind};
 use crate::journal::Purpose;
+use crate::journal::batch::Size;
+use crate::journal::item::{Item, Kind};
 use crate::record::{OperationId, Seq, SliceKey, View};
 use crate::store::Inner;
 
@@ -45,8 +47,7 @@ pub(crate) async fn run(inner: Rc<Inner>) {
         if queued {
             // No room: only the destage task can make some.
             reach::note(Row::JournalBlocked);
-            inner.blocked.set(true);
-            inner.press();
+            inner.pressure.blocked();
         }
         let woken = inner.journal.wake.notified();
         if !unsealed_batch {
@@ -55,7 +56,7 @@ pub(crate) async fn run(inner: Rc<Inner>) {
             seal(&inner).await;
             unsealed_batch = false;
         }
-        inner.blocked.set(false);
+        inner.pressure.unblocked();
     }
 }
 
@@ -69,7 +70,7 @@ async fn write_next(inner: &Rc<Inner>) -> bool {
     *inner.journal.in_flight.borrow_mut() = data
         .map(|item| (item.slice, item.first_block, item.blocks))
         .collect();
-    inner.appended.set(inner.runtime.now());
+    inner.pressure.appended(inner.runtime.now());
     let outcome = match inner.journal.write(&items).await {
         Ok(lsn) => {
             inner.absorb(&items, lsn);
@@ -120,7 +121,7 @@ pub(crate) async fn seal(inner: &Rc<Inner>) {
         .iter()
         .copied()
         // In a batch behind its removal a stable point would count for the slice's next life.
-        .filter(|key| !inner.is_removing(*key))
+        .filter(|key| !inner.space.is_removing(*key))
         .take(SEAL_SLICES)
         .collect();
     let items: Vec<Item> = {
@@ -205,8 +206,6 @@ impl Inner {
             self.something_destageable(slice);
         }
         let (_, used) = self.journal.usage();
-        if used > self.press_above.get() {
-            self.press();
-        }
+        self.pressure.ring_used(used);
     }
 }

@@ -17,6 +17,9 @@
 //! A crash between any two leaves the whole record in the journal, or its block whole in the
 //! home. What other code unpins meanwhile rests on stable points that may be newer than those
 //! of step 2, so it is taken off in the next round.
+//!
+//! Tested with the whole store: `tests/basics.rs`, `tests/crashes.rs`; when rounds are due beside
+//! [`super::pressure`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -29,11 +32,12 @@ use crate::error::StoreError;
 use crate::facts::{Change, StablePoint};
 use crate::home::Arrival;
 use crate::home::fact::{EXTENT_BLOCKS, State};
-use crate::index::{Newest, Version};
-use crate::item::Content;
 use crate::journal::Submission;
+use crate::journal::index::{Newest, Version};
+use crate::journal::item::Content;
 use crate::record::{CopyState, Seq, SliceKey};
 use crate::store::Inner;
+use crate::store::pressure::Round;
 
 /// A whole round begins when nothing was appended for so long,
 const IDLE: Duration = Duration::from_secs(1);
@@ -48,68 +52,43 @@ pub(crate) async fn run(inner: Rc<Inner>) {
         let _ = inner.recovered().await;
     }
     loop {
-        inner.pressure.notified().await;
-        if !inner.urgent.get() && inner.destageable.get() {
-            let latest = inner.runtime.now() + AGE_MAX;
-            while !inner.urgent.get() {
-                let deadline = latest.min(inner.appended.get() + IDLE);
-                let left = deadline.saturating_since(inner.runtime.now());
-                if left.is_zero() {
-                    break;
-                }
-                inner.runtime.timeout(left, inner.pressure.notified()).await;
-            }
-        }
-        if inner.poison.check().is_err() || !(inner.urgent.get() || inner.destageable.get()) {
-            inner.round_ended.notify_waiters();
+        inner.pressure.due(&inner.runtime, IDLE, AGE_MAX).await;
+        let is_well = inner.poison.check().is_ok();
+        let Some(round) = is_well.then(|| inner.pressure.begin()).flatten() else {
+            inner.pressure.ended();
             continue;
-        }
-        let whole = !inner.urgent.get() || inner.whole.get();
-        inner.urgent.set(false);
-        inner.destageable.set(false);
-        let through_lsn = if whole {
-            inner.whole.set(false);
-            inner.rounds_begun.set(inner.rounds_begun.get() + 1);
-            inner.journal.written_lsn()
-        } else {
-            // What stays waits for its own round.
-            inner.destageable.set(true);
-            inner.journal.oldest_part()
         };
-        let zeroes = match whole {
-            true => inner.zeroes_at_rest(),
-            false => Vec::new(),
+        let (through_lsn, zeroes) = match round {
+            Round::Whole => (inner.journal.written_lsn(), inner.zeroes_at_rest()),
+            Round::Part => (inner.journal.oldest_part(), Vec::new()),
         };
         // A failure has poisoned the store; whoever waits asks the poison.
-        let ended = round(&inner, through_lsn).await;
-        if ended.is_ok() && whole {
-            inner.forget_zeroes(&zeroes);
-            inner.rounds_ended.set(inner.rounds_begun.get());
+        let carried_out = carry_out(&inner, through_lsn).await;
+        if carried_out.is_ok() {
+            inner.space.came_home(&zeroes);
+            inner.pressure.done(round);
         }
-        inner.round_ended.notify_waiters();
-        if ended.is_ok() {
+        inner.pressure.ended();
+        if carried_out.is_ok() {
             // A failure has poisoned the store here too.
             let _ = tidy(&inner).await;
         }
-        if inner.destageable.get() {
-            inner.pressure.notify_one();
-        }
+        inner.pressure.ask_again();
     }
 }
 
 /// Waits for a whole round that begins after this call.
 pub(crate) async fn flush(inner: &Rc<Inner>) -> Result<(), StoreError> {
-    let wanted = inner.rounds_begun.get() + 1;
+    let wanted = inner.pressure.next_whole();
     loop {
-        let ended = inner.round_ended.notified();
+        let ended = inner.pressure.next_end();
         let mut ended = std::pin::pin!(ended);
         ended.as_mut().enable();
         inner.poison.check()?;
-        if inner.rounds_ended.get() >= wanted {
+        if inner.pressure.is_ended(wanted) {
             return Ok(());
         }
-        inner.whole.set(true);
-        inner.press();
+        inner.pressure.press_whole();
         ended.await;
     }
 }
@@ -124,7 +103,7 @@ struct Plan {
     newest: BTreeMap<u32, Newest>,
 }
 
-async fn round(inner: &Rc<Inner>, through_lsn: u64) -> Result<(), StoreError> {
+async fn carry_out(inner: &Rc<Inner>, through_lsn: u64) -> Result<(), StoreError> {
     let _writers = inner.home_writers.lock().await;
     let released = std::mem::take(&mut *inner.released.borrow_mut());
     let dirty = std::mem::take(&mut *inner.dirty.borrow_mut());
@@ -149,7 +128,7 @@ async fn round(inner: &Rc<Inner>, through_lsn: u64) -> Result<(), StoreError> {
     }
     relocate(inner);
     let (ring, used) = inner.journal.usage();
-    inner.press_above.set((ring / 2).max(used + ring / 16));
+    inner.pressure.ring_emptied(ring, used);
     Ok(())
 }
 
@@ -221,7 +200,7 @@ async fn tidy(inner: &Rc<Inner>) -> Result<(), StoreError> {
             Ok(false) => inner.home.collect_some().await,
             outcome => outcome,
         };
-        if !tidied.map_err(|error| inner.poison.set(error))? || inner.urgent.get() {
+        if !tidied.map_err(|error| inner.poison.set(error))? || inner.pressure.is_urgent() {
             return Ok(());
         }
     }
@@ -367,7 +346,7 @@ fn relocate(inner: &Inner) {
     // In a batch behind it, a truncation or removal under way would not void them.
     let settled = slices
         .iter()
-        .filter(|(key, index)| index.truncations == 0 && !inner.is_removing(**key));
+        .filter(|(key, index)| index.truncations == 0 && !inner.space.is_removing(**key));
     let mut items: Vec<_> = settled
         .flat_map(|(_, index)| index.pinned_tail(through_lsn))
         .collect();

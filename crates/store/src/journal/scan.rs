@@ -25,6 +25,8 @@
 //!
 //! A data batch is followed by a small seal once the ring goes idle, so damage to the last
 //! acknowledged batch is a damaged middle and not a torn head.
+//!
+//! Tested with the whole store: `tests/damage.rs`, case by case.
 
 use std::rc::Rc;
 
@@ -32,12 +34,12 @@ use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::{Disk, PAGE_BYTES};
 
-use crate::batch::Opening;
 use crate::error::StoreError;
-use crate::item::Item;
+use crate::journal::batch::Opening;
+use crate::journal::item::Item;
+use crate::journal::ring::{Place, Ring};
 use crate::journal::{Header, RING_AT};
 use crate::record::JournalEnd;
-use crate::ring::{Place, Ring};
 
 /// One batch found in the ring.
 pub(crate) struct ScannedBatch {
@@ -195,7 +197,7 @@ pub(crate) async fn scan_all(disk: &Rc<dyn Disk>, identity: [u8; 16]) -> Option<
         }
     }
     // A batch of a later lap says how long a lap is.
-    let lap = |(start, place): &(u64, crate::batch::Place)| {
+    let lap = |(start, place): &(u64, crate::journal::batch::Place)| {
         let before = place.position.checked_sub(*start)?;
         (place.lap > 0).then(|| before / place.lap)
     };

@@ -1,4 +1,6 @@
 //! What a journal batch is made of: records of the stream, copied blocks, stable points.
+//!
+//! Tested with the whole store: `tests/damage.rs`, `tests/read_in.rs`.
 
 use std::rc::Rc;
 

@@ -10,6 +10,8 @@
 //! `position` counts bytes since the journal was made and never repeats, so a batch of an
 //! earlier lap is recognised in its place; the chain of checksums tells a batch that follows
 //! from one that merely lies there.
+//!
+//! Tested with the whole store: `tests/damage.rs`, and golden images.
 
 use std::rc::Rc;
 
@@ -17,7 +19,7 @@ use bytes::Bytes;
 use holdfast_runtime::{Buffer, PAGE_BYTES};
 
 use crate::encoding::{FieldReader, FieldWriter, plain_checksum};
-use crate::item::{Item, Kind};
+use crate::journal::item::{Item, Kind};
 use crate::record::{BLOCK_BYTES, OperationId, Seq, View};
 
 /// Most bytes of one batch's header; it bounds the items of a batch.

@@ -5,18 +5,19 @@
 //! home holds the newest version of. What does not match is noted like damage that a client's
 //! read meets: see [`Store::damaged_blocks`]. What only the journal holds is in memory too, and
 //! goes home soon.
+//!
+//! Tested with the whole store: `tests/verify.rs`.
 
-use std::ops::Bound;
 use std::rc::Rc;
 
 use holdfast_runtime::planted::{self, Bug};
 use serde::{Deserialize, Serialize};
 
 use crate::home::fact::{EXTENT_BLOCKS, ExtentKey};
-use crate::item::Content;
+use crate::journal::item::Content;
 use crate::record::{BLOCK_BYTES, SliceKey};
+use crate::store::transfer::{home_fact, run_length};
 use crate::store::{Inner, Store};
-use crate::transfer::{home_fact, run_length};
 
 /// Where a verification is: before an extent of a slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -80,32 +81,27 @@ impl Store {
         after: Option<(SliceKey, u32)>,
         limit: usize,
     ) -> Option<DamagedBlocks> {
-        let bad = self.inner.bad.borrow();
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut behind = bad.range((from, Bound::Unbounded)).peekable();
-        let slice = behind.peek()?.0;
-        let of_slice = behind.take_while(|(key, _)| *key == slice).take(limit);
-        let blocks = of_slice.map(|(_, block)| *block).collect();
+        let (slice, blocks) = self.inner.bad.behind(after, limit)?;
         Some(DamagedBlocks { slice, blocks })
     }
 
     /// A verification from the first extent to the last found nothing damaged: what is known of
     /// damage to the map is over, as tables and recent facts have replaced what was lost.
     pub fn note_sound(&self) {
-        if self.inner.bad.borrow().is_empty() {
+        if self.inner.bad.is_empty() {
             self.inner.home.note_sound();
         }
     }
 
     /// How many blocks are known to be damaged and not healed yet.
     pub fn damaged_block_count(&self) -> u64 {
-        self.inner.bad.borrow().len() as u64
+        self.inner.bad.len() as u64
     }
 
     /// Resolves when a block was found damaged that was not known to be; at once, if that has
     /// happened since the last call.
     pub async fn damage_found(&self) {
-        self.inner.found_bad.notified().await;
+        self.inner.bad.found().await;
     }
 }
 
@@ -152,29 +148,20 @@ impl Inner {
             let extents = index.extents_from(0).into_iter();
             let effective = extents.flat_map(|extent| index.effective_in(extent));
             for (block, _) in effective.filter(|(_, found)| found.content == Content::Unknown) {
-                self.note_bad(*slice, block);
+                self.bad.note(*slice, block);
             }
         }
-    }
-
-    /// Notes that a block's newest stable version is lost; false if that was known.
-    pub(crate) fn note_bad(&self, slice: SliceKey, block: u32) -> bool {
-        let is_news = self.bad.borrow_mut().insert((slice, block));
-        if is_news {
-            self.found_bad.notify_one();
-        }
-        is_news
     }
 
     /// Blocks that may have been healed.
     pub(crate) async fn reconsider_bad(&self, slice: SliceKey, blocks: &[u32]) {
         for block in blocks {
-            if !self.bad.borrow().contains(&(slice, *block)) {
+            if !self.bad.contains(slice, *block) {
                 continue;
             }
             let newest = self.newest_stable(slice, *block).await;
             if newest.is_none_or(|found| found.is_in_memory()) {
-                self.bad.borrow_mut().remove(&(slice, *block));
+                self.bad.heal(slice, *block);
             }
         }
     }

@@ -9,13 +9,15 @@
 //!   that justified it is durable;
 //! * a record appended later with a sequence number not above earlier unstable ones replaces
 //!   them (they were truncated).
+//!
+//! Tested with the whole store: `tests/basics.rs`, and against a model in `tests/crashes.rs`.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use holdfast_runtime::planted::{self, Bug};
 
 use crate::home::fact::{Blocks, EXTENT_BLOCKS};
-use crate::item::{Content, Item, Kind};
+use crate::journal::item::{Content, Item, Kind};
 use crate::record::{BLOCK_BYTES, Body, OperationId, Record, Seq, TailEntry, View};
 
 /// How many operations of a slice are remembered for retries.

@@ -1,4 +1,6 @@
 //! Reading blocks, for clients and for other copies.
+//!
+//! Tested with the whole store: `tests/resync.rs`.
 
 use std::rc::Rc;
 
@@ -8,8 +10,8 @@ use holdfast_runtime::planted::{self, Bug};
 use crate::error::StoreError;
 use crate::home::fact::{EXTENT_BLOCKS, Fact, State};
 use crate::home::matches;
-use crate::index::Version;
-use crate::item::{Content, InRing};
+use crate::journal::index::Version;
+use crate::journal::item::{Content, InRing};
 use crate::record::{BLOCK_BYTES, Copied, CopiedBlock, CopyState, Seq, SliceKey, View};
 use crate::store::Inner;
 
@@ -230,7 +232,7 @@ impl Inner {
                 Source::Memory(data) => return Ok(Some(data.clone())),
                 Source::Zero => return Ok(None),
                 Source::Unknown => {
-                    self.note_bad(slice, block);
+                    self.bad.note(slice, block);
                     return Err(StoreError::Damaged { slice, block });
                 }
                 Source::Journal(place) => {
@@ -254,7 +256,7 @@ impl Inner {
                     };
                     let now = self.newest_stable(slice, block).await;
                     if now == found {
-                        if self.note_bad(slice, block) {
+                        if self.bad.note(slice, block) {
                             tracing::warn!(%slice, block, ?cause, "a block of the home is damaged");
                         }
                         return Err(StoreError::Damaged { slice, block });

@@ -4,12 +4,14 @@
 //! A block is *mapped* from the write of any data, zeroes too, until it is zeroed as a whole: then
 //! nothing is kept of it. What is lost counts as mapped: it does not read as zeroes. So a block
 //! that is not mapped reads as zeroes.
+//!
+//! Tested with the whole store: `tests/mapped.rs`.
 
 use std::rc::Rc;
 
 use crate::error::StoreError;
 use crate::home::fact::{Blocks, EXTENT_BLOCKS};
-use crate::item::Content;
+use crate::journal::item::Content;
 use crate::record::SliceKey;
 use crate::store::{Inner, Store};
 

@@ -1,31 +1,46 @@
 //! The store of one node: what the layers above call.
+//!
+//! Tested in `tests/`.
 
-use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+pub(crate) mod bad_blocks;
+pub(crate) mod destage;
+mod discard;
+pub(crate) mod mapped;
+pub(crate) mod pressure;
+pub(crate) mod recovery;
+mod removal;
+pub(crate) mod space_return;
+mod submission;
+pub(crate) mod transfer;
+pub(crate) mod verify;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use bytes::Bytes;
 use holdfast_runtime::task::TaskGroup;
-use holdfast_runtime::{Directory, Instant, Runtime};
+use holdfast_runtime::{Directory, Runtime};
 use tokio::sync::{Mutex, Notify};
 
 use crate::bounds::StoreBounds;
-use crate::destage;
-use crate::discard;
 use crate::error::StoreError;
 use crate::facts::{Change, Facts, Scope, slices_of};
 use crate::home::Home;
-use crate::index::SliceIndex;
 use crate::journal::Journal;
+use crate::journal::index::SliceIndex;
+use crate::journal::read_in;
+use crate::journal::unread::UnreadQueue;
+use crate::journal::writer;
 use crate::poison::Poison;
-use crate::read_in::{self, Unread};
 use crate::record::{
     BLOCK_BYTES, CopiedBlock, CopyState, OperationId, Record, RecoveryReport, Seq, SliceKey,
     TailEntry, Usage, View,
 };
-use crate::recovery;
-use crate::submission::flattened;
-use crate::writer;
+use crate::store::bad_blocks::BadBlocks;
+use crate::store::pressure::Pressure;
+use crate::store::space_return::SpaceReturn;
+use crate::store::submission::flattened;
 
 /// How a store is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,37 +91,14 @@ pub(crate) struct Inner {
     pub(crate) released: RefCell<Vec<u64>>,
     /// Held by whoever writes the home.
     pub(crate) home_writers: Mutex<()>,
-    /// Asks for a destage round.
-    pub(crate) pressure: Rc<Notify>,
-    /// Something became destageable since the last round began.
-    pub(crate) destageable: Cell<bool>,
-    /// The round is wanted now.
-    pub(crate) urgent: Cell<bool>,
-    /// The next round shall empty the whole ring.
-    pub(crate) whole: Cell<bool>,
-    /// The newest record of each slice that zeroes blocks and may not be at home yet: what they
-    /// took is not free before it is.
-    pub(crate) zeroes: RefCell<BTreeMap<SliceKey, Seq>>,
-    /// What is being removed, and how many calls remove it.
-    pub(crate) removing: RefCell<BTreeMap<Scope, u32>>,
-    /// When anything was last appended.
-    pub(crate) appended: Cell<Instant>,
-    /// The writer waits for room.
-    pub(crate) blocked: Cell<bool>,
-    /// Use of the ring, in bytes, above which a round is wanted.
-    pub(crate) press_above: Cell<u64>,
-    pub(crate) rounds_begun: Cell<u64>,
-    pub(crate) rounds_ended: Cell<u64>,
-    /// Signalled to all at the end of a round and when the store is poisoned.
-    pub(crate) round_ended: Rc<Notify>,
-    /// Blocks whose newest stable version was found to be lost and not written again yet.
-    pub(crate) bad: RefCell<BTreeSet<(SliceKey, u32)>>,
-    /// One was added.
-    pub(crate) found_bad: Notify,
-    /// Batches of the journal whose data was not read yet, in its order.
-    pub(crate) unread: RefCell<VecDeque<Unread>>,
-    /// Signalled to all when there is none any more and when the store is poisoned.
-    pub(crate) read_in: Rc<Notify>,
+    /// What is asked of the destage task.
+    pub(crate) pressure: Pressure,
+    /// Space that is on its way back.
+    pub(crate) space: SpaceReturn,
+    /// Blocks that are lost here.
+    pub(crate) bad: BadBlocks,
+    /// What of the journal was not read yet.
+    pub(crate) unread: UnreadQueue,
 }
 
 impl Store {
@@ -233,14 +225,13 @@ impl Store {
 
     /// Whether space is on its way: something was zeroed or removed that still takes some.
     pub fn is_freeing(&self) -> bool {
-        !self.inner.removing.borrow().is_empty() || !self.inner.zeroes.borrow().is_empty()
+        self.inner.space.is_under_way()
     }
 
     /// Somebody needs the space that is on its way.
     pub fn free_now(&self) {
         if !self.inner.zeroes_at_rest().is_empty() {
-            self.inner.whole.set(true);
-            self.inner.press();
+            self.inner.pressure.press_whole();
         }
     }
 
@@ -333,8 +324,7 @@ impl Store {
         let (submitted, mut still_lost) = self.inner.submit_copies(slice, blocks).await?;
         submitted.outcome().await?;
         self.inner.reconsider_bad(slice, &numbers).await;
-        let bad = self.inner.bad.borrow();
-        still_lost.retain(|block| bad.contains(&(slice, *block)));
+        still_lost.retain(|block| self.inner.bad.contains(slice, *block));
         Ok(Installed { still_lost })
     }
 
@@ -527,7 +517,7 @@ impl Store {
     /// Whether recovery met records or blocks it could not tell, now or earlier, that are not
     /// healed yet as far as this store knows.
     pub fn damaged(&self) -> bool {
-        !self.inner.bad.borrow().is_empty()
+        !self.inner.bad.is_empty()
             || self.inner.home.is_damaged()
             || self
                 .inner

@@ -1,5 +1,7 @@
 //! How calls that change something enter the store: checks, reservations, places in the queue,
-//! truncation and removal.
+//! truncation.
+//!
+//! Tested with the whole store: `tests/basics.rs`, `tests/crashes.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -10,16 +12,16 @@ use tokio::sync::oneshot;
 
 use crate::encoding::block_checksum;
 use crate::error::StoreError;
-use crate::facts::{Change, Scope, Void};
+use crate::facts::{Change, Void};
 use crate::home::Arrival;
 use crate::home::fact::{Blocks, EXTENT_BLOCKS, State};
-use crate::item::{Item, Kind};
 use crate::journal::Submission;
+use crate::journal::item::{Item, Kind};
 use crate::record::{
     BLOCK_BYTES, Body, Copied, CopiedBlock, CopyState, OperationId, Record, Seq, SliceKey,
 };
 use crate::store::Inner;
-use crate::transfer::version_of;
+use crate::store::transfer::version_of;
 
 /// A call whose items are queued.
 pub(crate) struct Submitted(Option<oneshot::Receiver<Result<(), StoreError>>>);
@@ -87,27 +89,15 @@ impl Inner {
 
     pub(crate) fn something_destageable(&self, slice: SliceKey) {
         self.dirty.borrow_mut().insert(slice);
-        if !self.destageable.replace(true) {
-            self.pressure.notify_one();
-        }
-        if self.blocked.get() {
-            self.press();
-        }
-    }
-
-    /// Wants a destage round now.
-    pub(crate) fn press(&self) {
-        self.urgent.set(true);
-        self.pressure.notify_one();
+        self.pressure.something_destageable();
     }
 
     /// Promises room for blocks. If there is none, what was freed in the journal and does not count
     /// yet is made to.
     fn reserve(&self, wanted: &[(SliceKey, u32, u32)]) -> Result<(), StoreError> {
         let reserved = self.home.reserve(wanted);
-        if reserved.is_err() && self.destageable.get() {
-            self.whole.set(true);
-            self.press();
+        if reserved.is_err() {
+            self.pressure.space_wanted();
         }
         reserved
     }
@@ -115,20 +105,8 @@ impl Inner {
     /// Slices whose zeroes are stable, so that a whole round brings them home.
     pub(crate) fn zeroes_at_rest(&self) -> Vec<(SliceKey, Seq)> {
         let slices = self.slices.borrow();
-        let stable = |slice| slices.get(slice).map_or(Seq(0), |index| index.stable);
-        let zeroes = self.zeroes.borrow();
-        let rest = zeroes.iter().filter(|(slice, seq)| **seq <= stable(slice));
-        rest.map(|(slice, seq)| (*slice, *seq)).collect()
-    }
-
-    /// A whole round has brought these home.
-    pub(crate) fn forget_zeroes(&self, home: &[(SliceKey, Seq)]) {
-        let mut zeroes = self.zeroes.borrow_mut();
-        for (slice, seq) in home {
-            if zeroes.get(slice) == Some(seq) {
-                zeroes.remove(slice);
-            }
-        }
+        let stable = |slice| slices.get(&slice).map_or(Seq(0), |index| index.stable);
+        self.space.at_rest(stable)
     }
 
     pub(crate) fn submit_records(&self, records: Vec<Record>) -> Result<Submitted, StoreError> {
@@ -186,7 +164,7 @@ impl Inner {
         self.reserve(&wanted)?;
         for record in &records {
             if let Body::Zero { .. } = record.body {
-                self.zeroes.borrow_mut().insert(record.slice, record.seq);
+                self.space.zeroed(record.slice, record.seq);
             }
         }
         let mut slices = self.slices.borrow_mut();
@@ -242,7 +220,7 @@ impl Inner {
             (copied.view, copied.seq) = version_of(here.as_ref());
             return here.is_none_or(|found| !found.is_unknown());
         }
-        let is_bad = self.bad.borrow().contains(&(slice, copied.block));
+        let is_bad = self.bad.contains(slice, copied.block);
         match self.newest_stable(slice, copied.block).await {
             Some(found) if found.is_unknown() || is_bad => copied.seq >= found.seq,
             Some(found) => copied.seq > found.seq,
@@ -277,7 +255,7 @@ impl Inner {
     }
 
     /// Takes queued stream records that `is_gone` accepts off the queue.
-    fn withdraw(&self, is_gone: impl Fn(&Item) -> bool) {
+    pub(super) fn withdraw(&self, is_gone: impl Fn(&Item) -> bool) {
         let mut queue = self.journal.queue.borrow_mut();
         for submission in queue.iter_mut() {
             let before = submission.items.len();
@@ -321,12 +299,7 @@ impl Inner {
         self.withdraw(|item| {
             item.slice == slice && item.kind.is_stream() && item.seq > keep_through
         });
-        // The newest one is gone, and an earlier one frees its space in its own time.
-        let mut zeroes = self.zeroes.borrow_mut();
-        if zeroes.get(&slice).is_some_and(|seq| *seq > keep_through) {
-            zeroes.remove(&slice);
-        }
-        drop(zeroes);
+        self.space.truncated(slice, keep_through);
         // Whatever is submitted from here on goes into this batch or a later one.
         let before_lsn = self.journal.next_lsn();
         let (reply, receiver) = oneshot::channel();
@@ -418,105 +391,14 @@ impl Inner {
     pub(crate) fn settle_bad(&self, arrivals: &[Arrival]) {
         for arrival in arrivals {
             match arrival.state {
-                State::Unknown => _ = self.note_bad(arrival.slice, arrival.block),
-                State::Present | State::Zero => {
-                    let mut bad = self.bad.borrow_mut();
-                    bad.remove(&(arrival.slice, arrival.block));
-                }
+                State::Unknown => _ = self.bad.note(arrival.slice, arrival.block),
+                State::Present | State::Zero => self.bad.heal(arrival.slice, arrival.block),
             }
         }
-    }
-
-    pub(crate) fn begin_remove(self: &Rc<Self>, scopes: Vec<Scope>) -> Result<Reply, StoreError> {
-        self.poison.check()?;
-        let scopes: BTreeSet<Scope> = scopes.into_iter().collect();
-        let goes = |slice: SliceKey| {
-            scopes.contains(&Scope::Volume(slice.volume)) || scopes.contains(&Scope::Slice(slice))
-        };
-        self.withdraw(|item| goes(item.slice));
-        let before_lsn = self.journal.next_lsn();
-        self.zeroes.borrow_mut().retain(|slice, _| !goes(*slice));
-        let mut removing = self.removing.borrow_mut();
-        for scope in &scopes {
-            *removing.entry(*scope).or_default() += 1;
-        }
-        drop(removing);
-        let (reply, receiver) = oneshot::channel();
-        let inner = self.clone();
-        self.runtime.spawn("store remove", async move {
-            let scopes: Vec<Scope> = scopes.into_iter().collect();
-            let removed = inner.remove(&scopes, before_lsn).await;
-            let mut removing = inner.removing.borrow_mut();
-            for scope in &scopes {
-                let calls = removing.get_mut(scope).expect("this call is counted");
-                *calls -= 1;
-                if *calls == 0 {
-                    removing.remove(scope);
-                }
-            }
-            drop(removing);
-            let _ = reply.send(removed);
-        });
-        Ok(receiver)
-    }
-
-    /// Whether a removal of this slice, or of its volume, is under way.
-    pub(crate) fn is_removing(&self, slice: SliceKey) -> bool {
-        let removing = self.removing.borrow();
-        let scopes = [Scope::Slice(slice), Scope::Volume(slice.volume)];
-        scopes.iter().any(|scope| removing.contains_key(scope))
-    }
-
-    /// Removes slices and volumes, in this order, each step durable before the next:
-    ///
-    /// 1. they have no facts any more, and what the journal has of them is void;
-    /// 2. the home has nothing of them;
-    /// 3. that is so: a recovery does not clear them again, and what comes from now on counts.
-    async fn remove(&self, scopes: &[Scope], before_lsn: u64) -> Result<(), StoreError> {
-        self.wait_written(before_lsn - 1).await?;
-        let _writers = self.home_writers.lock().await;
-        let tail_lsn = self.journal.tail_lsn();
-        let begun = Change::Remove {
-            scopes: scopes.to_vec(),
-            before_lsn,
-        };
-        let changes = [Change::Forget { tail_lsn }, begun];
-        self.facts.update(changes).await?;
-        let mut unpinned = Vec::new();
-        for scope in scopes {
-            let bounds = scope.bounds();
-            let mut slices = self.slices.borrow_mut();
-            let keys: Vec<SliceKey> = slices.range(bounds.clone()).map(|(key, _)| *key).collect();
-            for key in keys {
-                if let Some(index) = slices.remove(&key) {
-                    index.drop_all(&mut unpinned);
-                }
-            }
-            take_range(&mut self.dirty.borrow_mut(), bounds.clone());
-            take_range(&mut self.unsealed.borrow_mut(), bounds.clone());
-            let (first, last) = bounds.into_inner();
-            take_range(&mut self.bad.borrow_mut(), (first, 0)..=(last, u32::MAX));
-        }
-        self.released.borrow_mut().extend(unpinned);
-        self.home
-            .clear(scopes)
-            .await
-            .map_err(|error| self.poison.set(error))?;
-        let tail_lsn = self.journal.tail_lsn();
-        let cleared = Change::Cleared {
-            scopes: scopes.to_vec(),
-            before_lsn,
-        };
-        let changes = [cleared, Change::Forget { tail_lsn }];
-        self.facts.update(changes).await?;
-        // The next round frees what the journal held of it, and forgets that it was removed.
-        self.destageable.set(true);
-        self.pressure.notify_one();
-        Ok(())
     }
 
     /// Waits until batch `lsn` is durable and in the index.
-    async fn wait_written(&self, lsn: u64) -> Result<(), StoreError> {
+    pub(super) async fn wait_written(&self, lsn: u64) -> Result<(), StoreError> {
         loop {
             let progress = self.journal.progress.notified();
             let mut progress = std::pin::pin!(progress);
@@ -527,14 +409,6 @@ impl Inner {
             }
             progress.await;
         }
-    }
-}
-
-/// Takes a range of keys out of a set.
-fn take_range<T: Ord + Copy>(set: &mut BTreeSet<T>, range: std::ops::RangeInclusive<T>) {
-    let keys: Vec<T> = set.range(range).copied().collect();
-    for key in keys {
-        set.remove(&key);
     }
 }
 
