@@ -16,9 +16,9 @@
 //! their map, synced), `facts` (promises, copy states, stable points and voids: a log with
 //! snapshots, in two copies). What joins them is in `store`; `inspect` looks at them at rest.
 //!
-//! A destage round makes the stable points durable, writes the home, syncs it, makes that count by an edit of the home's manifest,
-//! and only then frees the journal: so whatever of the home a crash cuts off has its whole record
-//! in the journal, known to be stable.
+//! A destage round makes the stable points durable, writes the home, syncs it, makes that count
+//! by an edit of the home's manifest, and only then frees the journal: so whatever of the home a
+//! crash cuts off has its whole record in the journal, known to be stable.
 //!
 //! Segments that are free go back to the device in the background, once it is durable that they
 //! are.
