@@ -14,7 +14,6 @@ use holdfast_volume::Owner;
 use holdfast_wire::{View, VolumeId};
 
 use crate::node::{Failure, Node};
-use crate::sweep::to_sweep;
 
 /// Where a node publishes its address.
 const ADDRESS_KEY: &str = "address";
@@ -160,7 +159,6 @@ impl Node {
         for owner in owners {
             owner.follow(state);
         }
-        self.sweep(to_sweep(seen, state, &changed, self.id()));
         // Also what was made and deleted since: owners may have been ahead of this node.
         let known = seen.map_or(state.last_volume, |seen| seen.last_volume);
         let made = (known + 1..=state.last_volume).map(VolumeId);

@@ -35,7 +35,6 @@ mod reservations;
 mod scrub;
 mod shutdown;
 mod status;
-mod sweep;
 mod under_way;
 
 pub use balance::{BalanceOptions, BalanceReport, Effort, PlannedMove, Scope};

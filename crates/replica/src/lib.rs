@@ -24,7 +24,6 @@ pub mod receive;
 pub mod stream;
 
 pub use holder::Holder;
-pub use holder_forget::SetUps;
 
 use std::time::Duration;
 
