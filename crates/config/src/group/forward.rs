@@ -60,6 +60,8 @@ pub(super) struct Forwarder<M: Machine> {
     pub(super) timing: Timing,
     pub(super) change_bytes_max: usize,
     pub(super) numbers: Numbers,
+    /// The index of the last entry of the log when this start began.
+    pub(super) log_end_at_start: u64,
 }
 
 /// The numbers of this start's proposals.
@@ -337,7 +339,12 @@ impl<M: Machine> Forwarder<M> {
 
     async fn read_index_here(&self) -> Attempt<u64> {
         match self.raft.get_read_log_id().await {
-            Ok((read, _applied)) => Attempt::Done(read.map_or(0, |read| read.index)),
+            Ok((read, _applied)) => {
+                // A leader that restarts goes on in the same term, and does not know how much of
+                // its log was committed: all that was answered is in there.
+                let read = read.map_or(0, |read| read.index);
+                Attempt::Done(read.max(self.log_end_at_start))
+            }
             Err(RaftError::APIError(
                 CheckIsLeaderError::ForwardToLeader(_) | CheckIsLeaderError::QuorumNotEnough(_),
             )) => Attempt::Again,

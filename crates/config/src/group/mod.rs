@@ -200,6 +200,7 @@ impl<M: Machine> Group<M> {
             store: store.clone(),
         };
         let config = Arc::new(raft_config(timing, options.snapshot_after));
+        let log_end_at_start = store.log_end();
         let raft = Raft::new(node, config, network, store, shell)
             .await
             .map_err(GroupError::Inconsistent)?;
@@ -226,6 +227,7 @@ impl<M: Machine> Group<M> {
             timing,
             change_bytes_max: options.change_bytes_max(),
             numbers: Numbers::new(),
+            log_end_at_start,
         });
         Forwarder::serve(&forwarder);
 

@@ -165,6 +165,12 @@ impl<M: Machine> Store<M> {
         self.inner.memory.borrow().entries_bytes
     }
 
+    /// The index of the last entry of the log; 0 if there is none.
+    pub(super) fn log_end(&self) -> u64 {
+        let memory = self.inner.memory.borrow();
+        memory.last_log_id().map_or(0, |last| last.index)
+    }
+
     /// The durable snapshot.
     pub(super) fn snapshot(&self) -> Option<Snapshot<M>> {
         let memory = self.inner.memory.borrow();
