@@ -55,7 +55,9 @@ pub const fn of(row: Row) -> Floor {
         Row::ResyncLostBlocks => InClusters(1),
         Row::ResyncFailed => InClusters(100),
         Row::PromotionRefused => InClusters(1),
-        Row::PromotionUnknown => InClusters(1),
+        Row::PromotionUnknown => {
+            Unmet("copies of a node are promoted together: 0 to 3 times in 1,000 seeds")
+        }
         Row::CopyRemoved => InClusters(500),
         Row::JoiningDropped => {
             Unmet("a joining copy falls behind by 8 MiB only under more load than seeds can bear")
@@ -105,7 +107,7 @@ pub const fn of(row: Row) -> Floor {
         Row::SlicesCleared => InStores(50),
         Row::HomeReadAgain => InClusters(10),
         Row::ConfigSnapshot => InClusters(500),
-        Row::ConfigBatch => InClusters(100),
+        Row::ConfigBatch => InClusters(10),
         Row::ConfigInstalled => InClusters(100),
         Row::ConfigTurned => InClusters(1_000),
         Row::ConfigOtherCopy => InClusters(10),
