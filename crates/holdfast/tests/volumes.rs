@@ -151,7 +151,7 @@ fn a_volume_grows_under_load_and_every_session_is_told() {
         let after = fleet.client(0).volume("db").await.expect("db");
         assert_eq!(after.view, view, "the owner has stayed in office");
         assert_eq!(after.growing_to_bytes, None);
-        assert_eq!(after.redundancy.full, 3);
+        assert_eq!(after.redundancy.full, 2);
         let statistics = load.stop().await;
         assert_eq!(statistics.errors, 0, "{:?}", statistics.last_error);
         assert!(initiator.verify().await.is_clean());

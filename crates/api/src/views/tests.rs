@@ -35,7 +35,7 @@ fn a_whole_cluster_is_healthy_and_has_nothing_to_explain() {
     let volume = super::volume(&seen, &Shared::of(&seen), volume).unwrap();
     assert_eq!(volume.portals.len(), 3);
     let in_sync: u64 = volume.holders.iter().map(|holder| holder.in_sync).sum();
-    assert_eq!((volume.holders.len(), in_sync), (3, 3));
+    assert_eq!((volume.holders.len(), in_sync), (3, 6));
     assert_eq!(volume.authentication, Authentication::None);
     assert_eq!(volume.naa.len(), 32);
 }
