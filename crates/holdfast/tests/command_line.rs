@@ -71,7 +71,9 @@ fn unknown_names_and_impossible_sizes_are_told_apart_by_exit_code() {
             (&["volume", "delete", "nothing", "--yes"], 4, "nothing"),
             (&["node", "show", "99"], 4, "there is no node 99"),
             (
-                &["volume", "create", "v", "--size", "1025TiB", "--copies", "1"],
+                &[
+                    "volume", "create", "v", "--size", "1025TiB", "--copies", "1",
+                ],
                 2,
                 "the largest volume has",
             ),

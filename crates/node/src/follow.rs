@@ -157,7 +157,7 @@ impl Node {
             }
         };
         for owner in owners {
-            owner.follow(state);
+            owner.follow();
         }
         // Also what was made and deleted since: owners may have been ahead of this node.
         let known = seen.map_or(state.last_volume, |seen| seen.last_volume);

@@ -156,7 +156,7 @@ impl<M: Machine> Forwarder<M> {
                     Attempt::Done((index, Applied::Outcome(outcome))) => {
                         return Ok((index, outcome));
                     }
-                    Attempt::Done((_, Applied::Superseded | Applied::Internal)) => {
+                    Attempt::Done((_, Applied::Superseded)) => {
                         return Err(ProposeError::Superseded);
                     }
                     Attempt::Stopped => return Err(ProposeError::Stopped),

@@ -131,8 +131,6 @@ pub enum Applied<O> {
     /// A repetition that came after its proposer had given up on it, or had been restarted. It
     /// had no effect; an earlier try may have had.
     Superseded,
-    /// An entry of Raft's own.
-    Internal,
 }
 
 /// openraft's type parameters for the machine `M`.

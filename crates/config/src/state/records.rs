@@ -213,7 +213,7 @@ impl ClusterState {
         members.filter(|(_, record)| record.status != NodeStatus::Evicted)
     }
 
-    /// Whether the node was taken out for good.
+    /// Whether the node was taken out for good, or never was one.
     pub(super) fn is_evicted(&self, node: NodeId) -> bool {
         let record = self.nodes.get(&node);
         record.is_none_or(|record| record.status == NodeStatus::Evicted)

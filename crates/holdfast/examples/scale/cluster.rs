@@ -80,15 +80,7 @@ impl Cluster {
 
     /// Makes a volume and waits until it serves. Answers how long each of the two took.
     pub(crate) async fn create(&self, name: &str, bytes: u64) -> anyhow::Result<Created> {
-        let wanted = NewVolume {
-            name: name.to_owned(),
-            size_bytes: bytes,
-            copies: 3,
-            block_size: 512,
-            authentication: Authentication::None,
-            initiators: Vec::new(),
-            redirect_to_owner: false,
-        };
+        let wanted = new_volume(name, bytes);
         let begun = Instant::now();
         // The API's answer waits until the volume serves; whether it is there, others are asked.
         let looked = self.fleet.client(1).clone();
@@ -129,15 +121,7 @@ impl Cluster {
 
     /// Makes a volume; it may still be opening when this returns, and may be there already.
     pub(crate) async fn make(&self, name: &str, bytes: u64) -> anyhow::Result<Duration> {
-        let wanted = NewVolume {
-            name: name.to_owned(),
-            size_bytes: bytes,
-            copies: 3,
-            block_size: 512,
-            authentication: Authentication::None,
-            initiators: Vec::new(),
-            redirect_to_owner: false,
-        };
+        let wanted = new_volume(name, bytes);
         let begun = Instant::now();
         match self.client().create_volume(&wanted).await {
             Ok(_) => Ok(begun.elapsed()),
@@ -298,4 +282,17 @@ impl Cluster {
 pub(crate) struct Created {
     pub(crate) created: Duration,
     pub(crate) opened: Duration,
+}
+
+/// A volume of three copies that every initiator may use.
+fn new_volume(name: &str, bytes: u64) -> NewVolume {
+    NewVolume {
+        name: name.to_owned(),
+        size_bytes: bytes,
+        copies: 3,
+        block_size: 512,
+        authentication: Authentication::None,
+        initiators: Vec::new(),
+        redirect_to_owner: false,
+    }
 }

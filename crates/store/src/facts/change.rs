@@ -207,6 +207,26 @@ mod tests {
         }])
     }
 
+    /// A destage round that began before the removal ends behind it.
+    #[test]
+    fn a_late_stable_point_does_not_bring_a_removed_slice_back_and_a_new_set_up_does() {
+        for scope in [Scope::Volume(4), Scope::Slice(KEY)] {
+            let removed = [
+                copy(CopyState::InSync, 5),
+                Change::Remove {
+                    scopes: vec![scope],
+                    before_lsn: 7,
+                },
+                stable(9, 7),
+            ];
+            assert_eq!(state(&removed).slice(KEY), None);
+            assert_eq!(at_once(&removed).0.slice(KEY), None);
+            let again = [&removed[..], &[copy(CopyState::InSync, 0), stable(3, 3)]].concat();
+            let found = state(&again).slice(KEY).copied().expect("set up again");
+            assert_eq!((found.copy, found.stable), (CopyState::InSync, Seq(3)));
+        }
+    }
+
     #[test]
     fn changes_written_together_make_what_they_make_one_by_one() {
         let scopes = || vec![Scope::Volume(4)];

@@ -91,6 +91,28 @@ pub(crate) struct Owner {
     pub(crate) slice_blocks: Option<u32>,
 }
 
+impl Owner {
+    /// Whether what claims this is whole, and of this store; an error if it is whole and must not
+    /// be used.
+    pub(super) fn admits(
+        self,
+        form: &Form,
+        claim: Claim,
+        slice_blocks: u32,
+    ) -> Result<bool, StoreError> {
+        if !form.admits(self.identity, claim)? {
+            return Ok(false);
+        }
+        if self.slice_blocks.is_some_and(|own| own != slice_blocks) {
+            return Err(StoreError::Foreign {
+                area: AREA,
+                what: "blocks per slice",
+            });
+        }
+        Ok(true)
+    }
+}
+
 /// Where an entry stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct EntryPlace {
@@ -183,14 +205,8 @@ pub(super) fn decode(owner: Owner, bytes: &[u8]) -> Result<Option<Entry>, StoreE
     let Some((claim, slice_blocks, kind, place, end)) = fields else {
         return Ok(None);
     };
-    if !FORM.admits(owner.identity, claim)? {
+    if !owner.admits(&FORM, claim, slice_blocks)? {
         return Ok(None);
-    }
-    if owner.slice_blocks.is_some_and(|own| own != slice_blocks) {
-        return Err(StoreError::Foreign {
-            area: AREA,
-            what: "blocks per slice",
-        });
     }
     let kind = EntryKind::ALL.into_iter().find(|one| one.code() == kind);
     let mut body = FieldReader::new(&whole[HEADER_BYTES..end]);

@@ -120,14 +120,8 @@ fn decode(bytes: &[u8], owner: Owner) -> Result<Option<Image>, StoreError> {
     let Some((claim, slice_blocks, sequence, end)) = fields else {
         return Ok(None);
     };
-    if !FORM.admits(owner.identity, claim)? {
+    if !owner.admits(&FORM, claim, slice_blocks)? {
         return Ok(None);
-    }
-    if owner.slice_blocks.is_some_and(|own| own != slice_blocks) {
-        return Err(StoreError::Foreign {
-            area: AREA,
-            what: "blocks per slice",
-        });
     }
     let state = decode_body(&bytes[HEADER_BYTES..end], claim.version);
     Ok(state.map(|state| Image {

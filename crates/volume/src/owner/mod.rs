@@ -39,10 +39,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::select;
-use holdfast_config::state::{ClusterState, Owner as OwnerRecord, VolumeRecord};
+use holdfast_config::state::{Owner as OwnerRecord, VolumeRecord};
 use holdfast_replica::messages;
 use holdfast_replica::stream::Role;
-use holdfast_runtime::{Incarnation, Instant, NodeId, PAGE_BYTES, Service};
+use holdfast_runtime::{Instant, NodeId, PAGE_BYTES, Service};
 use holdfast_wire::replica::{Ack, Append, replica_notice};
 use holdfast_wire::{Seq, SliceKey, View, VolumeId};
 use tokio::sync::{Notify, Semaphore};
@@ -120,12 +120,6 @@ pub struct ResyncStatus {
     pub finished: bool,
 }
 
-/// What an owner has last seen of the config state: it acts when that changes.
-struct Seen {
-    record: Rc<VolumeRecord>,
-    running: BTreeMap<NodeId, Incarnation>,
-}
-
 /// See the module's header.
 pub struct Owner {
     context: Context,
@@ -147,7 +141,6 @@ pub struct Owner {
     paths_changed: Notify,
     in_flight: Semaphore,
     traffic: Cell<Traffic>,
-    seen: RefCell<Option<Seen>>,
     /// Nodes whose copies are being taken out of the in-sync sets.
     removing: RefCell<BTreeSet<NodeId>>,
     waits_for: WaitsFor,
@@ -182,7 +175,6 @@ impl Owner {
                 paths_changed: Notify::new(),
                 in_flight: Semaphore::new(context.bounds.in_flight_kib as usize),
                 traffic: Cell::default(),
-                seen: RefCell::default(),
                 removing: RefCell::default(),
                 waits_for: WaitsFor::default(),
                 since: now,
@@ -337,25 +329,11 @@ impl Owner {
         self.spawn("owner-resync", self.clone().keep_resyncing());
     }
 
-    /// Another config state was applied.
-    pub fn follow(self: &Rc<Self>, state: &ClusterState) {
+    /// A config state was applied in which the volume's record, or some node's, is another one.
+    pub fn follow(self: &Rc<Self>) {
         if !self.gate.is_open() {
             return;
         }
-        let Some(record) = state.volumes.shared(&self.volume) else {
-            return self.close();
-        };
-        let running = state.nodes.keys().copied();
-        let running = running.filter_map(|node| Some((node, state.running_incarnation(node)?)));
-        let running: BTreeMap<NodeId, Incarnation> = running.collect();
-        let mut seen = self.seen.borrow_mut();
-        let is_known = |seen: &Seen| Rc::ptr_eq(&seen.record, record) && seen.running == running;
-        if seen.as_ref().is_some_and(is_known) {
-            return;
-        }
-        let record = record.clone();
-        *seen = Some(Seen { record, running });
-        drop(seen);
         self.follow_size();
         self.follow_members();
         self.resyncs.look_again();

@@ -194,6 +194,9 @@ struct Answers {
 impl Owner {
     /// Waits until the slice can be written to.
     pub(crate) async fn placed(&self, index: u32) -> Result<(), IoStatus> {
+        if self.slices.contains(index) {
+            return Ok(());
+        }
         self.placing.try_anew(index);
         loop {
             let placed = self.placing.next_placed();

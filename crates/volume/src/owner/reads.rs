@@ -12,7 +12,6 @@ use holdfast_wire::volume::IoStatus;
 
 use super::Owner;
 use super::io::IO_BYTES_MAX;
-use super::slice::Slice;
 
 /// How long a read waits for a lease before its portal is told to come again.
 const LEASE_PATIENCE: Duration = Duration::from_millis(2500);
@@ -92,8 +91,7 @@ impl Owner {
         let mut intact_elsewhere = sources.is_empty();
         for node in self.nearest_first(sources) {
             // The one before may have kept this waiting for seconds.
-            let is_source = |slice: &mut Slice| slice.sources().contains(&node);
-            if self.with_slice(index, is_source) != Some(true) {
+            if self.with_slice(index, |slice| slice.is_source(node)) != Some(true) {
                 intact_elsewhere = true;
                 continue;
             }

@@ -107,8 +107,17 @@ impl Slice {
     /// Where the whole stable history is: the copies in sync. One that is being promoted counts
     /// for acknowledgements and not yet for reads.
     pub(crate) fn sources(&self) -> Vec<NodeId> {
-        let promoted = |node: &NodeId| !self.promoting.contains(node);
-        self.stream.required().filter(promoted).collect()
+        let nodes = self.stream.required();
+        nodes
+            .filter(|node| !self.promoting.contains(node))
+            .collect()
+    }
+
+    /// Whether the copy on `node` is one of [`Self::sources`].
+    pub(crate) fn is_source(&self, node: NodeId) -> bool {
+        let member = self.stream.members().get(&node);
+        let is_required = member.is_some_and(|member| member.role == Role::Required);
+        is_required && !self.promoting.contains(&node)
     }
 
     /// The same without one node's copy.

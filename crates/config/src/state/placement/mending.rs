@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 use holdfast_runtime::NodeId;
 use holdfast_wire::VolumeId;
 
-use crate::state::records::{ClusterState, NodeStatus, VolumeRecord};
+use crate::state::records::{ClusterState, VolumeRecord};
 use crate::state::slices::{CopyRecord, CopyStatus, SharedSet, SliceRecord};
 
 /// What has to be mended. Derived from the rest of the state, and empty but for what waits between
@@ -215,9 +215,7 @@ impl ClusterState {
     }
 
     fn is_displaced(&self, copy: CopyRecord) -> bool {
-        let record = self.nodes.get(&copy.node);
-        copy.status == CopyStatus::Stale
-            && record.is_none_or(|record| record.status == NodeStatus::Evicted)
+        copy.status == CopyStatus::Stale && self.is_evicted(copy.node)
     }
 
     /// Asserts that what waits is what looking at every slice gives.
