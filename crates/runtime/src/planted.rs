@@ -83,6 +83,8 @@ pub enum Bug {
     DropZeroFacts,
     /// A snapshot of the durable facts leaves out what changed while it was taken.
     ForgetCarriedFacts,
+    /// A snapshot of the durable facts leaves out what was removed.
+    SnapshotForgetsRemovals,
     /// Bytes that do not match their checksum are read all the same.
     TrustBytes,
     /// Room promised to blocks in the journal is given back before they are at home.
@@ -171,7 +173,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 69] = [
+    pub const ALL: [Self; 70] = [
         Self::AcknowledgeBeforeJournal,
         Self::SkipFence,
         Self::SkipLeaseWait,
@@ -200,6 +202,7 @@ impl Bug {
         Self::ForgetDelta,
         Self::DropZeroFacts,
         Self::ForgetCarriedFacts,
+        Self::SnapshotForgetsRemovals,
         Self::TrustBytes,
         Self::ForgetPromisedRoom,
         Self::VerifyNothing,
@@ -303,7 +306,9 @@ impl Bug {
             Self::NeverRelay | Self::RelayInOwnName | Self::TrustRumour | Self::GrantToDeaf => {
                 Finder::LinkCuts
             }
-            Self::AcceptStaleLap | Self::DestageUnread | Self::ForgetCarriedFacts => Finder::Store,
+            Self::AcceptStaleLap | Self::DestageUnread | Self::SnapshotForgetsRemovals => {
+                Finder::Store
+            }
             Self::CountUnsyncedEdit
             | Self::FreeJournalEarly
             | Self::DestageBeforeStable
@@ -323,6 +328,7 @@ impl Bug {
             | Self::FenceKeepsStreams
             | Self::TruncateNothingAhead
             | Self::StableBeyondHeld
+            | Self::ForgetCarriedFacts
             | Self::ForgetUnknownPromotion => Finder::Nobody,
         }
     }

@@ -18,6 +18,8 @@ pub struct StoreBounds {
     /// A log of the durable facts that is longer than this, in bytes, and than their snapshot, has
     /// them written anew.
     pub facts_log_bytes: u64,
+    /// Facts that one step of such a snapshot takes; at least 2, at most what fits into 32 KiB.
+    pub facts_at_once: usize,
     /// Operations of a slice that are remembered, so that a repeated one is not run again; at
     /// most 1024.
     pub recent_operations: usize,
@@ -33,6 +35,8 @@ impl StoreBounds {
         collects_always: false,
         // 256 changes, if none of them is large.
         facts_log_bytes: 1 << 20,
+        // 32 KiB.
+        facts_at_once: 628,
         recent_operations: 1024,
     };
 }

@@ -109,6 +109,7 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
     let mut options = OPTIONS;
     if random.chance(700_000) {
         options.bounds.facts_log_bytes = random.between(0, 10) * 4096;
+        options.bounds.facts_at_once = random.between(2, 6) as usize;
     }
     if second_disk {
         simulation.disks(NODE).put_on_second_device(JOURNAL);

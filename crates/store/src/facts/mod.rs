@@ -40,6 +40,7 @@ use self::snapshot::Pass;
 pub(crate) use self::space::area_options;
 use self::space::{Chain, SLOT_BYTES, SLOTS_MIN, Space};
 pub(crate) use self::state::{Edit, FactsState, Removal, Scope, Void, slices_of};
+use crate::bounds::StoreBounds;
 use crate::error::StoreError;
 use crate::poison::Poison;
 
@@ -72,8 +73,8 @@ struct Writer {
     chain: Chain,
     /// What the chain began with: its snapshot and commit.
     committed_bytes: u64,
-    /// A snapshot is due when more bytes than these, and than a snapshot takes, were written.
-    log_bytes: u64,
+    /// When a snapshot is due, and how much of it at once.
+    bounds: StoreBounds,
     /// After a snapshot that found no room: not before the log has this size.
     not_before: u64,
     next_generation: u64,
@@ -91,7 +92,7 @@ impl Facts {
         disk: Rc<dyn Disk>,
         poison: Rc<Poison>,
         (identity, slice_blocks): ([u8; 16], u32),
-        (log_bytes, generations_skipped): (u64, u64),
+        (bounds, generations_skipped): (StoreBounds, u64),
         state: FactsState,
     ) -> Self {
         let wake = Rc::new(Notify::new());
@@ -107,7 +108,7 @@ impl Facts {
             space,
             chain: Chain::new(0),
             committed_bytes: 0,
-            log_bytes,
+            bounds,
             not_before: 0,
             next_generation: 1,
             generations_skipped,
@@ -330,12 +331,12 @@ impl Writer {
     /// Whether the log is longer than it has to be before a snapshot of this size pays.
     fn is_long(&self, snapshot_bytes: u64) -> bool {
         let log = self.chain.bytes - self.committed_bytes;
-        let pays = log > self.log_bytes && log > snapshot_bytes;
+        let pays = log > self.bounds.facts_log_bytes && log > snapshot_bytes;
         pays && log > self.not_before
     }
 
     fn begin_pass(&mut self) {
-        self.pass = Some(Pass::new(self.next_generation));
+        self.pass = Some(Pass::new(self.next_generation, self.bounds.facts_at_once));
         self.next_generation += 1;
     }
 

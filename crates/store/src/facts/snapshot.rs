@@ -15,6 +15,7 @@
 use std::collections::VecDeque;
 
 use holdfast_runtime::DiskError;
+use holdfast_runtime::planted::{self, Bug};
 
 use super::entry::{EDITS_MAX, EntryKind};
 use super::space::{Chain, Space};
@@ -40,7 +41,10 @@ impl Cursor {
     fn moved(self, state: &FactsState, room: usize, edits: &mut Vec<Edit>) -> Self {
         match self {
             Self::Removals(after) => {
-                let some: Vec<Removal> = state.removals_behind(after).take(room / 2).collect();
+                let mut some: Vec<Removal> = state.removals_behind(after).take(room / 2).collect();
+                if planted::is_active(Bug::SnapshotForgetsRemovals) {
+                    some.clear();
+                }
                 edits.extend(some.iter().flat_map(|removal| removal.edits()));
                 match some.last() {
                     Some(last) => Self::Removals(Some((last.before_lsn, last.scope))),
@@ -89,12 +93,16 @@ impl Cursor {
 pub(super) struct Pass {
     chain: Chain,
     cursor: Cursor,
+    /// Facts that one step takes.
+    at_once: usize,
     carried: VecDeque<Vec<Edit>>,
 }
 
 impl Pass {
-    pub(super) fn new(generation: u64) -> Self {
+    /// A step takes `at_once` facts, as far as they fit into an entry.
+    pub(super) fn new(generation: u64, at_once: usize) -> Self {
         Self {
+            at_once: at_once.clamp(2, EDITS_MAX),
             chain: Chain::new(generation),
             cursor: Cursor::Removals(None),
             carried: VecDeque::new(),
@@ -115,8 +123,8 @@ impl Pass {
     pub(super) fn next_edits(&mut self, state: &FactsState) -> Vec<Edit> {
         let mut edits = Vec::new();
         // A removal takes two.
-        while edits.len() + 2 <= EDITS_MAX && self.cursor != Cursor::End {
-            let room = EDITS_MAX - edits.len();
+        while edits.len() + 2 <= self.at_once && self.cursor != Cursor::End {
+            let room = self.at_once - edits.len();
             self.cursor = self.cursor.moved(state, room, &mut edits);
             if self.cursor == Cursor::End && state.hole() {
                 self.carried.push_front(vec![Edit::Hole]);
@@ -205,7 +213,7 @@ mod tests {
 
     /// What a pass would write, with changes made between its steps.
     fn taken(mut state: FactsState, mut change: impl FnMut(usize) -> Vec<Edit>) -> [FactsState; 2] {
-        let mut pass = Pass::new(1);
+        let mut pass = Pass::new(1, EDITS_MAX);
         let mut snapshot = FactsState::default();
         let mut steps = 0;
         while pass.cursor != Cursor::End {

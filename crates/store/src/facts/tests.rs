@@ -52,7 +52,13 @@ async fn open_of(
     };
     let copy_lost = !loaded.flaws.is_empty();
     let of = (owner.identity, loaded.slice_blocks.max(64));
-    let sizes = (log_bytes, runtime.random_below(1 << 20));
+    let bounds = StoreBounds {
+        facts_log_bytes: log_bytes,
+        // Few in half of the lives.
+        facts_at_once: [3, 628][runtime.random_below(2) as usize],
+        ..StoreBounds::SERVICE
+    };
+    let sizes = (bounds, runtime.random_below(1 << 20));
     let facts = Facts::new(Some(shared), disk, Rc::default(), of, sizes, state);
     facts.settle(loaded, &[]).await.unwrap();
     let facts = Rc::new(facts);

@@ -210,10 +210,7 @@ impl Pieces {
             facts_disk,
             poison.clone(),
             (identity, options.slice_blocks),
-            (
-                options.bounds.facts_log_bytes,
-                runtime.random_below(1 << 32),
-            ),
+            (options.bounds, runtime.random_below(1 << 32)),
             state,
         );
         let now = runtime.now();

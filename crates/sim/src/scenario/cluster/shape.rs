@@ -52,6 +52,7 @@ impl Bounds {
             store.collects_always = small();
             if small() {
                 store.facts_log_bytes = random.between(0, 20) * 4096;
+                store.facts_at_once = random.between(2, 12) as usize;
             }
             if small() {
                 store.recent_operations = random.between(1, 32) as usize;
