@@ -11,7 +11,7 @@ use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::rpc::LinkChange;
 use holdfast_runtime::{DownReason, Incarnation, NodeId};
 use holdfast_volume::Owner;
-use holdfast_wire::{View, VolumeId};
+use holdfast_wire::{SliceKey, View, VolumeId};
 
 use crate::node::{Failure, Node};
 
@@ -159,11 +159,27 @@ impl Node {
         for owner in owners {
             owner.follow();
         }
+        self.sweep_moved(before, state, &changed);
         // Also what was made and deleted since: owners may have been ahead of this node.
         let known = seen.map_or(state.last_volume, |seen| seen.last_volume);
         let made = (known + 1..=state.last_volume).map(VolumeId);
         let gone = changed.into_iter().chain(made);
         self.forget(gone.filter(|volume| is_deleted(state, *volume)).collect());
+    }
+
+    /// What was placed here and is no more is given back.
+    fn sweep_moved(&self, before: &Volumes, state: &ClusterState, changed: &[VolumeId]) {
+        for volume in changed {
+            let (Some(before), Some(now)) = (before.get(volume), state.volumes.get(volume)) else {
+                continue;
+            };
+            let gone = now.slices.taken_from(self.id(), &before.slices);
+            let gone = gone.map(|slice| SliceKey {
+                volume: volume.0,
+                slice,
+            });
+            self.sweep.add(gone);
+        }
     }
 
     /// Starts or closes the owner of a volume so that it is that of the config state.

@@ -35,6 +35,7 @@ mod reservations;
 mod scrub;
 mod shutdown;
 mod status;
+mod sweep;
 mod under_way;
 
 pub use balance::{BalanceOptions, BalanceReport, Effort, PlannedMove, Scope};

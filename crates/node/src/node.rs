@@ -30,6 +30,7 @@ use crate::isolation::Isolation;
 use crate::moves::Moves;
 use crate::options::NodeOptions;
 use crate::scrub::{Scrub, ScrubOrder};
+use crate::sweep::Sweep;
 use crate::under_way::UnderWay;
 
 /// Blocks of the largest slice: what the store checks block numbers against.
@@ -88,6 +89,7 @@ pub struct Node {
     pub(crate) under_way: UnderWay,
     pub(crate) measures: Measures,
     pub(crate) fullness: Cell<FullnessWatch>,
+    pub(crate) sweep: Sweep,
 }
 
 impl Node {
@@ -155,6 +157,7 @@ impl Node {
             isolation: Isolation::default(),
             under_way: UnderWay::default(),
             measures: Measures::default(),
+            sweep: Sweep::default(),
         });
         node.announce_address();
         node.connect();
@@ -194,6 +197,7 @@ impl Node {
         runtime.spawn("node-voters", self.clone().keep_voters());
         runtime.spawn("node-grace", self.clone().keep_ending_grace());
         runtime.spawn("node-draining", self.clone().keep_draining());
+        runtime.spawn("node-sweep", self.clone().keep_sweeping());
         runtime.spawn("node-load", self.clone().keep_measuring());
         runtime.spawn("node-balance", self.clone().keep_balancing());
         runtime.spawn("node-heal", self.clone().keep_healing());

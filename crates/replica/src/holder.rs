@@ -428,10 +428,20 @@ impl Holder {
             return Ok(Bytes::new());
         }
         self.check_complete(slice)?;
-        self.store
-            .read(slice, first_block, blocks)
-            .await
-            .map_err(refused)
+        let data = self.store.read(slice, first_block, blocks).await;
+        self.check_still_complete(slice)?;
+        data.map_err(refused)
+    }
+
+    /// The same after a read: what was given back meanwhile reads as zeroes.
+    pub(crate) fn check_still_complete(&self, slice: SliceKey) -> Result<(), ReplicaRefusal> {
+        match self.store.copy_state(slice) {
+            CopyState::InSync => Ok(()),
+            CopyState::Joining { .. } | CopyState::Absent => {
+                reach::note(Row::ReadGivenBack);
+                Err(ReplicaRefusal::SessionStale)
+            }
+        }
     }
 
     /// Refuses to be a source while this copy joins: it takes the stream, and lacks what came

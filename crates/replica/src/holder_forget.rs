@@ -1,11 +1,51 @@
-//! What a holder gives up: volumes that were deleted.
+//! What a holder gives up: volumes that were deleted, and copies that are placed elsewhere.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use holdfast_wire::SliceKey;
+use holdfast_runtime::planted::{self, Bug};
+use holdfast_runtime::reach::{self, Row};
+use holdfast_store::StoreError;
+use holdfast_wire::{Seq, SliceKey, View};
 use tokio::sync::Mutex;
 
 use crate::holder::Holder;
+
+/// How some slices stood when they were looked at.
+pub struct Seen(BTreeMap<SliceKey, Standing>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Standing {
+    /// The newest stream that an owner had begun to set up.
+    newest: Option<(View, u64)>,
+    /// Whether it held nothing.
+    is_empty: bool,
+}
+
+/// A slice that the cluster does not place here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unplaced {
+    /// The slice.
+    pub slice: SliceKey,
+    /// The view of its volume when that was decided.
+    pub view: View,
+}
+
+/// What became of slices that were to be dropped.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// How many are gone.
+    pub count: usize,
+    /// Those that were set up meanwhile: what is decided about them may be something else by now.
+    pub again: Vec<SliceKey>,
+}
+
+impl Seen {
+    /// The slices, ascending.
+    pub fn slices(&self) -> impl Iterator<Item = SliceKey> + '_ {
+        self.0.keys().copied()
+    }
+}
 
 impl Holder {
     /// Forgets what is in memory about a volume that is known to be deleted, once what was being
@@ -32,5 +72,52 @@ impl Holder {
         self.setting_up
             .borrow_mut()
             .retain(|slice, _| !of_volume(slice));
+    }
+
+    /// Notes how slices stand, for [`Holder::drop_copies`] to find out what has changed since.
+    pub fn look_at(&self, slices: Vec<SliceKey>) -> Seen {
+        let newest = self.newest_session.borrow();
+        let standing = |slice: SliceKey| Standing {
+            newest: newest.get(&slice).copied(),
+            is_empty: self.store.last_seq(slice) == Seq(0) && self.store.base(slice) == Seq(0),
+        };
+        let seen = slices.into_iter().map(|slice| (slice, standing(slice)));
+        Seen(seen.collect())
+    }
+
+    /// Drops copies of which the cluster, asked after `seen`, has decided that they are elsewhere:
+    /// but those that an owner has begun to set up since, and those that were empty, as long as
+    /// the owner that made them may still have them placed.
+    pub async fn drop_copies(
+        &self,
+        seen: &Seen,
+        unplaced: Vec<Unplaced>,
+    ) -> Result<Dropped, StoreError> {
+        let (mut dropped, mut again, mut turns) = (Vec::new(), Vec::new(), Vec::new());
+        for Unplaced { slice, view } in unplaced {
+            let turn = self.turn(slice).await;
+            let standing = seen.0.get(&slice);
+            let newest = self.newest_session.borrow().get(&slice).copied();
+            if standing.is_none_or(|standing| standing.newest != newest)
+                && !planted::is_active(Bug::SweepOverSetUp)
+            {
+                reach::note(Row::SweepOvertaken);
+                again.push(slice);
+                continue;
+            }
+            let may_be_placed = standing.is_some_and(|standing| standing.is_empty)
+                && self.store.promised(slice.volume) >= view;
+            if may_be_placed && !planted::is_active(Bug::SweepEmptyCopies) {
+                reach::note(Row::SweepLeftEmpty);
+                continue;
+            }
+            reach::note(Row::SweptAway);
+            self.receiving.borrow_mut().remove(&slice);
+            dropped.push(slice);
+            turns.push(turn);
+        }
+        let count = dropped.len();
+        self.store.remove_slices(dropped).await?;
+        Ok(Dropped { count, again })
     }
 }

@@ -126,6 +126,7 @@ impl Holder {
             .read_versions(slice, &numbers)
             .await
             .map_err(refused)?;
+        self.check_still_complete(slice)?;
         let (blocks, payload) = messages::versions(copied);
         Ok((
             ReplicaReply {
@@ -147,6 +148,7 @@ impl Holder {
         self.raise_stable(slice, View(read.view), Seq(read.stable))?;
         self.check_complete(slice)?;
         let versions = self.store.read_versions(slice, &read.blocks).await;
+        self.check_still_complete(slice)?;
         let mut intact = versions.map_err(refused)?;
         intact.retain(|version| version.content != Copied::Lost);
         let (blocks, payload) = messages::versions(intact);

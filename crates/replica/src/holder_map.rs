@@ -33,7 +33,8 @@ impl Holder {
                     .store
                     .mapped(slice, first, blocks, map.runs_max as usize)
                     .await
-                    .map_err(refused),
+                    .map_err(refused)
+                    .and_then(|runs| self.check_still_complete(slice).map(|()| runs)),
                 Err(refusal) => Err(refusal),
             };
             ranges.push(told.map_or_else(|_| MappedRange::default(), in_turn));

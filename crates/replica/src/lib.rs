@@ -24,6 +24,7 @@ pub mod receive;
 pub mod stream;
 
 pub use holder::Holder;
+pub use holder_forget::{Dropped, Seen, Unplaced};
 
 use std::time::Duration;
 

@@ -169,11 +169,21 @@ pub enum Bug {
     PassOverRefused,
     /// A file system that is full counts as a failing disk.
     FullIsFailure,
+    /// A copy that was made empty for a slice about to be placed is given back.
+    SweepEmptyCopies,
+    /// What moved away is given back by a state that may be long out of date.
+    SweepWithoutBarrier,
+    /// What moved away is given back although an owner has set it up again.
+    SweepOverSetUp,
+    /// A copy leaves a drained node as soon as another was placed, in sync or not.
+    DrainDropsEarly,
+    /// A node that is drained is removed although copies are left on it.
+    RemoveUndrained,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 70] = [
+    pub const ALL: [Self; 75] = [
         Self::AcknowledgeBeforeJournal,
         Self::SkipFence,
         Self::SkipLeaseWait,
@@ -244,6 +254,11 @@ impl Bug {
         Self::VoteUnsynced,
         Self::PassOverRefused,
         Self::FullIsFailure,
+        Self::SweepEmptyCopies,
+        Self::SweepWithoutBarrier,
+        Self::SweepOverSetUp,
+        Self::DrainDropsEarly,
+        Self::RemoveUndrained,
     ];
 
     /// The name on command lines: `skip-fence` for `SkipFence`.
@@ -302,7 +317,12 @@ impl Bug {
             | Self::DropDeltasAtOnce
             | Self::VoteUnsynced
             | Self::PassOverRefused
-            | Self::FullIsFailure => Finder::Cluster,
+            | Self::FullIsFailure
+            | Self::SweepEmptyCopies
+            | Self::SweepWithoutBarrier
+            | Self::SweepOverSetUp
+            | Self::DrainDropsEarly
+            | Self::RemoveUndrained => Finder::Cluster,
             Self::NeverRelay | Self::RelayInOwnName | Self::TrustRumour | Self::GrantToDeaf => {
                 Finder::LinkCuts
             }

@@ -97,6 +97,14 @@ pub enum Row {
     ReadNeverWritten,
     /// Reads: a copy that joins is asked, as it was in sync a moment ago.
     ReadJoining,
+    /// Sweep: what a node had of a slice that is elsewhere is given back.
+    SweptAway,
+    /// Sweep: a slice is set up again meanwhile.
+    SweepOvertaken,
+    /// Sweep: an empty copy that may still be placed.
+    SweepLeftEmpty,
+    /// Reads: a copy is given back while it is read.
+    ReadGivenBack,
     /// Writes: zeroes for a slice that was never written to.
     ZeroedNeverWritten,
     /// Journal: the writer waits for room.
@@ -161,7 +169,7 @@ pub enum Row {
 
 impl Row {
     /// All of them.
-    pub const ALL: [Self; 73] = [
+    pub const ALL: [Self; 77] = [
         Self::FenceLeftOut,
         Self::LaterView,
         Self::IncompleteCopy,
@@ -205,6 +213,10 @@ impl Row {
         Self::PlacementUnknown,
         Self::ReadNeverWritten,
         Self::ReadJoining,
+        Self::SweptAway,
+        Self::SweepOvertaken,
+        Self::SweepLeftEmpty,
+        Self::ReadGivenBack,
         Self::ZeroedNeverWritten,
         Self::JournalBlocked,
         Self::JournalRelocates,
@@ -283,6 +295,10 @@ impl Row {
             Self::PlacementUnknown => "placing: of unknown outcome",
             Self::ReadNeverWritten => "reads: never written",
             Self::ReadJoining => "reads: a copy that joins",
+            Self::SweptAway => "sweep: given back",
+            Self::SweepOvertaken => "sweep: set up again meanwhile",
+            Self::SweepLeftEmpty => "sweep: an empty copy that may be placed",
+            Self::ReadGivenBack => "reads: a copy given back meanwhile",
             Self::ZeroedNeverWritten => "writes: zeroes, never written",
             Self::JournalBlocked => "journal: the writer waits for room",
             Self::JournalRelocates => "journal: records are journaled again",

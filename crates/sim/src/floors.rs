@@ -77,6 +77,12 @@ pub const fn of(row: Row) -> Floor {
         Row::PlacingAgain => InClusters(1),
         Row::PlacementUnknown => InClusters(1),
         Row::ReadNeverWritten => InClusters(1),
+        Row::SweptAway => InClusters(1),
+        Row::SweepOvertaken => InClusters(1),
+        Row::SweepLeftEmpty => InClusters(1),
+        Row::ReadGivenBack => {
+            Unmet("a read has to be at the disk while its copy is taken out and given back")
+        }
         Row::ReadJoining => {
             Unmet("an owner asks a copy again only if others kept it waiting for seconds")
         }

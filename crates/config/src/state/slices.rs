@@ -18,6 +18,7 @@ use std::ops::{Index, RangeBounds};
 use std::rc::Rc;
 
 use holdfast_runtime::NodeId;
+use imbl::ordmap::DiffItem;
 use imbl::shared_ptr::RcK;
 use serde::{Deserialize, Serialize};
 
@@ -248,6 +249,22 @@ impl Slices {
         self.records.ptr_eq(&other.records)
     }
 
+    /// The slices of which `node` had a copy `before`, and has none any more, ascending. What both
+    /// directories share is not looked at.
+    pub fn taken_from<'a>(
+        &'a self,
+        node: NodeId,
+        before: &'a Self,
+    ) -> impl Iterator<Item = u32> + 'a {
+        let has = move |slice: &SliceRecord| slice.status(node).is_some();
+        let changes = before.records.diff(&self.records);
+        changes.filter_map(move |change| match change {
+            DiffItem::Update { old, new } if has(old.1) && !has(new.1) => Some(*new.0),
+            DiffItem::Remove(index, slice) if has(slice) => Some(*index),
+            DiffItem::Update { .. } | DiffItem::Remove(..) | DiffItem::Add(..) => None,
+        })
+    }
+
     /// Places a slice, or places it anew.
     pub(super) fn set(&mut self, index: u32, slice: SliceRecord) {
         self.count(&slice, 1);
@@ -392,6 +409,16 @@ mod tests {
         assert!(!before.is_same(&slices) && before != slices);
         assert_eq!((before.len(), slices.len()), (10_000, 10_001));
         assert!(before[5_000].is_in_sync(NodeId(2)) && !slices[5_000].is_in_sync(NodeId(2)));
+        let taken = |node| -> Vec<u32> { slices.taken_from(NodeId(node), &before).collect() };
+        assert!(taken(1).is_empty() && taken(2).is_empty());
+        slices.set(7, slice(&[2, 3], 2));
+        slices.set(9_000, slice(&[2], 1));
+        slices.set(9_001, slice(&[1], 1));
+        let taken = |node| -> Vec<u32> { slices.taken_from(NodeId(node), &before).collect() };
+        assert_eq!(
+            (taken(1), taken(2), taken(3)),
+            (vec![7, 9_000], vec![9_001], vec![])
+        );
         assert_eq!(slices.last_index(), Some(1 << 30));
         let range: Vec<u32> = slices.range(9_998..).map(|(index, _)| index).collect();
         assert_eq!(range, [9_998, 9_999, 1 << 30]);

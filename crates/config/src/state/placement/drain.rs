@@ -9,8 +9,8 @@
 //! | a slice with a copy on it | what happens |
 //! |---|---|
 //! | fewer other copies than the volume wants | a stale one is added elsewhere, and the owner brings it up to date |
-//! | as many others in sync as the volume wants | the copy is taken out, in the change that promoted the last of them |
-//! | as many others, and the copy itself is stale | the same: it counts for nothing |
+//! | as many others in sync as the volume wants | the copy is taken out, in sync or not, in the change that promoted the last of them |
+//! | fewer others in sync, and the copy itself is stale | it stays: when its node is back, it is in sync sooner than a new one |
 //! | no node to add one on | it stays, until a node comes up |
 //!
 //! A node may have copies of very many slices. So `Drain` only marks it; the leader then proposes
@@ -20,6 +20,7 @@
 use std::rc::Rc;
 
 use holdfast_runtime::NodeId;
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_wire::VolumeId;
 
 use crate::state::change::{Outcome, Refusal};
@@ -128,20 +129,21 @@ impl ClusterState {
         record: &VolumeRecord,
         slice: &SliceRecord,
     ) -> Option<SliceRecord> {
-        let drained = |node: NodeId| self.draining.contains_key(&node);
-        let stays = slice.copies().filter(|copy| !drained(copy.node));
-        let stays_in_sync = slice.in_sync().filter(|node| !drained(*node)).count();
-        let wanted = record.copies as usize;
-        if stays.count() < wanted {
-            return None;
-        }
-        let needed = |status| status == CopyStatus::InSync && stays_in_sync < wanted;
-        let left = slice
+        let stays = slice
             .copies()
-            .filter(|copy| !drained(copy.node) || needed(copy.status));
-        let left: SliceRecord = left.collect();
+            .filter(|copy| !self.draining.contains_key(&copy.node));
+        let left: SliceRecord = stays.collect();
+        let counts = match planted::is_active(Bug::DrainDropsEarly) {
+            true => left.copies().len(),
+            false => left
+                .in_sync()
+                .filter(|node| !self.is_evicted(*node))
+                .count(),
+        };
+        // A stale copy, too, may be in sync again long before a new one is.
+        let is_needed = counts < record.copies as usize;
         let fewer = left.copies().len() < slice.copies().len();
-        fewer.then_some(left)
+        (fewer && !is_needed).then_some(left)
     }
 
     /// The node serves on as if nothing had been, and copies that were added for it and are not in
@@ -194,7 +196,7 @@ impl ClusterState {
         if record.status == NodeStatus::Evicted {
             return Ok(Outcome::Done);
         }
-        if !self.is_drained(node) {
+        if !self.is_drained(node) && !planted::is_active(Bug::RemoveUndrained) {
             let copies = self.copies_on(node);
             return Err(Refusal::NotDrained { node, copies });
         }

@@ -123,7 +123,7 @@ fn copies_serve_until_others_are_in_sync_and_no_slice_ever_has_fewer() {
 }
 
 #[test]
-fn a_copy_that_counts_for_nothing_goes_as_soon_as_another_is_listed() {
+fn a_stale_copy_stays_until_as_many_others_are_in_sync_as_are_wanted() {
     let mut state = cluster();
     open(&mut state);
     let node = NodeId(5);
@@ -142,9 +142,31 @@ fn a_copy_that_counts_for_nothing_goes_as_soon_as_another_is_listed() {
     state.apply(change);
     assert_eq!(state.apply(drain(5)), Outcome::Done);
     go_on(&mut state);
+    assert_ne!(on(&state, 5), [], "its node may be back at any moment");
+    promote_all(&mut state);
     assert_eq!(on(&state, 5), []);
-    let slices = state.volumes[&DB].slices.values();
-    assert!(slices.clone().all(|slice| slice.copies().len() == 3));
+    let mut slices = state.volumes[&DB].slices.values();
+    assert!(slices.all(|slice| slice.copies().len() == 3));
+}
+
+#[test]
+fn a_copy_on_an_evicted_node_is_none_for_which_a_drained_one_goes() {
+    let mut state = drained(5);
+    go_on(&mut state);
+    let before = on(&state, 5);
+    let gone = NodeId(2);
+    state.apply(down(gone));
+    assert_eq!(state.apply(Change::Evict { node: gone }), Outcome::Done);
+    if !state.volumes[&DB].open {
+        open(&mut state);
+    }
+    go_on(&mut state);
+    promote_all(&mut state);
+    for (index, _) in before {
+        let slice = &state.volumes[&DB].slices[index];
+        let alive = slice.in_sync().filter(|node| *node != gone).count();
+        assert!(alive >= 3, "slice {index}: {slice:?}");
+    }
 }
 
 #[test]

@@ -6,13 +6,14 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures::future::try_join_all;
-use holdfast_config::state::{ClusterState, CopyStatus, NodeStatus, SliceRecord};
+use holdfast_config::state::{ClusterState, CopyStatus, NodeRecord, NodeStatus, SliceRecord};
 use holdfast_node::{ScrubOrder, ScrubPass};
 use holdfast_runtime::{Incarnation, NodeId};
-use holdfast_store::DamagedBlocks;
-use holdfast_wire::{SliceKey, VolumeId};
+use holdfast_store::{DamagedBlocks, Store};
+use holdfast_wire::{Seq, SliceKey, VolumeId};
 
 use super::client::{Ended, Range, Workload};
+use super::draining::{Redundancy, expect_drained};
 use super::shape::Mood;
 use crate::oracle::cluster::{MemoryBound, Ownership, Progress, compare_copies};
 use crate::oracle::content::BLOCK_BYTES;
@@ -45,6 +46,7 @@ pub(super) struct Audit {
     /// Volumes whose last complete copy was damaged: honestly out of service.
     lost: RefCell<BTreeSet<usize>>,
     turn: Cell<usize>,
+    drains: Redundancy,
 }
 
 impl Audit {
@@ -60,6 +62,7 @@ impl Audit {
             calm: Cell::new(false),
             lost: RefCell::default(),
             turn: Cell::new(0),
+            drains: Redundancy::default(),
         })
     }
 
@@ -77,6 +80,28 @@ impl Audit {
                     self.workload.object(failure);
                 }
             }
+        }
+    }
+
+    /// Looks at every state that the node applies, for ever.
+    pub(super) async fn keep_watching(self: Rc<Self>, id: NodeId) {
+        let nodes = &self.workload.nodes;
+        let runtime = nodes.simulation.runtime();
+        let is_gone =
+            |node| self.is_lost_machine(node) || nodes.simulation.disks(node).have_failed();
+        loop {
+            let Some((_, node)) = nodes.get(id) else {
+                runtime.sleep(SAMPLE_EVERY).await;
+                continue;
+            };
+            let mut watch = node.watch();
+            let index = *watch.borrow_and_update();
+            if let Err(failure) = self.drains.look(index, &node.state(), is_gone) {
+                self.workload.object(failure);
+            }
+            drop(node);
+            // A process that was killed says nothing more.
+            let _ = runtime.timeout(SAMPLE_EVERY, watch.changed()).await;
         }
     }
 
@@ -156,6 +181,7 @@ impl Audit {
         self.expect_service().await?;
         self.expect_members()?;
         self.expect_redundancy().await?;
+        expect_drained(self, &self.workload).await?;
         self.expect_forgotten().await?;
         self.expect_healed().await?;
         self.read_back().await?;
@@ -169,10 +195,11 @@ impl Audit {
         let Some(state) = self.newest_state() else {
             return Ok(());
         };
-        let doomed = nodes.shape.doom.as_ref().map(|doom| doom.node);
         let mut evicted = state.nodes.keys().filter(|node| is_evicted(&state, **node));
         let unjust = evicted.find(|node| {
-            let has_reason = Some(**node) == doomed || Some(**node) == nodes.shape.victim;
+            let has_reason = self.is_lost_machine(**node)
+                || nodes.is_doomed(**node)
+                || Some(**node) == nodes.shape.victim;
             !has_reason && !nodes.simulation.disks(**node).have_failed()
         });
         match unjust {
@@ -182,6 +209,11 @@ impl Audit {
             }
             None => Ok(()),
         }
+    }
+
+    fn is_lost_machine(&self, node: NodeId) -> bool {
+        let doom = self.workload.nodes.shape.doom.as_ref();
+        doom.is_some_and(|doom| doom.node == node)
     }
 
     /// Volumes are asked side by side: one that is lost shall not use up the others' time.
@@ -248,33 +280,45 @@ impl Audit {
             })
     }
 
+    /// Whether nothing is expected of the volume any more.
+    pub(super) fn is_given_up(&self, volume: VolumeId) -> bool {
+        let lost = self.lost.borrow();
+        lost.iter()
+            .any(|lost| self.workload.volumes[*lost] == volume)
+    }
+
+    /// Changes of the config state that were looked at one by one.
+    pub(super) fn judged(&self) -> u64 {
+        self.drains.judged()
+    }
+
     /// How many volumes went out of service because of damage.
     pub(super) fn lost_volumes(&self) -> u64 {
         self.lost.borrow().len() as u64
     }
 
-    /// Nothing is kept of a volume that was deleted.
+    /// Nothing is kept of a volume that was deleted, nor of a slice that is elsewhere: but empty
+    /// copies, which an owner may be about to place.
     async fn expect_forgotten(&self) -> Result<(), Failure> {
         let nodes = &self.workload.nodes;
         let runtime = nodes.simulation.runtime();
         let deadline = runtime.now() + FORGETTING_BOUND;
         loop {
             let state = self.newest_state();
-            let kept = nodes.shape.nodes.iter().filter_map(|id| nodes.get(*id));
-            let kept: Vec<SliceKey> = kept
-                .flat_map(|(_, node)| node.context().store.slices())
-                .filter(|slice| {
-                    let volume = VolumeId(slice.volume);
-                    state
-                        .as_ref()
-                        .is_some_and(|state| !state.volumes.contains_key(&volume))
-                })
-                .collect();
-            if kept.is_empty() {
+            let of_no_use = |(id, store): &(NodeId, Rc<Store>)| {
+                let state = state.as_ref()?;
+                let slices = store.slices().into_iter();
+                let mut kept = slices.filter(|slice| is_of_no_use(state, *id, store, *slice));
+                kept.next().map(|slice| (*id, slice))
+            };
+            let running = nodes.shape.nodes.iter().filter_map(|id| nodes.get(*id));
+            let stores = running.map(|(_, node)| (node.id(), node.context().store.clone()));
+            let kept = stores.filter(|(id, _)| !nodes.is_doomed(*id));
+            let Some((node, slice)) = kept.into_iter().find_map(|one| of_no_use(&one)) else {
                 return Ok(());
-            }
+            };
             if runtime.now() >= deadline {
-                let what = format!("kept of deleted volumes: {kept:?}");
+                let what = format!("node {node} keeps slice {slice}, which is not there any more");
                 return Err(Failure::oracle("deletion", what));
             }
             runtime.sleep(Duration::from_millis(100)).await;
@@ -312,8 +356,7 @@ impl Audit {
             .iter()
             .all(|id| !healthy(*id) || !present(*id) || nodes.is_registered(*id))
             && state.volumes.iter().all(|(id, volume)| {
-                let lost = self.lost.borrow();
-                if lost.iter().any(|lost| self.workload.volumes[*lost] == *id) {
+                if self.is_given_up(*id) {
                     return true;
                 }
                 let complete = |(index, slice): (u32, &SliceRecord)| {
@@ -326,9 +369,12 @@ impl Audit {
                         damaged && !slice.in_sync().any(healthy) && self.is_suspect(key);
                     // A copy that was evicted stays missing while no node is there to have it.
                     let placed = |node: NodeId| slice.status(node).is_some();
-                    let nowhere = state
-                        .members()
-                        .all(|(node, record)| record.status != NodeStatus::Up || placed(node));
+                    let takes = |node: NodeId, record: &NodeRecord| {
+                        record.status == NodeStatus::Up && !state.draining.contains_key(&node)
+                    };
+                    let mut members = state.members();
+                    let nowhere =
+                        members.all(|(node, record)| !takes(node, record) || placed(node));
                     left_alone
                         || slice.copies().all(|copy| {
                             copy.status == CopyStatus::InSync
@@ -517,8 +563,7 @@ impl Audit {
         };
         for (volume, record) in &state.volumes {
             // Nobody owns a lost volume: no takeover made the copies of its other slices alike.
-            let is_lost = |lost: &usize| self.workload.volumes[*lost].0 == volume.0;
-            if self.lost.borrow().iter().any(is_lost) {
+            if self.is_given_up(*volume) {
                 continue;
             }
             let blocks = (record.slice_bytes / BLOCK_BYTES as u64) as u32;
@@ -576,7 +621,7 @@ impl Audit {
     }
 
     /// Who waits for what, for the report of a failure.
-    fn explain(&self) -> String {
+    pub(super) fn explain(&self) -> String {
         let nodes = &self.workload.nodes;
         let mut words = Vec::new();
         for id in &nodes.shape.nodes {
@@ -621,6 +666,16 @@ impl Audit {
         }
         words.join("; ")
     }
+}
+
+fn is_of_no_use(state: &ClusterState, node: NodeId, store: &Store, slice: SliceKey) -> bool {
+    let Some(volume) = state.volumes.get(&VolumeId(slice.volume)) else {
+        return true;
+    };
+    let placed = volume.slices.get(slice.slice);
+    let is_here = placed.is_some_and(|placed| placed.status(node).is_some());
+    let is_empty = store.last_seq(slice) == Seq(0) && store.base(slice) == Seq(0);
+    !is_here && !is_empty
 }
 
 fn is_evicted(state: &ClusterState, node: NodeId) -> bool {

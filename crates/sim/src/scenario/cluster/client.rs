@@ -49,6 +49,8 @@ pub(super) struct Counts {
     pub(super) damaged: Cell<u64>,
     pub(super) grown: Cell<u64>,
     pub(super) evicted: Cell<u64>,
+    pub(super) drained: Cell<u64>,
+    pub(super) removed: Cell<u64>,
     pub(super) moved: Cell<u64>,
     pub(super) deleted: Cell<u64>,
     pub(super) swapped: Cell<u64>,

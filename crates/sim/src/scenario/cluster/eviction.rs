@@ -21,7 +21,7 @@ pub(super) async fn evict(workload: Rc<Workload>, doom: Doom) {
     let runtime = simulation.runtime();
     let random = simulation.random("eviction");
     runtime.sleep(doom.after).await;
-    nodes.doom(Some(doom.node));
+    nodes.doom(doom.node);
     simulation.cut_power(&[doom.node]);
     loop {
         let Some(node) = random.pick(&nodes.with_process()).copied() else {
@@ -36,7 +36,7 @@ pub(super) async fn evict(workload: Rc<Workload>, doom: Doom) {
             // Nobody has noticed yet that it is gone, or the answer was lost.
             None | Some(Outcome::Refused(Refusal::NodeRuns(_))) => {}
             Some(Outcome::Refused(Refusal::HoldsLastCopy { .. })) => {
-                nodes.doom(None);
+                nodes.spare(doom.node);
                 simulation.restore_power(doom.node);
                 nodes.start(doom.node);
                 return;

@@ -27,6 +27,7 @@ mod audit;
 mod birth;
 mod client;
 mod deleting;
+mod draining;
 mod eviction;
 mod growth;
 mod hosts;
@@ -94,6 +95,10 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
     let runtime = simulation.runtime();
     let mut background = TaskGroup::default();
     background.add(runtime.spawn("audit", audit.clone().keep_sampling()));
+    for node in shape.nodes.iter().filter(|_| shape.drains) {
+        let watching = audit.clone().keep_watching(*node);
+        background.add(runtime.spawn("audit", watching));
+    }
     audit.begin_calm().await?;
     let stop = Rc::new(Cell::new(false));
     for (index, volume) in shape.volumes.iter().enumerate() {
@@ -157,6 +162,10 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
         background.add(runtime.spawn("operator", operate(nodes.clone(), stop.clone())));
         let moving = moving::keep_moving(workload.clone(), stop.clone());
         background.add(runtime.spawn("mover", moving));
+        if shape.drains {
+            let draining = draining::keep_draining(workload.clone(), stop.clone());
+            background.add(runtime.spawn("drainer", draining));
+        }
         if shape.deletes {
             let deleting = deleting::keep_deleting(workload.clone(), stop.clone());
             background.add(runtime.spawn("deleter", deleting));
@@ -203,6 +212,8 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
                 ("errors because of damage", counts.damaged.get()),
                 ("volumes grown", counts.grown.get()),
                 ("nodes evicted", counts.evicted.get()),
+                ("nodes drained", counts.drained.get()),
+                ("nodes removed", counts.removed.get()),
                 ("volumes moved", counts.moved.get()),
                 ("volumes deleted", counts.deleted.get()),
                 ("blocks compared and written", counts.swapped.get()),
@@ -211,6 +222,7 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
                 ("reservations taken away", reservations.taken),
                 ("writes refused as reserved", reservations.refused),
                 ("paths given up", workload.sessions.given_up.get()),
+                ("steps of drains judged", audit.judged()),
                 ("volumes lost to damage", audit.lost_volumes()),
                 ("views with an owner", audit.views()),
                 ("node starts refused", nodes.starts_refused.get()),

@@ -145,7 +145,10 @@ async fn ask(workload: &Workload, through: NodeId, volume: usize, to: NodeId, fo
         Some(Ok(Some(Err(error)))) => match error {
             MoveError::Undecided | MoveError::NotServing | MoveError::TooSoon => {}
             MoveError::Refused(
-                Refusal::ViewStale | Refusal::SuccessorNotUp(_) | Refusal::SuccessorWithoutCopy(_),
+                Refusal::ViewStale
+                | Refusal::SuccessorNotUp(_)
+                | Refusal::SuccessorWithoutCopy(_)
+                | Refusal::NodeDrains(_),
             ) => {}
             MoveError::Refused(refusal) => {
                 let what = format!("moving volume {id} to node {to}: {refusal:?}");

@@ -1,7 +1,7 @@
 //! The nodes of the cluster: how they are founded, started and reached.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -37,8 +37,8 @@ pub(super) struct Nodes {
     pub(super) starts_refused: Cell<u64>,
     /// Where nodes are that have moved.
     moved: RefCell<BTreeMap<NodeId, String>>,
-    /// The node whose machine is lost for good.
-    doomed: Cell<Option<NodeId>>,
+    /// The nodes whose machine is lost for good, or that were taken out.
+    doomed: RefCell<BTreeSet<NodeId>>,
 }
 
 #[derive(Default)]
@@ -76,13 +76,13 @@ impl Nodes {
             members,
             starts_refused: Cell::new(0),
             moved: RefCell::default(),
-            doomed: Cell::new(None),
+            doomed: RefCell::default(),
         })
     }
 
     /// Starts the node's process, if its machine still exists.
     pub(super) fn start(self: &Rc<Self>, node: NodeId) {
-        if self.doomed.get() == Some(node) {
+        if self.is_doomed(node) {
             return;
         }
         let nodes = self.clone();
@@ -171,13 +171,18 @@ impl Nodes {
         self.moved.borrow_mut().insert(node, address);
     }
 
-    /// From now on this node's machine exists no more.
-    pub(super) fn doom(&self, node: Option<NodeId>) {
-        self.doomed.set(node);
+    /// From now on nobody starts this node.
+    pub(super) fn doom(&self, node: NodeId) {
+        self.doomed.borrow_mut().insert(node);
+    }
+
+    /// It is started again after all.
+    pub(super) fn spare(&self, node: NodeId) {
+        self.doomed.borrow_mut().remove(&node);
     }
 
     pub(super) fn is_doomed(&self, node: NodeId) -> bool {
-        self.doomed.get() == Some(node)
+        self.doomed.borrow().contains(&node)
     }
 
     /// Nodes whose process runs, started or not.

@@ -14,6 +14,9 @@ use crate::network::NetworkTiming;
 use crate::oracle::content::BLOCK_BYTES;
 use crate::random::Random;
 
+/// Nodes that have to be left when one is taken out: a majority of them goes on without any one.
+const LEFT_MIN: usize = 3;
+
 /// What a cluster has to bear.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mood {
@@ -102,6 +105,8 @@ pub(super) struct Shape {
     pub(super) damaged_at_rest: Vec<String>,
     /// Whether volumes are made and deleted meanwhile.
     pub(super) deletes: bool,
+    /// Whether nodes are drained.
+    pub(super) drains: bool,
     /// Whether hosts share one more volume by reservations.
     pub(super) reserves: bool,
     /// Whether some writes are long ones, all over a volume.
@@ -242,6 +247,9 @@ impl Shape {
                 .map(str::to_owned)
                 .collect(),
             deletes: random.fork("deletes").chance(300_000) && victim.is_none(),
+            drains: random.fork("drains").chance(350_000)
+                && mood == Mood::Hostile
+                && nodes.len() >= 4,
             reserves: random.fork("reserves").chance(400_000)
                 && mood == Mood::Hostile
                 && victim.is_none(),
@@ -268,6 +276,13 @@ impl Shape {
 }
 
 impl Shape {
+    /// Whether a node can be taken out: damage may keep the victim from ever starting again, and a
+    /// majority of the config group has to be left in any case.
+    pub(super) fn may_remove(&self) -> bool {
+        let lost = usize::from(self.doom.is_some()) + usize::from(self.victim.is_some());
+        self.nodes.len() - lost > LEFT_MIN
+    }
+
     /// Without any fault of its own: what happens to links is the scenario's.
     pub(super) fn draw_for_cuts(random: &Random) -> Self {
         let drawn = Self::draw(random);
@@ -285,6 +300,7 @@ impl Shape {
             clients: 2,
             doom: None,
             victim: None,
+            drains: false,
             long_writes: false,
             gossip: GossipOptions::default(),
             ..drawn

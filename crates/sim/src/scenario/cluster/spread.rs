@@ -69,7 +69,8 @@ pub(super) async fn expect(audit: &Audit, nodes: &Nodes) -> Result<(), Failure> 
 fn uneven(state: &ClusterState) -> Option<String> {
     let mut owned: BTreeMap<NodeId, usize> = BTreeMap::new();
     let up = state.nodes.iter();
-    let up = up.filter(|(_, record)| record.status == NodeStatus::Up);
+    let takes = |node: &NodeId| !state.draining.contains_key(node);
+    let up = up.filter(|(node, record)| record.status == NodeStatus::Up && takes(node));
     owned.extend(up.map(|(node, _)| (*node, 0)));
     for owner in state.volumes.values().filter_map(|volume| volume.owner) {
         *owned.entry(owner.node).or_default() += 1;

@@ -1,0 +1,286 @@
+//! An operator who drains nodes while everything else goes on: some drains are called off, some
+//! nodes are removed once they are empty, and some are asked to be long before that.
+//!
+//! Oracles: a copy leaves a drained node only if the slice has as many others in sync as its volume
+//! wants; once everything has healed a drain ends, if there are nodes for the copies.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use holdfast_config::state::{
+    Change, ClusterState, CopyStatus, NodeStatus, Outcome, Refusal, VolumeRecord,
+};
+use holdfast_runtime::NodeId;
+
+use super::audit::Audit;
+use super::client::Workload;
+use crate::random::Random;
+use crate::report::Failure;
+
+const PROPOSAL_LIMIT: Duration = Duration::from_secs(3);
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(12));
+/// How long an operator waits for a node to be empty before the drain is called off.
+const PATIENCE: (Duration, Duration) = (Duration::ZERO, Duration::from_secs(20));
+/// From full redundancy to the end of every drain that can end.
+const DRAINED_BOUND: Duration = Duration::from_secs(60);
+
+/// Drains nodes until `stop`.
+pub(super) async fn keep_draining(workload: Rc<Workload>, stop: Rc<Cell<bool>>) {
+    let nodes = workload.nodes.clone();
+    let runtime = nodes.simulation.runtime();
+    let random = nodes.simulation.random("drainer");
+    let mut may_remove = nodes.shape.may_remove();
+    loop {
+        runtime.sleep(random.duration(PAUSE.0, PAUSE.1)).await;
+        if stop.get() {
+            return;
+        }
+        let Some(node) = random.pick(&nodes.shape.nodes).copied() else {
+            return;
+        };
+        if nodes.is_doomed(node) {
+            continue;
+        }
+        let drain = Change::Drain {
+            node,
+            now_unix_ms: 0,
+        };
+        match ask(&workload, &random, drain).await {
+            Some(Outcome::Done) => {
+                let drained = &workload.counts.drained;
+                drained.set(drained.get() + 1);
+            }
+            // It may be drained all the same.
+            None => {}
+            Some(Outcome::Refused(Refusal::DrainLeavesTooFew { .. } | Refusal::Evicted(_))) => {
+                continue;
+            }
+            Some(outcome) => return object(&workload, "draining", node, &outcome),
+        }
+        nodes.say(node, || "is drained".to_owned());
+        if random.chance(200_000) {
+            // Another one is drained beside it.
+            continue;
+        }
+        let patience = random.duration(PATIENCE.0, PATIENCE.1);
+        let deadline = runtime.now() + patience;
+        while !is_empty(&workload, node) && !stop.get() && runtime.now() < deadline {
+            runtime.sleep(Duration::from_millis(100)).await;
+        }
+        if may_remove && random.chance(500_000) {
+            may_remove = !remove(&workload, &random, node).await;
+            continue;
+        }
+        if random.chance(700_000) {
+            let cancel = Change::CancelDrain { node };
+            while !stop.get() && ask(&workload, &random, cancel.clone()).await.is_none() {
+                runtime.sleep(RETRY_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Whether, as far as any node knows, nothing is left on it.
+fn is_empty(workload: &Workload, node: NodeId) -> bool {
+    let nodes = &workload.nodes;
+    let running = nodes.shape.nodes.iter().filter_map(|id| nodes.get(*id));
+    running
+        .map(|(_, running)| running.state())
+        .any(|state| state.is_drained(node))
+}
+
+/// Has the node removed, empty or not. Answers whether it is out for good.
+async fn remove(workload: &Rc<Workload>, random: &Random, node: NodeId) -> bool {
+    let nodes = &workload.nodes;
+    let runtime = nodes.simulation.runtime();
+    // Nobody starts it again: it may be removed although the answer is lost.
+    nodes.doom(node);
+    loop {
+        match ask(workload, random, Change::RemoveNode { node }).await {
+            Some(Outcome::Done) => {
+                let removed = &workload.counts.removed;
+                removed.set(removed.get() + 1);
+                nodes.say(node, || "is removed".to_owned());
+                return true;
+            }
+            Some(Outcome::Refused(Refusal::NotDrained { .. })) => {
+                nodes.spare(node);
+                if nodes.simulation.is_powered(node) && nodes.simulation.incarnation(node).is_none()
+                {
+                    nodes.start(node);
+                }
+                return false;
+            }
+            None => {
+                runtime
+                    .sleep(random.duration(Duration::ZERO, RETRY_PAUSE))
+                    .await
+            }
+            Some(outcome) => {
+                object(workload, "removing", node, &outcome);
+                return true;
+            }
+        }
+    }
+}
+
+fn object(workload: &Workload, doing: &str, node: NodeId, outcome: &Outcome) {
+    let what = format!("{doing} node {node}: {outcome:?}");
+    workload.object(Failure::oracle("draining", what));
+}
+
+/// One request through one node; `None` if its outcome is open.
+async fn ask(workload: &Workload, random: &Random, change: Change) -> Option<Outcome> {
+    let simulation = &workload.nodes.simulation;
+    let id = random.pick(&workload.nodes.with_process()).copied()?;
+    let (_, node) = workload.nodes.get(id)?;
+    let weak = Rc::downgrade(&node);
+    drop(node);
+    let call = simulation.call(id, "drainer", async move {
+        weak.upgrade()?.propose(change, PROPOSAL_LIMIT).await.ok()
+    });
+    let answer = simulation.runtime().timeout(PROPOSAL_LIMIT * 2, call).await;
+    answer?.ok().flatten()
+}
+
+/// States of which the one before, or after, may still be seen.
+const KEPT: usize = 64;
+
+/// Watches that drained nodes give up no copy that is needed: compares each state with the one
+/// before, whichever nodes have told of them.
+#[derive(Default)]
+pub(super) struct Redundancy {
+    seen: RefCell<BTreeMap<u64, Rc<ClusterState>>>,
+    compared: Cell<u64>,
+}
+
+impl Redundancy {
+    /// How many states were compared with the one before.
+    pub(super) fn judged(&self) -> u64 {
+        self.compared.get()
+    }
+
+    /// Some node has applied the log up to `index`; `is_gone` tells nodes that are out for another
+    /// reason than a drain.
+    pub(super) fn look(
+        &self,
+        index: u64,
+        state: &Rc<ClusterState>,
+        is_gone: impl Fn(NodeId) -> bool,
+    ) -> Result<(), Failure> {
+        let mut seen = self.seen.borrow_mut();
+        if seen.insert(index, state.clone()).is_some() {
+            return Ok(());
+        }
+        let before = index.checked_sub(1).and_then(|before| seen.get(&before));
+        let before = before.cloned();
+        if seen.len() > KEPT {
+            seen.pop_first();
+        }
+        drop(seen);
+        let Some(before) = before else {
+            return Ok(());
+        };
+        self.compared.set(self.compared.get() + 1);
+        for volume in state.volumes.changed_since(&before.volumes) {
+            let records = (before.volumes.get(&volume), state.volumes.get(&volume));
+            if let (Some(was), Some(is)) = records {
+                for node in before.draining.keys().filter(|node| !is_gone(**node)) {
+                    expect_kept(&before, state, *node, was, is)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn expect_kept(
+    before: &ClusterState,
+    state: &ClusterState,
+    node: NodeId,
+    was: &VolumeRecord,
+    is: &VolumeRecord,
+) -> Result<(), Failure> {
+    let out = is_out(state, node);
+    for (index, earlier) in was.slices.iter() {
+        let Some(slice) = is.slices.get(index) else {
+            continue;
+        };
+        let left = earlier.is_in_sync(node) && (out || slice.status(node).is_none());
+        if !left {
+            continue;
+        }
+        let others = slice
+            .in_sync()
+            .filter(|other| *other != node && !is_out(state, *other));
+        // One entry of the log may hold several changes.
+        let fallen = |other: &NodeId| {
+            *other != node
+                && !is_out(before, *other)
+                && (slice.status(*other) == Some(CopyStatus::Stale) || is_out(state, *other))
+        };
+        let fallen = earlier.in_sync().filter(fallen).count();
+        if others.count() + fallen < is.copies as usize {
+            let what = format!(
+                "node {node} has given up slice {index} of {}: {slice:?}, before {earlier:?}",
+                is.name,
+            );
+            return Err(Failure::oracle("draining", what));
+        }
+    }
+    Ok(())
+}
+
+fn is_out(state: &ClusterState, node: NodeId) -> bool {
+    let record = state.nodes.get(&node);
+    record.is_none_or(|record| record.status == NodeStatus::Evicted)
+}
+
+/// Every drain ends for which there are nodes.
+pub(super) async fn expect_drained(audit: &Audit, workload: &Workload) -> Result<(), Failure> {
+    let runtime = workload.nodes.simulation.runtime();
+    let deadline = runtime.now() + DRAINED_BOUND;
+    loop {
+        let state = audit.newest_state();
+        let left = state.as_ref().and_then(|state| left(audit, state));
+        let Some(what) = left else {
+            return Ok(());
+        };
+        if runtime.now() >= deadline {
+            let what = format!("{what}; {}", audit.explain());
+            return Err(Failure::oracle("draining", what));
+        }
+        workload.verdict()?;
+        runtime.sleep(Duration::from_millis(100)).await;
+    }
+}
+
+fn left(audit: &Audit, state: &ClusterState) -> Option<String> {
+    let takers = state.members().filter(|(node, record)| {
+        record.status == NodeStatus::Up && !state.draining.contains_key(node)
+    });
+    let takers = takers.count();
+    // A copy that is out of date on a node that is down keeps its place: the node may be back.
+    let is_down = |node: NodeId| state.running_incarnation(node).is_none();
+    let hindered = |volume: &VolumeRecord| {
+        let held = volume.slices.holders().iter();
+        let mut behind = held.filter(|held| held.in_sync < held.copies);
+        behind.any(|held| is_down(held.node))
+    };
+    state.draining.keys().find_map(|node| {
+        let mut volumes = state.volumes.iter().filter(|(id, volume)| {
+            volume.slices.held_by(*node).copies > 0
+                && volume.copies as usize <= takers
+                && !hindered(volume)
+                && !audit.is_given_up(**id)
+        });
+        let (id, volume) = volumes.next()?;
+        let copies = volume.slices.held_by(*node).copies;
+        Some(format!(
+            "node {node} is drained and has {copies} copies of volume {id}"
+        ))
+    })
+}
