@@ -27,6 +27,7 @@ use holdfast_replica::Unplaced;
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_wire::{SliceKey, VolumeId};
 use tokio::sync::Notify;
+use tokio::task::yield_now;
 
 use crate::node::{Failure, Node};
 
@@ -72,9 +73,7 @@ impl Sweep {
 impl Node {
     /// Gives back what is of no use, for ever.
     pub(crate) async fn keep_sweeping(self: Rc<Self>) {
-        for volume in self.context.store.volumes() {
-            self.sweep.add(self.context.store.slices_of(volume));
-        }
+        self.sweep_all().await;
         loop {
             let slices = self.sweep.next().await;
             let left = self.give_back(slices).await;
@@ -82,6 +81,21 @@ impl Node {
                 self.context.runtime.sleep_roughly(RETRY_PAUSE).await;
                 self.sweep.add(left);
             }
+        }
+    }
+
+    /// All that the store holds may be of no use.
+    async fn sweep_all(&self) {
+        let mut next = Some(SliceKey {
+            volume: 0,
+            slice: 0,
+        });
+        while let Some(first) = next {
+            let store = &self.context.store;
+            let slices = store.slices_from(first, DROPPED_AT_ONCE_MAX);
+            next = slices.last().and_then(following);
+            self.sweep.add(slices);
+            yield_now().await;
         }
     }
 
@@ -128,6 +142,16 @@ impl Node {
                 Vec::new()
             }
         }
+    }
+}
+
+fn following(last: &SliceKey) -> Option<SliceKey> {
+    let SliceKey { volume, slice } = *last;
+    match slice.checked_add(1) {
+        Some(slice) => Some(SliceKey { volume, slice }),
+        None => volume
+            .checked_add(1)
+            .map(|volume| SliceKey { volume, slice: 0 }),
     }
 }
 

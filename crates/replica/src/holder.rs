@@ -21,7 +21,7 @@ use bytes::Bytes;
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::rpc::{Incoming, Rpc};
-use holdfast_runtime::{Frame, Incarnation, Instant, NodeId, Runtime, Service};
+use holdfast_runtime::{Frame, Incarnation, Instant, NodeId, Runtime, Service, work};
 use holdfast_store::{CopyState, Record, Store, StoreError};
 use holdfast_wire::replica::{
     Ack, Append, FetchRecord, Lease, ReadBlocks, ReplicaNotice, ReplicaRefusal, ReplicaReply,
@@ -342,6 +342,7 @@ impl Holder {
 
     /// Waits until nobody sets up a stream of this slice; nobody does while it is held.
     pub(crate) async fn turn(&self, slice: SliceKey) -> OwnedMutexGuard<()> {
+        work::note(1);
         let turn = self
             .setting_up
             .borrow_mut()
@@ -463,6 +464,7 @@ impl Holder {
         view: View,
         stable: Seq,
     ) -> Result<(), ReplicaRefusal> {
+        work::note(1);
         let mut receiving = self.receiving.borrow_mut();
         let receiver = receiving
             .get_mut(&slice)

@@ -92,6 +92,8 @@ pub struct Stream<T> {
     window: VecDeque<Entry<T>>,
     window_bytes: usize,
     members: BTreeMap<NodeId, Member>,
+    /// How often a member came, went, or got another role.
+    membership: u64,
 }
 
 impl<T: Clone> Stream<T> {
@@ -103,6 +105,7 @@ impl<T: Clone> Stream<T> {
             window: VecDeque::new(),
             window_bytes: 0,
             members: BTreeMap::new(),
+            membership: 0,
         }
     }
 
@@ -124,6 +127,11 @@ impl<T: Clone> Stream<T> {
     /// The copies that take part.
     pub fn members(&self) -> &BTreeMap<NodeId, Member> {
         &self.members
+    }
+
+    /// Changes whenever a copy came, went, or got another role.
+    pub fn membership(&self) -> u64 {
+        self.membership
     }
 
     /// Copies without which nothing is acknowledged.
@@ -167,6 +175,7 @@ impl<T: Clone> Stream<T> {
             "a required copy starts where the stream does"
         );
         self.members.insert(node, member);
+        self.membership += 1;
     }
 
     /// Notes how much space a copy has, as it said outside the stream.
@@ -198,6 +207,7 @@ impl<T: Clone> Stream<T> {
     pub fn require(&mut self, now: Instant, node: NodeId) {
         if let Some(member) = self.members.get_mut(&node) {
             member.role = Role::Required;
+            self.membership += 1;
             member.progress_at = now;
         }
     }
@@ -205,6 +215,7 @@ impl<T: Clone> Stream<T> {
     /// Forgets a copy; what it alone held up becomes stable.
     pub fn remove(&mut self, node: NodeId) -> Vec<Command<T>> {
         self.members.remove(&node);
+        self.membership += 1;
         self.advance()
     }
 

@@ -23,6 +23,7 @@ pub mod reach;
 pub mod rpc;
 pub mod task;
 pub mod time;
+pub mod work;
 
 pub use buffer::{Buffer, PAGE_BYTES};
 pub use disk::{Allocation, Directory, Discarded, Disk, DiskError, DiskOptions};

@@ -17,7 +17,7 @@ use std::fmt;
 use std::ops::{Index, RangeBounds};
 use std::rc::Rc;
 
-use holdfast_runtime::NodeId;
+use holdfast_runtime::{NodeId, work};
 use imbl::ordmap::DiffItem;
 use imbl::shared_ptr::RcK;
 use serde::{Deserialize, Serialize};
@@ -200,7 +200,8 @@ impl Slices {
 
     /// The placed slices with their indexes, ascending.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (u32, &SliceRecord)> + Clone {
-        self.records.iter().map(|(index, slice)| (*index, slice))
+        let placed = self.records.iter().inspect(|_| work::note(1));
+        placed.map(|(index, slice)| (*index, slice))
     }
 
     /// The placed slices of a range with their indexes, ascending.
@@ -208,7 +209,7 @@ impl Slices {
         &self,
         range: impl RangeBounds<u32>,
     ) -> impl DoubleEndedIterator<Item = (u32, &SliceRecord)> + Clone {
-        let found = self.records.range(range);
+        let found = self.records.range(range).inspect(|_| work::note(1));
         found.map(|(index, slice)| (*index, slice))
     }
 
@@ -247,6 +248,16 @@ impl Slices {
     /// equal need not be.
     pub fn is_same(&self, other: &Self) -> bool {
         self.records.ptr_eq(&other.records)
+    }
+
+    /// The slices whose placement is another one than `before`, ascending. What both directories
+    /// share is not looked at.
+    pub fn changed_since<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = u32> + 'a {
+        let changes = before.records.diff(&self.records);
+        changes.map(|change| match change {
+            DiffItem::Add(index, _) | DiffItem::Remove(index, _) => *index,
+            DiffItem::Update { new, .. } => *new.0,
+        })
     }
 
     /// The slices of which `node` had a copy `before`, and has none any more, ascending. What both
@@ -419,6 +430,8 @@ mod tests {
             (taken(1), taken(2), taken(3)),
             (vec![7, 9_000], vec![9_001], vec![])
         );
+        let changed: Vec<u32> = slices.changed_since(&before).collect();
+        assert_eq!(changed, [7, 5_000, 9_000, 9_001, 1 << 30]);
         assert_eq!(slices.last_index(), Some(1 << 30));
         let range: Vec<u32> = slices.range(9_998..).map(|(index, _)| index).collect();
         assert_eq!(range, [9_998, 9_999, 1 << 30]);

@@ -9,7 +9,7 @@ use std::fmt;
 use std::ops::{Bound, Index};
 use std::rc::Rc;
 
-use holdfast_runtime::NodeId;
+use holdfast_runtime::{NodeId, work};
 use holdfast_wire::VolumeId;
 use imbl::ordmap::DiffItem;
 use imbl::shared_ptr::RcK;
@@ -106,7 +106,8 @@ impl Volumes {
 
     /// All of them, ascending by number.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&VolumeId, &VolumeRecord)> + Clone {
-        self.records.iter().map(|(id, record)| (id, &**record))
+        let volumes = self.records.iter().inspect(|_| work::note(1));
+        volumes.map(|(id, record)| (id, &**record))
     }
 
     /// All numbers, ascending.

@@ -23,7 +23,7 @@ use std::task::Context;
 use std::time::Duration;
 
 use futures::future::LocalBoxFuture;
-use holdfast_runtime::{Runtime, ambient};
+use holdfast_runtime::{Runtime, ambient, work};
 use thiserror::Error;
 use tokio::runtime::RngSeed;
 
@@ -50,6 +50,10 @@ pub const SUPERVISOR: ProcessId = ProcessId(0);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TaskKey(u64);
 
+/// Most units of work between two awaits. Simulated clusters have some thousand slices at most, so
+/// who looks at all of them is found; one that takes a bounded part at a time is not.
+pub const UNITS_AT_ONCE: u64 = 1_000;
+
 /// When to give up on a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -59,6 +63,8 @@ pub struct Limits {
     pub polls: u64,
     /// Polls without virtual time advancing.
     pub polls_at_one_instant: u64,
+    /// Units of work between two awaits of a process: see [`holdfast_runtime::work`].
+    pub units_at_once: u64,
 }
 
 impl Default for Limits {
@@ -67,6 +73,7 @@ impl Default for Limits {
             time: Duration::from_secs(3_600),
             polls: 200_000_000,
             polls_at_one_instant: 500_000,
+            units_at_once: UNITS_AT_ONCE,
         }
     }
 }
@@ -97,6 +104,17 @@ pub enum Halt {
         /// The tasks polled last.
         tasks: Vec<String>,
     },
+    /// A task looks at too much in one go: with a thousand times as much, as clusters have, it would
+    /// hold its node's thread.
+    #[error("{task} looked at {units} things in one go at {} s", Timestamp(*.at_ns))]
+    Hold {
+        /// Virtual time in nanoseconds.
+        at_ns: u64,
+        /// The task.
+        task: String,
+        /// At how much it looked.
+        units: u64,
+    },
     /// No task is ready and no timer runs, yet the scenario is not finished.
     #[error("nothing can happen any more at {} s", Timestamp(*.at_ns))]
     Deadlock {
@@ -112,6 +130,8 @@ pub struct Executor {
     now_ns: Cell<u64>,
     polls: Cell<u64>,
     polled: Cell<ProcessId>,
+    /// The first time that a task looked at too much.
+    hold: RefCell<Option<Halt>>,
     random: Random,
     trace: Rc<Trace>,
     limits: Limits,
@@ -171,6 +191,7 @@ impl Executor {
             now_ns: Cell::new(0),
             polls: Cell::new(0),
             polled: Cell::new(SUPERVISOR),
+            hold: RefCell::default(),
             random,
             trace,
             limits,
@@ -361,6 +382,9 @@ impl Executor {
         loop {
             while let Some(key) = self.ready.take(&self.random) {
                 self.attend(key);
+                if let Some(hold) = self.hold.borrow_mut().take() {
+                    return Err(hold);
+                }
                 if result.borrow().is_some() {
                     return Ok(());
                 }
@@ -432,11 +456,16 @@ impl Executor {
                 self.polls.set(self.polls.get() + 1);
                 self.trace.record(self.now_ns(), Step::Poll, key, label);
                 body.taken_from_queue();
+                let worked = work::done();
                 let ended = {
                     let mut context = Context::from_waker(&body.waker);
                     let mut future = tokio::task::unconstrained(body.future.as_mut());
                     Pin::new(&mut future).poll(&mut context).is_ready()
                 };
+                let units = work::done().wrapping_sub(worked);
+                if units > self.limits.units_at_once && process != SUPERVISOR {
+                    self.note_hold(label, key, units);
+                }
                 let mut state = self.state.borrow_mut();
                 if ended {
                     state.tasks.remove_if_living(key);
@@ -449,6 +478,19 @@ impl Executor {
                 drop(body);
             }
         }
+    }
+
+    fn note_hold(&self, label: u64, task: u64, units: u64) {
+        // A node that starts has nothing else to do yet.
+        if label & u64::from(u32::MAX) == name_hash(STARTS) {
+            return;
+        }
+        let task = self.names(&VecDeque::from([task])).pop();
+        self.hold.borrow_mut().get_or_insert_with(|| Halt::Hold {
+            at_ns: self.now_ns(),
+            task: task.unwrap_or_else(|| "a task that was killed".to_owned()),
+            units,
+        });
     }
 
     fn next(&self, key: u64) -> Next {
@@ -544,6 +586,9 @@ impl State {
         &mut self.processes[process.0 as usize]
     }
 }
+
+/// The task in which a node starts.
+const STARTS: &str = "main";
 
 /// How many of the last polled tasks a livelock report looks at.
 const RECENT: u64 = 64;

@@ -293,6 +293,35 @@ fn tasks_that_only_wake_one_another_are_reported_by_name() {
 }
 
 #[test]
+fn a_task_that_looks_at_too_much_in_one_go_is_reported_and_one_that_pauses_is_not() {
+    let look = |process: &str, at_once: u64| {
+        let rig = Rig::new(11);
+        let process = match process {
+            "supervisor" => SUPERVISOR,
+            other => rig.executor.create_process(other.to_owned()),
+        };
+        let looking = Box::pin(async move {
+            for _ in 0..10 {
+                holdfast_runtime::work::note(at_once);
+                tokio::task::yield_now().await;
+            }
+        });
+        rig.executor.spawn(process, "looker", looking);
+        let runtime = rig.runtime.clone();
+        let scenario = async move { runtime.sleep(Duration::from_secs(1)).await };
+        rig.executor.run(scenario)
+    };
+    assert_eq!(look("node", UNITS_AT_ONCE), Ok(()));
+    assert_eq!(look("supervisor", UNITS_AT_ONCE + 1), Ok(()));
+    let held = Halt::Hold {
+        at_ns: 0,
+        task: "looker of node".to_owned(),
+        units: UNITS_AT_ONCE + 1,
+    };
+    assert_eq!(look("node", UNITS_AT_ONCE + 1), Err(held));
+}
+
+#[test]
 fn a_scenario_that_waits_for_nothing_is_a_deadlock() {
     let rig = Rig::new(10);
     let halt = rig

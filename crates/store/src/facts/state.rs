@@ -7,6 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
+use holdfast_runtime::work::Counted;
+
 use crate::record::{CopyState, Seq, SliceKey, View};
 
 /// What is durably known of one slice.
@@ -157,7 +159,8 @@ impl FactsState {
         &self,
         range: impl std::ops::RangeBounds<SliceKey>,
     ) -> impl Iterator<Item = (SliceKey, &SliceFacts)> {
-        self.slices.range(range).map(|(key, facts)| (*key, facts))
+        let found = self.slices.range(range).counted();
+        found.map(|(key, facts)| (*key, facts))
     }
 
     /// Slices of which records may have been lost.
@@ -289,6 +292,7 @@ pub(super) fn behind<T>(after: Option<T>) -> (std::ops::Bound<T>, std::ops::Boun
 #[cfg(test)]
 mod tests {
     use super::*;
+    use holdfast_runtime::work::Counted;
 
     fn key(volume: u64, slice: u32) -> SliceKey {
         SliceKey { volume, slice }

@@ -235,6 +235,23 @@ impl Home {
         found
     }
 
+    /// The same of all volumes, from one slice on: `limit` at most.
+    pub(crate) fn slices_from(&self, first: SliceKey, limit: usize) -> Vec<SliceKey> {
+        let map = self.map.borrow();
+        let mut found = Vec::new();
+        let mut next = Some(ExtentKey {
+            slice: first,
+            extent: 0,
+        });
+        while let Some(key) = next.and_then(|from| map.extent_from(from))
+            && found.len() < limit
+        {
+            found.push(key.slice);
+            next = ExtentKey::first_behind(key.slice);
+        }
+        found
+    }
+
     /// The first volume from this one on of which the home holds anything.
     pub(crate) fn volume_from(&self, volume: u64) -> Option<u64> {
         let key = self.map.borrow().extent_from(ExtentKey::first_of(volume))?;

@@ -27,6 +27,8 @@ use std::time::Duration;
 
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::reach::{self, Row};
+use holdfast_runtime::work::Counted;
+use tokio::task::yield_now;
 
 use crate::error::StoreError;
 use crate::facts::{Change, StablePoint};
@@ -44,6 +46,9 @@ const IDLE: Duration = Duration::from_secs(1);
 /// or when destageable blocks have waited for so long. It bounds, with the size of the ring, what
 /// a recovery has to replay and what memory holds.
 const AGE_MAX: Duration = Duration::from_secs(30);
+
+/// Slices of a round that are looked at before others have their turn.
+const SLICES_AT_ONCE: usize = 64;
 
 /// Runs rounds when the ring fills, when asked, and a while after something became stable.
 pub(crate) async fn run(inner: Rc<Inner>) {
@@ -141,22 +146,23 @@ async fn let_go(
 ) -> Result<(), StoreError> {
     let mut unpinned = released.to_vec();
     let mut touched = BTreeSet::new();
-    {
+    for (count, plan) in plans.iter().counted().enumerate() {
+        if count % SLICES_AT_ONCE == SLICES_AT_ONCE - 1 {
+            yield_now().await;
+        }
         let mut slices = inner.slices.borrow_mut();
-        for plan in plans {
-            let Some(index) = slices.get_mut(&plan.slice) else {
-                continue;
-            };
-            let extents = plan.newest.keys().map(|block| block / EXTENT_BLOCKS);
-            touched.extend(extents.map(|extent| (plan.slice, extent)));
-            index.settle(plan.through, through_lsn, &plan.newest, &mut unpinned);
-            if inner.copy_state(plan.slice) == CopyState::InSync {
-                let through = index.settled_through(plan.through);
-                index.home_through = index.home_through.max(through);
-            }
-            if !index.is_settled() {
-                inner.dirty.borrow_mut().insert(plan.slice);
-            }
+        let Some(index) = slices.get_mut(&plan.slice) else {
+            continue;
+        };
+        let extents = plan.newest.keys().map(|block| block / EXTENT_BLOCKS);
+        touched.extend(extents.map(|extent| (plan.slice, extent)));
+        index.settle(plan.through, through_lsn, &plan.newest, &mut unpinned);
+        if inner.copy_state(plan.slice) == CopyState::InSync {
+            let through = index.settled_through(plan.through);
+            index.home_through = index.home_through.max(through);
+        }
+        if !index.is_settled() {
+            inner.dirty.borrow_mut().insert(plan.slice);
         }
     }
     inner.journal.unpin(&unpinned);
@@ -222,7 +228,7 @@ async fn plan(
     dirty: &BTreeSet<SliceKey>,
     through_lsn: u64,
 ) -> (Vec<Plan>, Vec<Arrival>) {
-    let (plans, candidates) = candidates(inner, dirty, through_lsn);
+    let (plans, candidates) = candidates(inner, dirty, through_lsn).await;
     let mut arrivals = Vec::with_capacity(candidates.len());
     for candidate in candidates {
         let Candidate {
@@ -242,16 +248,21 @@ async fn plan(
     (plans, arrivals)
 }
 
-fn candidates(
+/// Others have their turn between slices: each is judged as it is at one moment, and what comes
+/// into the ring meanwhile stays there.
+async fn candidates(
     inner: &Inner,
     dirty: &BTreeSet<SliceKey>,
     through_lsn: u64,
 ) -> (Vec<Plan>, Vec<Candidate>) {
-    let slices = inner.slices.borrow();
     let mut touched = inner.journal.blocks_through(through_lsn);
     let mut plans = Vec::new();
     let mut candidates = Vec::new();
-    for slice in dirty {
+    for (count, slice) in dirty.iter().counted().enumerate() {
+        if count % SLICES_AT_ONCE == SLICES_AT_ONCE - 1 {
+            yield_now().await;
+        }
+        let slices = inner.slices.borrow();
         let Some(index) = slices.get(slice) else {
             continue;
         };
@@ -343,7 +354,8 @@ fn relocate(inner: &Inner) {
         return;
     };
     let slices = inner.slices.borrow();
-    // In a batch behind it, a truncation or removal under way would not void them.
+    // All at once, though it looks at every slice, for some ten nanoseconds each: in a batch behind
+    // it, a truncation or removal under way would not void them.
     let settled = slices
         .iter()
         .filter(|(key, index)| index.truncations == 0 && !inner.space.is_removing(**key));

@@ -20,6 +20,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use holdfast_runtime::task::TaskGroup;
+use holdfast_runtime::work::Counted;
 use holdfast_runtime::{Directory, Runtime};
 use tokio::sync::{Mutex, Notify};
 
@@ -452,7 +453,10 @@ impl Store {
 
     /// Slices this store knows anything about, ascending.
     pub fn slices(&self) -> Vec<SliceKey> {
-        let mut keys: BTreeSet<SliceKey> = self.inner.slices.borrow().keys().copied().collect();
+        let mut keys: BTreeSet<SliceKey> = {
+            let slices = self.inner.slices.borrow();
+            slices.keys().counted().copied().collect()
+        };
         keys.extend(self.inner.home.slices());
         self.inner
             .facts
@@ -472,6 +476,22 @@ impl Store {
         });
         keys.extend(self.inner.home.slices_of(volume));
         keys.into_iter().collect()
+    }
+
+    /// The same of all volumes, from one slice on: some `limit` of them, and all up to the last
+    /// that is answered. Empty when there are no more.
+    pub fn slices_from(&self, first: SliceKey, limit: usize) -> Vec<SliceKey> {
+        let slices = self.inner.slices.borrow();
+        let known = slices.range(first..).map(|(key, _)| *key);
+        let mut keys: BTreeSet<SliceKey> = known.counted().take(limit).collect();
+        drop(slices);
+        self.inner.facts.with(|facts| {
+            let with_facts = facts.slices_in(first..).map(|(key, _)| key);
+            keys.extend(with_facts.take(limit));
+        });
+        keys.extend(self.inner.home.slices_from(first, limit));
+        // Behind the first so many, one source may have more that another has not told of.
+        keys.into_iter().take(limit).collect()
     }
 
     /// Volumes this store holds anything of, a promise included, ascending. Costs as many

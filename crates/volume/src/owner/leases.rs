@@ -139,7 +139,8 @@ impl Owner {
                 used_again.await;
                 continue;
             }
-            self.note_space(local, self.context.holder.spare_bytes());
+            let spare_bytes = self.context.holder.spare_bytes();
+            self.slices.note_space(local, spare_bytes).await;
             for node in self.lease_givers() {
                 self.renew_lease_apart(node);
             }
@@ -172,15 +173,10 @@ impl Owner {
             self.leases.note_granted(now, node, answer.sent);
         }
         if let Some(free_bytes) = answer.free_bytes {
-            self.note_space(node, free_bytes);
+            // While copies are full, no acknowledgement tells that they have space again.
+            self.slices.note_space(node, free_bytes).await;
         }
         Some(answer.granted)
-    }
-
-    /// While copies are full, no acknowledgement tells that they have space again.
-    fn note_space(&self, node: NodeId, free_bytes: u64) {
-        self.slices
-            .for_each(|slice| slice.stream.set_free_bytes(node, free_bytes));
     }
 
     /// Gives all leases back; the owner must not serve reads any more. What is sent is decided at
@@ -215,9 +211,7 @@ impl Owner {
     }
 
     fn lease_givers(&self) -> BTreeSet<NodeId> {
-        let mut givers = BTreeSet::new();
-        self.slices
-            .for_each(|slice| givers.extend(slice.stream.required()));
+        let mut givers = self.slices.required();
         givers.remove(&self.context.node());
         givers
     }

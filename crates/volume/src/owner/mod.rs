@@ -11,6 +11,7 @@
 //! ```
 
 mod calls;
+mod following;
 mod gate;
 mod heal;
 mod history;
@@ -55,6 +56,7 @@ pub(crate) use reservations::known as reservations_known;
 pub use waiting::{WaitReason, Waiting};
 
 use self::calls::CopyCalls;
+use self::following::Followed;
 use self::gate::{Gate, State};
 use self::history::{OperationHistory, SliceHistory};
 use self::leases::Leases;
@@ -142,7 +144,8 @@ pub struct Owner {
     in_flight: Semaphore,
     traffic: Cell<Traffic>,
     /// Nodes whose copies are being taken out of the in-sync sets.
-    removing: RefCell<BTreeSet<NodeId>>,
+    followed: Followed,
+    removing: RefCell<BTreeMap<NodeId, BTreeSet<u32>>>,
     waits_for: WaitsFor,
     since: Instant,
     takeover_took: Cell<Option<Duration>>,
@@ -175,6 +178,7 @@ impl Owner {
                 paths_changed: Notify::new(),
                 in_flight: Semaphore::new(context.bounds.in_flight_kib as usize),
                 traffic: Cell::default(),
+                followed: Followed::default(),
                 removing: RefCell::default(),
                 waits_for: WaitsFor::default(),
                 since: now,
@@ -334,8 +338,10 @@ impl Owner {
         if !self.gate.is_open() {
             return;
         }
+        if self.record_in_office().is_none() {
+            return self.close();
+        }
         self.follow_size();
-        self.follow_members();
         self.resyncs.look_again();
     }
 
@@ -343,26 +349,6 @@ impl Owner {
     fn follow_size(&self) {
         if let Some(record) = self.record_in_office() {
             self.size_bytes.set(record.size_bytes);
-        }
-    }
-
-    /// Follows the in-sync sets of the config state, and asks that copies whose process is gone
-    /// be taken out of them.
-    fn follow_members(self: &Rc<Self>) {
-        let Some(record) = self.record_in_office() else {
-            return self.close();
-        };
-        let state = self.context.config.state();
-        let is_running = |node, incarnation| state.running(node, incarnation);
-        let mut gone: BTreeMap<NodeId, Vec<u32>> = BTreeMap::new();
-        self.slices.for_each(|slice| {
-            let index = slice.key.slice;
-            for node in slice.follow(record.slices.get(index), is_running) {
-                gone.entry(node).or_default().push(index);
-            }
-        });
-        for (node, slices) in gone {
-            self.remove_copies(node, slices);
         }
     }
 
@@ -462,6 +448,7 @@ impl Owner {
             let outgoing = slice.absorb(commands);
             assert!(outgoing.is_empty(), "an acknowledgement sends nothing");
         });
+        self.slices.note_space_of_one(from, ack.free_bytes > 0);
     }
 
     /// Blocks per slice.

@@ -404,8 +404,7 @@ impl Owner {
                 self.renew_lease_apart(node);
             }
         }
-        // What has become of the new copies since they were set up is acted on now.
-        self.follow_members();
+        // What has become of the new copies since they were set up is acted on.
         self.resyncs.look_again();
     }
 }

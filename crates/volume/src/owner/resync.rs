@@ -15,14 +15,14 @@
 //! has not moved. If the outcome of step 6 stays unknown the owner leaves office, because the
 //! copies may count.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
 use futures::future::join_all;
 use futures::stream::{self, StreamExt};
-use holdfast_config::state::{Change, CopyStatus, Outcome};
+use holdfast_config::state::{Change, CopyStatus, Outcome, SliceRecord};
 use holdfast_replica::stream::Role;
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::reach::{self, Row};
@@ -35,8 +35,8 @@ use super::calls::{CopiedBlocks, CopyPlace, Difference};
 use super::slice::Slice;
 use super::{Owner, ResyncStatus};
 
-/// Copies of one volume on one node that are brought back together.
-const JOINED_AT_ONCE: usize = 256;
+/// Slices that are looked through at once for copies of one node to bring back together.
+const LOOKED_AT_ONCE: usize = 256;
 /// Of them, those whose blocks are copied at the same time.
 const COPIED_AT_ONCE: usize = 4;
 /// Pause before a resync that failed is begun again.
@@ -76,11 +76,14 @@ pub(crate) struct Resyncs {
     /// Nodes whose copies are being brought back.
     active: RefCell<BTreeSet<NodeId>>,
     news: Notify,
+    /// How often there was news.
+    told: Cell<u64>,
 }
 
 impl Resyncs {
     /// Some copy may have to be brought back.
     pub(crate) fn look_again(&self) {
+        self.told.set(self.told.get() + 1);
         self.news.notify_one();
     }
 
@@ -114,7 +117,7 @@ impl Owner {
         loop {
             let news = self.resyncs.news.notified();
             // Copies that are to be brought back have to be out of the streams first.
-            self.follow_members();
+            self.follow_members().await;
             for node in self.nodes_with_stale_copies() {
                 if !self.resyncs.active.borrow_mut().insert(node) {
                     continue;
@@ -131,7 +134,11 @@ impl Owner {
     /// Brings back what there is on one node; returns when that is done, or after a pause.
     async fn bring_node_back(self: &Rc<Self>, node: NodeId) {
         loop {
-            let targets = self.stale_copies(node);
+            let told = self.resyncs.told.get();
+            let targets = self.stale_copies(node).await;
+            if targets.is_empty() && self.resyncs.told.get() != told {
+                continue;
+            }
             if targets.is_empty() {
                 // Whatever changes that from here on wakes the task that looks for them.
                 self.resyncs.active.borrow_mut().remove(&node);
@@ -163,27 +170,39 @@ impl Owner {
     }
 
     /// Some of the stale copies on a node that are in no stream.
-    fn stale_copies(&self, node: NodeId) -> Vec<Target> {
-        let state = self.context.config.state();
-        let running = state.running_incarnation(node);
-        let (Some(record), Some(incarnation)) = (state.volumes.get(&self.volume), running) else {
-            return Vec::new();
-        };
-        let is_stale = |(index, placed): &(u32, &holdfast_config::state::SliceRecord)| {
-            let in_stream = |slice: &mut Slice| slice.stream.members().contains_key(&node);
-            placed.status(node) == Some(CopyStatus::Stale)
-                && self.slices.with(*index, in_stream) == Some(false)
-        };
-        let stale = record.slices.iter().filter(is_stale);
-        stale
-            .take(JOINED_AT_ONCE)
-            .map(|(slice, _)| Target {
+    async fn stale_copies(&self, node: NodeId) -> Vec<Target> {
+        let mut from = Some(0);
+        while let Some(first) = from {
+            let state = self.context.config.state();
+            let running = state.running_incarnation(node);
+            let (Some(record), Some(incarnation)) = (state.volumes.get(&self.volume), running)
+            else {
+                return Vec::new();
+            };
+            let held = record.slices.held_by(node);
+            if held.in_sync == held.copies {
+                return Vec::new();
+            }
+            let part = record.slices.range(first..).take(LOOKED_AT_ONCE);
+            let is_stale = |(index, placed): &(u32, &SliceRecord)| {
+                let in_stream = |slice: &mut Slice| slice.stream.members().contains_key(&node);
+                placed.status(node) == Some(CopyStatus::Stale)
+                    && self.slices.with(*index, in_stream) == Some(false)
+            };
+            let stale = part.clone().filter(is_stale).map(|(slice, _)| Target {
                 slice,
                 node,
                 incarnation,
                 session: self.slices.next_session(),
-            })
-            .collect()
+            });
+            let stale: Vec<Target> = stale.collect();
+            if !stale.is_empty() {
+                return stale;
+            }
+            from = part.last().and_then(|(last, _)| last.checked_add(1));
+            tokio::task::yield_now().await;
+        }
+        Vec::new()
     }
 
     /// Answers how many of them are in sync again.
@@ -447,7 +466,7 @@ impl Owner {
             self.resyncs.note(*target, |status| status.finished = true);
         }
         // Between the decision and here copies may have been taken out again.
-        self.follow_members();
+        self.resyncs.look_again();
         if let Some(Target { node, .. }) = promoted.first() {
             let copies = promoted.len();
             tracing::info!(volume = %self.volume, %node, copies, "copies in sync again");

@@ -43,6 +43,8 @@ pub(crate) struct Slice {
     told: BTreeMap<NodeId, Told>,
     /// Copies whose promotion is proposed and not decided: required until it is.
     pub(crate) promoting: Vec<NodeId>,
+    /// The copies that the table counts as required here.
+    pub(super) counted: Vec<NodeId>,
     pub(crate) history: SliceHistory,
     /// Where the last write ended, in blocks.
     last_end: u32,
@@ -60,6 +62,7 @@ impl Slice {
             repeated_at: BTreeMap::new(),
             told: BTreeMap::new(),
             promoting: Vec::new(),
+            counted: Vec::new(),
             history,
             last_end: 0,
             waiters: BTreeMap::new(),
@@ -111,6 +114,11 @@ impl Slice {
         nodes
             .filter(|node| !self.promoting.contains(node))
             .collect()
+    }
+
+    /// Changes whenever a copy came, went, got another role, or its promotion was decided.
+    pub(super) fn membership(&self) -> (u64, usize) {
+        (self.stream.membership(), self.promoting.len())
     }
 
     /// Whether the copy on `node` is one of [`Self::sources`].

@@ -1,11 +1,17 @@
 //! The slices that an owner has streams of: those that were ever written to, and the first.
 //!
 //! Cost follows what is under way: only slices that need *attention* are looked at regularly,
-//! because a copy owes an acknowledgement there, or has not heard the stable position.
+//! because a copy owes an acknowledgement there, or has not heard the stable position; only those
+//! whose copies may differ from what the config state says are compared with it. Who looks at all
+//! slices does so in parts.
+//!
+//! Always true between calls: `required` is what counting the required copies of all slices gives.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 
+use holdfast_runtime::NodeId;
+use holdfast_runtime::work::Counted;
 use tokio::sync::Notify;
 
 use super::slice::Slice;
@@ -14,26 +20,127 @@ use super::slice::Slice;
 /// slices that were never written to are read.
 pub(crate) const ANCHOR: u32 = 0;
 
+/// Slices that are looked at before others have their turn: some ten microseconds.
+const LOOKED_AT_ONCE: usize = 256;
+
 /// See the module's header.
 #[derive(Default)]
 pub(crate) struct SliceTable {
     by_index: RefCell<BTreeMap<u32, Slice>>,
     attention: RefCell<BTreeSet<u32>>,
     attention_wanted: Notify,
+    to_follow: RefCell<ToFollow>,
+    /// By node, how many slices require its copy.
+    required: RefCell<BTreeMap<NodeId, usize>>,
+    /// By node, whether it has space, if all slices have heard the same.
+    space: RefCell<BTreeMap<NodeId, bool>>,
     /// The highest number that a stream has got: later ones are larger, so that holders can tell.
     last_session: Cell<u64>,
+}
+
+/// Slices that are to be compared with the config state.
+#[derive(Default)]
+struct ToFollow {
+    slices: BTreeSet<u32>,
+    /// All from this one on, too.
+    all_from: Option<u32>,
 }
 
 impl SliceTable {
     /// Runs `act` on a slice; `None` if it has no stream.
     pub(crate) fn with<R>(&self, index: u32, act: impl FnOnce(&mut Slice) -> R) -> Option<R> {
-        self.by_index.borrow_mut().get_mut(&index).map(act)
+        let mut slices = self.by_index.borrow_mut();
+        let slice = slices.get_mut(&index)?;
+        let before = slice.membership();
+        let result = act(slice);
+        if slice.membership() != before {
+            self.note_members(slice);
+        }
+        Some(result)
     }
 
-    pub(crate) fn for_each(&self, mut act: impl FnMut(&mut Slice)) {
-        for slice in self.by_index.borrow_mut().values_mut() {
-            act(slice);
+    /// Runs `act` on every slice; others may have their turn in between.
+    pub(crate) async fn for_each(&self, mut act: impl FnMut(&mut Slice)) {
+        let mut from = Some(0);
+        while let Some(first) = from {
+            let part = self.within(first..u32::MAX, LOOKED_AT_ONCE);
+            for index in &part {
+                self.with(*index, &mut act);
+            }
+            from = part.last().and_then(|last| last.checked_add(1));
+            tokio::task::yield_now().await;
         }
+    }
+
+    /// Counts a slice's required copies anew; what they are is to be compared with the config state.
+    fn note_members(&self, slice: &mut Slice) {
+        let mut required = self.required.borrow_mut();
+        for node in slice.counted.drain(..) {
+            if let Some(count) = required.get_mut(&node) {
+                *count -= 1;
+            }
+        }
+        slice.counted.extend(slice.stream.required());
+        for node in &slice.counted {
+            *required.entry(*node).or_default() += 1;
+        }
+        required.retain(|_, count| *count > 0);
+        let mut space = self.space.borrow_mut();
+        space.retain(|node, _| !slice.stream.members().contains_key(node));
+        self.to_follow.borrow_mut().slices.insert(slice.key.slice);
+    }
+
+    /// Nodes whose copy of some slice is required.
+    pub(crate) fn required(&self) -> BTreeSet<NodeId> {
+        self.required.borrow().keys().copied().collect()
+    }
+
+    /// A copy has said how much space its node has. Others have not heard that.
+    pub(crate) fn note_space_of_one(&self, node: NodeId, has_space: bool) {
+        let mut space = self.space.borrow_mut();
+        if space.get(&node).is_some_and(|known| *known != has_space) {
+            space.remove(&node);
+        }
+    }
+
+    /// A node has said how much space it has: whether there is any is what all slices hear.
+    pub(crate) async fn note_space(&self, node: NodeId, free_bytes: u64) {
+        let has_space = free_bytes > 0;
+        let known = self.space.borrow_mut().insert(node, has_space);
+        if known != Some(has_space) {
+            let set = |slice: &mut Slice| slice.stream.set_free_bytes(node, free_bytes);
+            self.for_each(set).await;
+        }
+    }
+
+    /// These slices are to be compared with the config state.
+    pub(crate) fn follow(&self, slices: impl IntoIterator<Item = u32>) {
+        self.to_follow.borrow_mut().slices.extend(slices);
+    }
+
+    /// All slices are.
+    pub(crate) fn follow_all(&self) {
+        *self.to_follow.borrow_mut() = ToFollow {
+            slices: BTreeSet::new(),
+            all_from: Some(0),
+        };
+    }
+
+    /// Some of the slices that are to be compared with the config state; empty when none are left.
+    pub(crate) fn take_to_follow(&self) -> Vec<u32> {
+        let mut to_follow = self.to_follow.borrow_mut();
+        if let Some(first) = to_follow.all_from {
+            let part = self.within(first..u32::MAX, LOOKED_AT_ONCE);
+            let last = part.last().filter(|_| part.len() == LOOKED_AT_ONCE);
+            to_follow.all_from = last.and_then(|last| last.checked_add(1));
+            if !part.is_empty() {
+                return part;
+            }
+        }
+        let rest = to_follow.slices.iter().nth(LOOKED_AT_ONCE).copied();
+        let rest = rest.map_or_else(BTreeSet::new, |first| to_follow.slices.split_off(&first));
+        let part = std::mem::replace(&mut to_follow.slices, rest);
+        part.into_iter().collect()
     }
 
     pub(crate) fn contains(&self, index: u32) -> bool {
@@ -45,6 +152,7 @@ impl SliceTable {
         let slices = self.by_index.borrow();
         slices
             .range(range)
+            .counted()
             .map(|(index, _)| *index)
             .take(limit)
             .collect()
@@ -54,15 +162,25 @@ impl SliceTable {
     pub(crate) fn insert(&self, slice: Slice) {
         let index = slice.key.slice;
         let settled = slice.is_settled();
-        self.by_index.borrow_mut().insert(index, slice);
+        let mut slice = slice;
+        let mut slices = self.by_index.borrow_mut();
+        if let Some(before) = slices.remove(&index) {
+            slice.counted = before.counted;
+        }
+        self.note_members(&mut slice);
+        slices.insert(index, slice);
+        drop(slices);
         if !settled {
             self.attend(index);
         }
     }
 
-    /// Answers everybody who waits "interrupted".
+    /// Answers everybody who waits "interrupted". All at once, and not counted as work: it is the
+    /// end, and takes some ten nanoseconds for each slice.
     pub(crate) fn interrupt(&self) {
-        self.for_each(Slice::interrupt);
+        for slice in self.by_index.borrow_mut().values_mut() {
+            slice.interrupt();
+        }
     }
 
     /// Something is under way on a slice.
@@ -75,6 +193,13 @@ impl SliceTable {
     /// Slices that need attention.
     pub(crate) fn attended(&self) -> Vec<u32> {
         self.attention.borrow().iter().copied().collect()
+    }
+
+    /// Some of them, from this one on.
+    pub(crate) fn attended_from(&self, first: u32) -> Vec<u32> {
+        let attended = self.attention.borrow();
+        let part = attended.range(first..).take(LOOKED_AT_ONCE);
+        part.counted().copied().collect()
     }
 
     /// A slice needs no attention any more.

@@ -75,17 +75,27 @@ impl Owner {
     pub(crate) async fn keep_ticking(self: Rc<Self>) {
         loop {
             self.slices.wanted().await;
-            self.tick();
+            self.tick().await;
             self.context.runtime.sleep(TICK).await;
         }
     }
 
-    /// One round.
-    fn tick(self: &Rc<Self>) {
+    /// One round, in parts.
+    async fn tick(self: &Rc<Self>) {
+        let mut from = Some(0);
+        while let Some(first) = from {
+            let part = self.slices.attended_from(first);
+            from = part.last().and_then(|last| last.checked_add(1));
+            self.look_after(part);
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn look_after(self: &Rc<Self>, part: Vec<u32>) {
         let now = self.context.runtime.now();
         let mut tellings: BTreeMap<NodeId, Vec<Telling>> = BTreeMap::new();
         let mut failing: BTreeMap<NodeId, Vec<u32>> = BTreeMap::new();
-        for index in self.slices.attended() {
+        for index in part {
             let looked_after = self.slices.with(index, |slice| {
                 let stable = slice.stream.stable();
                 for (node, session) in slice.begin_telling() {
@@ -161,9 +171,14 @@ impl Owner {
     /// Asks the config group to take copies out of the in-sync sets; what it decided is seen in
     /// its state. One request per node at a time.
     pub(crate) fn remove_copies(self: &Rc<Self>, node: NodeId, slices: Vec<u32>) {
-        if !self.removing.borrow_mut().insert(node) {
+        let mut removing = self.removing.borrow_mut();
+        if let Some(later) = removing.get_mut(&node) {
+            // One at a time: they are compared with the config state again when it is decided.
+            later.extend(slices);
             return;
         }
+        removing.insert(node, slices.iter().copied().collect());
+        drop(removing);
         reach::note(Row::CopyRemoved);
         tracing::info!(volume = %self.volume, slices = slices.len(), %node, "taking copies out");
         let (volume, view) = (self.volume, self.view);
@@ -177,11 +192,14 @@ impl Owner {
         let owner = self.clone();
         self.spawn("owner-remove-copies", async move {
             let outcome = proposed.await;
-            owner.removing.borrow_mut().remove(&node);
+            let removed = owner.removing.borrow_mut().remove(&node);
             match outcome {
                 // The last copy of a slice fails: only a new takeover can set it up again.
                 Some(Outcome::Refused(Refusal::LastCopy)) => owner.close(),
-                Some(_) | None => owner.follow_members(),
+                Some(_) | None => {
+                    owner.slices.follow(removed.into_iter().flatten());
+                    owner.resyncs.look_again();
+                }
             }
         });
     }
@@ -210,7 +228,7 @@ impl Owner {
         let Some(since) = silent.values().min().copied() else {
             return self.placing.waiting().or_else(|| self.lapsed_leases());
         };
-        let removing: BTreeSet<NodeId> = self.removing.borrow().clone();
+        let removing: BTreeSet<NodeId> = self.removing.borrow().keys().copied().collect();
         let reason = if removing.is_empty() {
             WaitReason::Acknowledgement(silent.into_keys().collect())
         } else {

@@ -15,11 +15,14 @@ use holdfast_wire::{Seq, SliceKey, VolumeId};
 use super::client::{Ended, Range, Workload};
 use super::draining::{Redundancy, expect_drained};
 use super::shape::Mood;
+use super::vast::is_compared;
 use crate::oracle::cluster::{MemoryBound, Ownership, Progress, compare_copies};
 use crate::oracle::content::BLOCK_BYTES;
 use crate::report::Failure;
 use crate::trace::{Timestamp, digest};
 
+/// Of states with thousands of slices one in so many is looked at as a whole.
+const DIGEST_EVERY: u64 = 16;
 const SAMPLE_EVERY: Duration = Duration::from_millis(100);
 /// From the end of all faults to the first served operation.
 const SERVICE_BOUND: Duration = Duration::from_secs(25);
@@ -130,8 +133,11 @@ impl Audit {
             return Ok(());
         }
         let state = node.state();
-        state.check();
         self.expect_calm(&state)?;
+        if self.workload.nodes.shape.is_vast() && !index.is_multiple_of(DIGEST_EVERY) {
+            return Ok(());
+        }
+        state.check();
         let digest = digest(format!("{state:?}").as_bytes());
         let agreed = *self.states.borrow_mut().entry(index).or_insert(digest);
         if agreed != digest {
@@ -567,7 +573,9 @@ impl Audit {
                 continue;
             }
             let blocks = (record.slice_bytes / BLOCK_BYTES as u64) as u32;
-            for (index, slice) in record.slices.iter() {
+            let slices = record.size_bytes / record.slice_bytes;
+            let compared = record.slices.iter();
+            for (index, slice) in compared.filter(|(index, _)| is_compared(slices, *index)) {
                 let key = SliceKey {
                     volume: volume.0,
                     slice: index,

@@ -43,6 +43,7 @@ mod shape;
 mod spread;
 #[cfg(test)]
 mod tests;
+mod vast;
 
 use audit::Audit;
 use client::Workload;
@@ -99,6 +100,7 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
         let watching = audit.clone().keep_watching(*node);
         background.add(runtime.spawn("audit", watching));
     }
+    vast::fill(&workload).await?;
     audit.begin_calm().await?;
     let stop = Rc::new(Cell::new(false));
     for (index, volume) in shape.volumes.iter().enumerate() {
@@ -222,6 +224,7 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
                 ("reservations taken away", reservations.taken),
                 ("writes refused as reserved", reservations.refused),
                 ("paths given up", workload.sessions.given_up.get()),
+                ("volumes of thousands of slices", u64::from(shape.is_vast())),
                 ("steps of drains judged", audit.judged()),
                 ("volumes lost to damage", audit.lost_volumes()),
                 ("views with an owner", audit.views()),

@@ -7,6 +7,7 @@ use holdfast_gossip::Options as GossipOptions;
 use holdfast_node::{BalanceOptions, ScrubOptions, StoreBounds, VolumeBounds};
 use holdfast_runtime::NodeId;
 
+use super::vast;
 use crate::disk::DiskTiming;
 use crate::faults::FaultClass;
 use crate::faults::nemesis::NemesisOptions;
@@ -16,6 +17,9 @@ use crate::random::Random;
 
 /// Nodes that have to be left when one is taken out: a majority of them goes on without any one.
 const LEFT_MIN: usize = 3;
+
+/// How many seeds have a volume of thousands of slices: each takes some seconds.
+const VAST_PPM: u32 = 30_000;
 
 /// What a cluster has to bear.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -223,7 +227,11 @@ impl Shape {
                 .map(|number| {
                     // Drawn apart, so that seeds keep what else they decide.
                     let growth = random.fork(&format!("growth {number}"));
-                    VolumeShape::draw(random).with_growth(&growth)
+                    let volume = VolumeShape::draw(random).with_growth(&growth);
+                    match number == 0 && random.fork("vast").chance(VAST_PPM) {
+                        true => volume.made_vast(&random.fork("vast size")),
+                        false => volume,
+                    }
                 })
                 .collect(),
             clients: random.between(2, 5),
@@ -254,7 +262,8 @@ impl Shape {
                 && mood == Mood::Hostile
                 && victim.is_none(),
             long_writes: random.fork("long writes").chance(LONG_WRITES_PPM)
-                && mood == Mood::Hostile,
+                && mood == Mood::Hostile
+                && !random.fork("vast").chance(VAST_PPM),
             journal_bytes: {
                 let usual = [2, 4, 8][random.below(3) as usize] * MIB;
                 match random.fork("long writes").chance(LONG_WRITES_PPM) {
@@ -276,6 +285,12 @@ impl Shape {
 }
 
 impl Shape {
+    /// Whether a volume has thousands of slices.
+    pub(super) fn is_vast(&self) -> bool {
+        let slices = |volume: &VolumeShape| volume.size_bytes / volume.slice_bytes;
+        self.volumes.iter().any(|volume| slices(volume) >= 1_000)
+    }
+
     /// Whether a node can be taken out: damage may keep the victim from ever starting again, and a
     /// majority of the config group has to be left in any case.
     pub(super) fn may_remove(&self) -> bool {
@@ -445,6 +460,24 @@ impl VolumeShape {
             slice_bytes,
             regions,
             growth: None,
+        }
+    }
+
+    /// The same volume with thousands of slices, clients all over it, and no growth.
+    fn made_vast(self, random: &Random) -> Self {
+        let block = BLOCK_BYTES as u64;
+        let size_bytes = vast::draw_bytes(random);
+        let mut regions = self.regions;
+        regions.extend((0..4).map(|_| Region {
+            // Beyond what is checked in sectors.
+            first: random.between(self.size_bytes / block, size_bytes / block - REGION_UNITS),
+            unit_bytes: block,
+        }));
+        Self {
+            size_bytes,
+            regions,
+            growth: None,
+            ..self
         }
     }
 
