@@ -81,7 +81,7 @@ pub fn sequences(length: u32) -> impl Iterator<Item = Vec<Operation>> {
 
 /// Of states that lead to the same life, write by write, so many are crashed again. More than one:
 /// what recovery ignores, the next one meets again, beside what was written meanwhile.
-const SAME_LIVES: u8 = 4;
+const SAME_LIVES: u8 = 8;
 
 /// More is not looked for: what went wrong so often goes wrong everywhere.
 const VIOLATIONS_MAX: usize = 50;
