@@ -134,6 +134,11 @@ pub(crate) fn screen<'a>(
     Ok(Cow::Owned(screened))
 }
 
+/// Whether a datagram is a probed member's own answer.
+pub(crate) fn is_ack(mut datagram: &[u8]) -> bool {
+    get_header(&mut datagram).is_ok_and(|header| matches!(header.message, Message::Ack(_)))
+}
+
 /// foca's codec for [`Identity`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Codec;

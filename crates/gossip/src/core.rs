@@ -19,7 +19,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::anti_entropy::{self, Directory, PublishError, Published};
-use crate::codec::{Codec, Identity, screen};
+use crate::codec::{Codec, Identity, is_ack, screen};
 use crate::health::{Health, HealthChange, Proof, Status};
 use crate::options::{Options, RUMOUR_PERIOD};
 
@@ -103,6 +103,8 @@ pub struct Core {
     timers_set: u64,
     /// foca's timer for spreading rumours, while there are none to spread.
     rumour_timer: Option<foca::Timer<Identity>>,
+    /// Whether there is a timer for inviting members back: there is while one is not alive.
+    announces: bool,
     wake_at: Option<Instant>,
 }
 
@@ -135,13 +137,13 @@ impl Core {
             timers: BTreeMap::new(),
             timers_set: 0,
             rumour_timer: None,
+            announces: false,
             wake_at: None,
             options,
         };
         // Nodes that start together must not all exchange at the same moment.
         let phase = core.options.exchange_period.mul_f64(core.random.random());
         core.set_timer(now + phase, Timer::Exchange);
-        core.set_timer(now + core.options.announce_period, Timer::Announce);
         let mut commands = Vec::new();
         core.ask_to_wake(&mut commands);
         (core, commands)
@@ -173,6 +175,11 @@ impl Core {
             self.set_timer(now + RUMOUR_PERIOD, Timer::Foca(timer));
         }
         self.refresh_health(now, &mut commands);
+        let is_alive = |health: &Health| health.status == Status::Alive;
+        if !self.announces && !self.health.values().all(is_alive) {
+            self.announces = true;
+            self.set_timer(now + self.options.announce_period, Timer::Announce);
+        }
         self.ask_to_wake(&mut commands);
         commands
     }
@@ -215,6 +222,7 @@ impl Core {
                 let outcome =
                     screened.map(|datagram| self.foca.handle_data(&datagram, &mut *outbox));
                 match outcome {
+                    Ok(Ok(())) if is_ack(datagram) => self.end_wait_for(from.0, outbox),
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => tracing::debug!(from = %from.0, %error, "dropped a rumour"),
                     Err(error) => tracing::debug!(from = %from.0, %error, "dropped a rumour"),
@@ -230,6 +238,27 @@ impl Core {
                 }
             }
             _ => tracing::debug!(%from, "dropped a datagram of an unknown form or version"),
+        }
+    }
+
+    /// A probed member has answered: what foca would only find out later is told to it now, so
+    /// that the node need not wake up for it.
+    fn end_wait_for(&mut self, node: NodeId, outbox: &mut Outbox) {
+        let waits = |_: &(Instant, u64), timer: &mut Timer| match timer {
+            Timer::Foca(foca::Timer::SendIndirectProbe { probed_id, .. }) => probed_id.node == node,
+            Timer::Foca(_) | Timer::Exchange | Timer::Announce => false,
+        };
+        let waiting: Vec<_> = self.timers.extract_if(.., waits).collect();
+        for (_, timer) in waiting {
+            if let Timer::Foca(timer) = timer {
+                self.run_timer(timer, outbox);
+            }
+        }
+    }
+
+    fn run_timer(&mut self, timer: foca::Timer<Identity>, outbox: &mut Outbox) {
+        if let Err(error) = self.foca.handle_timer(timer, outbox) {
+            tracing::debug!(%error, "a probe cycle went wrong");
         }
     }
 
@@ -289,11 +318,7 @@ impl Core {
             && entry.key().0 <= now
         {
             match entry.remove() {
-                Timer::Foca(timer) => {
-                    if let Err(error) = self.foca.handle_timer(timer, &mut *outbox) {
-                        tracing::debug!(%error, "a probe cycle went wrong");
-                    }
-                }
+                Timer::Foca(timer) => self.run_timer(timer, outbox),
                 Timer::Exchange => {
                     self.set_timer(now + self.options.exchange_period, Timer::Exchange);
                     if let Some(peer) = self.next_exchange_peer() {
@@ -301,7 +326,7 @@ impl Core {
                     }
                 }
                 Timer::Announce => {
-                    self.set_timer(now + self.options.announce_period, Timer::Announce);
+                    self.announces = false;
                     let absent = |(node, health): (&NodeId, &Health)| {
                         (health.status != Status::Alive).then_some(*node)
                     };

@@ -135,7 +135,9 @@ impl Gossip {
                 }
                 Command::WakeAt(deadline) => {
                     self.wake_at.set(deadline);
-                    if deadline < self.sleeps_until.get() {
+                    // A later wish counts too: the answer to a probe takes back the one to miss it.
+                    let sleeps_until = self.sleeps_until.get();
+                    if sleeps_until != Instant::default() && sleeps_until != deadline {
                         self.woken.notify_one();
                     }
                 }

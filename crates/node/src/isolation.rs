@@ -7,9 +7,11 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures::future::select;
 use futures::stream::{self, StreamExt as _};
 use holdfast_runtime::PAGE_BYTES;
 use holdfast_volume::Operation;
@@ -44,7 +46,9 @@ impl Node {
         loop {
             if self.group.out_of_touch() < TRIED_AFTER {
                 self.isolation.served.borrow_mut().clear();
-                runtime.sleep_roughly(LOOK_EVERY).await;
+                // Each word of the leader puts the look off: a node in touch never wakes up for it.
+                let look = runtime.sleep_roughly(LOOK_EVERY);
+                select(look, pin!(self.group.heard_leader())).await;
                 continue;
             }
             let volumes: Vec<VolumeId> = self.state().volumes.keys().copied().collect();

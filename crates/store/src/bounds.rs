@@ -33,8 +33,8 @@ impl StoreBounds {
         table_bytes: 512 << 10,
         deltas: 64,
         collects_always: false,
-        // 256 changes, if none of them is large.
-        facts_log_bytes: 1 << 20,
+        // 128 changes, if none of them is large.
+        facts_log_bytes: 512 << 10,
         // 32 KiB.
         facts_at_once: 628,
         recent_operations: 1024,

@@ -139,6 +139,7 @@ impl<M: Machine> Elector<M> {
                         let soon = self.runtime.now() + self.pulse.rest_of_lease();
                         deadline = deadline.min(soon + self.draw(self.timing.lease / 8));
                     }
+                    () = self.pulse.heard_again() => {}
                     () = sleep => {}
                 }
                 continue;

@@ -240,6 +240,8 @@ impl<M: Machine> Group<M> {
             timing,
         };
         tasks.add(runtime.spawn("config-election", elector.run()));
+        let beat = keep_beating(runtime.clone(), node, raft.clone(), timing);
+        tasks.add(runtime.spawn("config-heartbeat", beat));
         let links = watch_links(rpc.clone(), raft.clone(), pulse.clone());
         tasks.add(runtime.spawn("config-links", links));
         tasks.add(runtime.spawn(
@@ -327,16 +329,31 @@ impl<M: Machine> Group<M> {
         self.pulse.out_of_touch()
     }
 
+    /// Resolves when this node, as a follower, hears its leader after this call.
+    pub async fn heard_leader(&self) {
+        self.pulse.heard_again().await;
+    }
+
     /// Returns as soon as [`Self::leader`] is not `known`, and never once the group has stopped.
     pub async fn leader_changed(&self, known: Option<NodeId>) -> Option<NodeId> {
         let mut metrics = self.raft.metrics();
+        let mut server_metrics = self.raft.server_metrics();
         loop {
             metrics.mark_unchanged();
+            server_metrics.mark_unchanged();
             let leader = self.leader();
             if leader != known {
                 return leader;
             }
-            if metrics.changed().await.is_err() {
+            // A leader may be cut off, which shows in the metrics that change with every message;
+            // those of a follower need not be looked at.
+            let leads = server_metrics.borrow().state.is_leader();
+            let changed = if leads {
+                metrics.changed().await
+            } else {
+                server_metrics.changed().await
+            };
+            if changed.is_err() {
                 std::future::pending::<()>().await;
             }
         }
@@ -394,17 +411,12 @@ impl<M: Machine> Group<M> {
     /// Returns why, once the group cannot go on because its log cannot be written or read; never
     /// after [`Self::shutdown`].
     pub async fn failed(&self) -> String {
-        let mut metrics = self.raft.metrics();
-        loop {
-            match &metrics.borrow_and_update().running_state {
-                Ok(()) | Err(Fatal::Stopped) => {}
-                Err(fatal @ (Fatal::StorageError(_) | Fatal::Panicked)) => {
-                    return fatal.to_string();
-                }
-            }
-            if metrics.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
+        // Closed once the group's task has ended, and seldom changed before.
+        let mut server_metrics = self.raft.server_metrics();
+        while server_metrics.changed().await.is_ok() {}
+        match &self.raft.metrics().borrow().running_state {
+            Ok(()) | Err(Fatal::Stopped) => std::future::pending().await,
+            Err(fatal @ (Fatal::StorageError(_) | Fatal::Panicked)) => fatal.to_string(),
         }
     }
 
@@ -426,12 +438,42 @@ impl<M: Machine> Group<M> {
     }
 }
 
+/// openraft's timer ticks at every member, every 1.5 of its heartbeat intervals. Only leaders need
+/// heartbeats, and those come from [`keep_beating`]. What is left for the timer is a leader that
+/// has removed itself from the members: it notices at the next tick, after the others have
+/// elected.
+const OPENRAFT_TICK_HEARTBEATS: u32 = 20;
+
+/// Lets a leader speak. One that is no member any more falls silent, so that the others elect.
+async fn keep_beating<M: Machine>(runtime: Runtime, node: NodeId, raft: Raft<M>, timing: Timing) {
+    let mut metrics = raft.server_metrics();
+    loop {
+        let leads = {
+            let metrics = metrics.borrow_and_update();
+            let membership = metrics.membership_config.membership();
+            metrics.state.is_leader() && membership.get_node(&node).is_some()
+        };
+        if !leads {
+            if metrics.changed().await.is_err() {
+                return;
+            }
+            continue;
+        }
+        // A new leader's first word is the entry that it begins its term with.
+        runtime.sleep_roughly(timing.heartbeat * 3 / 2).await;
+        if metrics.borrow().state.is_leader() && raft.trigger().heartbeat().await.is_err() {
+            return;
+        }
+    }
+}
+
 fn raft_config(timing: Timing, snapshot_after: u64) -> Config {
     let milliseconds = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let lease = milliseconds(timing.lease);
     Config {
         cluster_name: "holdfast".to_owned(),
-        heartbeat_interval: milliseconds(timing.heartbeat),
+        heartbeat_interval: milliseconds(timing.heartbeat * OPENRAFT_TICK_HEARTBEATS),
+        enable_heartbeat: false,
         // The time limit of a vote request, and the lease; `election` decides when to elect.
         election_timeout_min: lease - 1,
         election_timeout_max: lease,

@@ -200,9 +200,10 @@ impl<M: Machine> RaftNetwork<Types<M>> for Client<M> {
     async fn append_entries(
         &mut self,
         rpc: AppendEntriesRequest<Types<M>>,
-        option: RPCOption,
+        _option: RPCOption,
     ) -> Result<AppendEntriesResponse<NodeId>, AnyRpcError> {
-        let limit = option.hard_ttl();
+        // openraft's own limit is its heartbeat interval, which is none here.
+        let limit = self.pulse.timing().heartbeat;
         let action = RPCTypes::AppendEntries;
         if let Err(error) = self.check_leading(&rpc.vote) {
             return Err(self.rpc_error(action, limit, error));
@@ -325,7 +326,7 @@ impl<M: Machine> Server<M> {
                     Ok(response) => {
                         // openraft's lease counts from when it handled the message.
                         if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
-                            self.pulse.hear();
+                            self.pulse.follow();
                         }
                         Response::Append(response)
                     }

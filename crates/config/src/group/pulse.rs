@@ -19,8 +19,7 @@ use tokio::sync::{Notify, watch};
 /// The group's times. `heartbeat < lease < election_least < election_most` holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Timing {
-    /// The interval openraft is given. It checks its timers every 1.5 intervals, so that is how
-    /// often a leader really speaks.
+    /// A leader speaks every 1.5 of these.
     pub(super) heartbeat: Duration,
     /// A voter refuses its vote for so long after it has heard a leader.
     pub(super) lease: Duration,
@@ -50,6 +49,7 @@ pub(super) struct Pulse {
     probed: RefCell<BTreeMap<NodeId, Instant>>,
     leader_gone: Notify,
     promised: Cell<Option<(NodeId, Instant)>>,
+    heard_again: Notify,
 }
 
 impl Pulse {
@@ -67,7 +67,12 @@ impl Pulse {
             probed: RefCell::default(),
             leader_gone: Notify::new(),
             promised: Cell::default(),
+            heard_again: Notify::new(),
         }
+    }
+
+    pub(super) fn timing(&self) -> Timing {
+        self.timing
     }
 
     pub(super) fn attach(&self, metrics: watch::Receiver<RaftDataMetrics<NodeId>>) {
@@ -77,6 +82,18 @@ impl Pulse {
     /// A leader has spoken.
     pub(super) fn hear(&self) {
         self.heard.set(self.runtime.now());
+    }
+
+    /// What a leader has said is done. Those who wait for its silence begin anew, in this same
+    /// wake-up of the node and not in one of their own.
+    pub(super) fn follow(&self) {
+        self.hear();
+        self.heard_again.notify_waiters();
+    }
+
+    /// Resolves when a leader speaks after this call.
+    pub(super) async fn heard_again(&self) {
+        self.heard_again.notified().await;
     }
 
     /// When a leader last spoke; the start of the node if none did.

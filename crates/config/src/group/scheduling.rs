@@ -182,7 +182,7 @@ impl AsyncRuntime for AmbientRuntime {
     }
 
     fn sleep_until(deadline: Self::Instant) -> Self::Sleep {
-        // Only openraft's ticks come here, and a heartbeat need not be punctual.
+        // Only openraft's ticks come here, and they need not be punctual.
         ambient::current().sleep_roughly_until(deadline.0)
     }
 

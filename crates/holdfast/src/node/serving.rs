@@ -332,8 +332,12 @@ async fn failed(failure: &mut watch::Receiver<Option<NodeFailure>>) -> NodeFailu
 async fn refused_by_others(runtime: &Runtime, links: &HostLinks) {
     let refusal = LinkProblem::RefusedByPeer(LinkRefusal::ReusedIdentity);
     loop {
-        let mut status = links.status().into_iter();
-        if status.any(|peer| peer.up.is_none() && peer.problem.as_ref() == Some(&refusal)) {
+        let status = links.status();
+        let mut unlinked = status.iter().filter(|peer| peer.up.is_none()).peekable();
+        if unlinked.peek().is_none() {
+            links.peer_unlinked().await;
+        }
+        if unlinked.any(|peer| peer.problem.as_ref() == Some(&refusal)) {
             return;
         }
         runtime.sleep_roughly(REFUSAL_PERIOD).await;

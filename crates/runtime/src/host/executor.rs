@@ -5,15 +5,16 @@
 //! says that the state it guards can no longer be trusted.
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use futures::FutureExt;
 use futures::future::LocalBoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use tokio::sync::mpsc;
@@ -50,10 +51,13 @@ pub fn run<F: Future>(main: impl FnOnce(Runtime) -> F) -> F::Output {
     let local = tokio::task::LocalSet::new();
     let outcome = local.block_on(&tokio, async move {
         let main = pin!(main(runtime));
+        // A `LocalSet` polls this future at every step of any of its tasks; the set around `main`
+        // hands on only those that `main` asked for.
+        let mut main: FuturesUnordered<_> = std::iter::once(stalls::timed("main", main)).collect();
         tokio::select! {
             biased;
             Some(payload) = crashes.recv() => Err(payload),
-            output = stalls::timed("main", main) => Ok(output),
+            Some(output) = main.next() => Ok(output),
         }
     });
     drop(local);
@@ -120,7 +124,11 @@ impl Backend for HostRuntime {
                 if left.is_zero() {
                     return;
                 }
-                tokio::time::sleep_until(shared_wake_after(left)).await;
+                let wake = shared_wake_after(left);
+                tokio::time::sleep_until(wake).await;
+                if (RARE_WAKE - SHARED_WAKE..=RARE_WAKE).contains(&left) {
+                    LAST_RARE_WAKE.set(wake);
+                }
             }
         })
     }
@@ -152,8 +160,15 @@ impl Backend for HostRuntime {
     }
 }
 
+/// Distance of rare wake-ups.
+pub(super) const RARE_WAKE: Duration = Duration::from_millis(512);
+const _: () = assert!(RARE_WAKE.as_nanos().is_multiple_of(SHARED_WAKE.as_nanos()));
+
 thread_local! {
     static FIRST_SHARED_WAKE: tokio::time::Instant = tokio::time::Instant::now();
+    /// The end of the last rough sleep of this length, to which rare wake-ups are joined: the node
+    /// probably sleeps so again.
+    static LAST_RARE_WAKE: Cell<tokio::time::Instant> = Cell::new(FIRST_SHARED_WAKE.with(|it| *it));
 }
 
 /// The first common moment of this thread that is at least `delay` away.
@@ -161,13 +176,27 @@ thread_local! {
 /// The moments lie where tokio's timer wheel turns its second level, of 64 slots of 64 ms: a
 /// timer there costs one wake-up, any other that is further away than that costs two.
 pub(super) fn shared_wake_after(delay: Duration) -> tokio::time::Instant {
-    let period = SHARED_WAKE.as_nanos();
     let first = FIRST_SHARED_WAKE.with(|first| *first);
-    let earliest = (tokio::time::Instant::now() + delay).saturating_duration_since(first);
     // The wheel counts whole milliseconds, rounded up, from a moment just before the first.
-    let round = (earliest + WHEEL_TICK).as_nanos().div_ceil(period);
-    let after_ns = u64::try_from(round * period).unwrap_or(u64::MAX);
-    first + Duration::from_nanos(after_ns).saturating_sub(WHEEL_TICK)
+    let after = round_up(delay + WHEEL_TICK, first, SHARED_WAKE);
+    after - WHEEL_TICK
+}
+
+/// The first of the thread's rare wake-ups that is at least `delay` away.
+pub(super) fn rare_wake_after(delay: Duration) -> tokio::time::Instant {
+    round_up(delay, LAST_RARE_WAKE.get(), RARE_WAKE)
+}
+
+/// The first moment that is at least `delay` away, and whole periods from `first`.
+fn round_up(
+    delay: Duration,
+    first: tokio::time::Instant,
+    period: Duration,
+) -> tokio::time::Instant {
+    let earliest = (tokio::time::Instant::now() + delay).saturating_duration_since(first);
+    let rounds = earliest.as_nanos().div_ceil(period.as_nanos());
+    let after_ns = u64::try_from(rounds * period.as_nanos()).unwrap_or(u64::MAX);
+    first + Duration::from_nanos(after_ns)
 }
 
 pub(super) fn boot_time() -> Instant {

@@ -3,7 +3,7 @@
 //!
 //! Promises: frames leave in the order in which they were queued; what was queued since the task
 //! last ran leaves in as few system calls as the socket takes; a peer that stays silent for
-//! [`SILENT_TICKS_MAX`] ticks loses the link; after [`Link::close`] nothing more is delivered.
+//! [`SILENT_AFTER`] loses the link; after [`Link::close`] nothing more is delivered.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -16,9 +16,9 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncBufRead, AsyncWrite};
-use tokio::time::{Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::executor::shared_wake_after;
+use super::executor::{RARE_WAKE, rare_wake_after, shared_wake_after};
 use super::frame::{self, FRAME_BYTES_MAX, FrameError, HEAD_BYTES, Kind, LinkRefusal};
 use super::problem::LinkProblem;
 use super::stream::FrameStream;
@@ -29,15 +29,18 @@ use crate::links::{Frame, Incarnation};
 pub(super) const QUEUE_BYTES_MAX: usize = 64 << 20;
 /// What a queued frame costs besides its content.
 const FRAME_OVERHEAD_BYTES: usize = 128;
-/// Ticks end at the node's shared wake-ups, so this is 256 ms in practice.
-const TICK: Duration = Duration::from_millis(224);
-/// A link that sent nothing for so many ticks sends a ping: a live peer is heard twice before it
-/// would count as silent, and most links carry enough of gossip to need none.
-const QUIET_TICKS_MAX: u32 = 4;
-/// Whole ticks without a byte after which the peer counts as silent: 2 s to 2.3 s. What is to be
+/// All links of a node look at the same moments, its rare wake-ups.
+const TICK: Duration = RARE_WAKE;
+/// A link that has sent nothing for so long when it looks sends a ping. So a live peer is heard at
+/// least every 1.6 s, and most links carry enough of gossip to need none.
+const QUIET_AFTER: Duration = Duration::from_millis(1020);
+/// Without a byte for so long, at the next shared wake-up, the peer counts as silent. What is to be
 /// done then, for a cut link or a silent node, has to fit into the rest of 3 s.
-const SILENT_TICKS_MAX: u32 = 8;
-const _: () = assert!(QUIET_TICKS_MAX * 2 <= SILENT_TICKS_MAX);
+const SILENT_AFTER: Duration = Duration::from_millis(2050);
+const _: () = assert!(
+    (QUIET_AFTER.as_millis() + TICK.as_millis()) * 4 <= SILENT_AFTER.as_millis() * 3,
+    "a ping has time to arrive, also if TCP has to send it once more"
+);
 /// Frames taken from the queue at once. Several TLS records, so that small frames share them.
 const STAGE_BYTES: usize = 256 << 10;
 /// Smaller parts are copied together; larger ones are passed on as they are.
@@ -99,11 +102,9 @@ impl Link {
             stream,
             staged: first.into_iter().collect(),
             unflushed: false,
-            tick: Box::pin(sleep_until(shared_wake_after(TICK))),
-            heard: true,
-            spoke: false,
-            quiet_ticks: 0,
-            silent_ticks: 0,
+            tick: Box::pin(sleep_until(rare_wake_after(TICK / 2))),
+            heard: Instant::now(),
+            spoke: Instant::now(),
         };
         let end = poll_fn(|context| match pump.turn(context, &mut deliver) {
             Ok(()) => Poll::Pending,
@@ -127,11 +128,9 @@ struct Pump<'a> {
     staged: VecDeque<Bytes>,
     unflushed: bool,
     tick: Pin<Box<Sleep>>,
-    /// Whether bytes came in, or went out, since the last tick.
-    heard: bool,
-    spoke: bool,
-    silent_ticks: u32,
-    quiet_ticks: u32,
+    /// When bytes came in, and went out, last.
+    heard: Instant,
+    spoke: Instant,
 }
 
 impl Pump<'_> {
@@ -149,9 +148,6 @@ impl Pump<'_> {
         self.read(context, deliver)?;
         if self.tick.as_mut().poll(context).is_ready() {
             self.tick()?;
-            // Counted from now: a process that was stopped for a while must not take the ticks
-            // that it missed for silence.
-            self.tick.as_mut().reset(shared_wake_after(TICK));
             if self.tick.as_mut().poll(context).is_ready() {
                 context.waker().wake_by_ref();
             }
@@ -189,22 +185,30 @@ impl Pump<'_> {
                 }
             };
             Pin::new(&mut self.stream.tls).consume(len);
-            self.heard = true;
+            self.heard = Instant::now();
         }
         context.waker().wake_by_ref();
         Ok(())
     }
 
+    /// Looks whether the peer is silent, and whether this end is, and when to look again.
     fn tick(&mut self) -> Result<(), LinkProblem> {
-        self.silent_ticks = if self.heard { 0 } else { self.silent_ticks + 1 };
-        if self.silent_ticks >= SILENT_TICKS_MAX {
+        let now = Instant::now();
+        // A process that was stopped for a while must not take that for silence.
+        let late = now.saturating_duration_since(self.tick.deadline());
+        if late > TICK {
+            self.heard += late;
+        }
+        let silence = now.saturating_duration_since(self.heard);
+        if silence >= SILENT_AFTER {
             return Err(LinkProblem::TimedOut);
         }
-        self.quiet_ticks = if self.spoke { 0 } else { self.quiet_ticks + 1 };
-        if self.quiet_ticks >= QUIET_TICKS_MAX && self.staged.is_empty() {
+        if now.saturating_duration_since(self.spoke) >= QUIET_AFTER && self.staged.is_empty() {
             self.staged.push_back(frame::encode(Kind::Ping, &[]));
         }
-        (self.heard, self.spoke) = (false, false);
+        let usual = rare_wake_after(TICK / 2);
+        let end = shared_wake_after(SILENT_AFTER - silence);
+        self.tick.as_mut().reset(usual.min(end));
         Ok(())
     }
 
@@ -227,7 +231,7 @@ impl Pump<'_> {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(outcome) => outcome?,
             };
-            (self.spoke, self.unflushed) = (true, true);
+            (self.spoke, self.unflushed) = (Instant::now(), true);
             while let Some(first) = self.staged.front_mut() {
                 if written < first.len() {
                     first.advance(written);

@@ -140,6 +140,12 @@ impl HostLinks {
         sought.extend(addresses.into_iter().map(|address| (address, None)));
     }
 
+    /// Resolves when a peer has lost its link since this was last asked, or is a new one; one
+    /// caller hears of it.
+    pub async fn peer_unlinked(&self) {
+        self.mesh.unlinked.notified().await;
+    }
+
     /// The state of the link to each peer, in the order of their numbers.
     pub fn status(&self) -> Vec<PeerStatus> {
         let peers = self.mesh.peers.borrow();

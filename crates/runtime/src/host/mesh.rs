@@ -112,6 +112,8 @@ pub(super) struct Mesh {
     /// Addresses at which some peer may be, and which one was found there.
     pub(super) sought: RefCell<BTreeMap<String, Option<NodeId>>>,
     pub(super) half_open: RefCell<BTreeMap<IpAddr, usize>>,
+    /// A peer has no link any more, or none yet.
+    pub(super) unlinked: Notify,
     pub(super) tasks: RefCell<BTreeMap<u64, Task>>,
     pub(super) task_ids: Cell<u64>,
 }
@@ -142,6 +144,7 @@ impl Mesh {
             listen: (!listen.ip().is_unspecified()).then_some(listen),
             sought: RefCell::default(),
             half_open: RefCell::default(),
+            unlinked: Notify::new(),
             tasks: RefCell::default(),
             task_ids: Cell::new(0),
         })
@@ -204,6 +207,7 @@ impl Mesh {
                 .spawn("link-dial", self.clone().keep(peer.clone()));
             *peer.dialling.borrow_mut() = Some(task);
             peers.insert(node, peer);
+            self.unlinked.notify_one();
         }
     }
 
@@ -406,6 +410,7 @@ impl Mesh {
             return;
         }
         *peer.link.borrow_mut() = None;
+        self.unlinked.notify_one();
         peer.unreported.set(Some(link.incarnation));
         let may_be_gone = matches!(
             problem,

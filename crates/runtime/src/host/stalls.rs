@@ -2,10 +2,18 @@
 //!
 //! A node is one thread: while one task runs, every other waits, leases and heartbeats among them.
 //! Each step of a task (one poll) is timed. What counts is the time that the thread ran or was
-//! blocked; time in which another process had the processor is taken off, as far as the kernel
-//! says (`/proc/thread-self/schedstat`), because no code here can shorten it.
+//! blocked; time in which another process had the processor is taken off, because no code here can
+//! shorten it.
 //!
-//! The cost of a step is two readings of the clock; the kernel is asked at most once a millisecond.
+//! | a step that was long | counts as |
+//! |---|---|
+//! | and was never blocked | the time that the thread ran |
+//! | and may have been blocked | its length without the thread's waits for a processor of late |
+//!
+//! The second is no less than the time that the thread ran, and of late means a second at most.
+//! The cost of a step is two readings of the clock; the kernel is asked at most once a millisecond,
+//! and for the waits (`/proc/thread-self/schedstat`, which costs more) after such a step, and once
+//! a second.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -19,9 +27,11 @@ use super::executor::boot_time;
 use crate::task::{STALL_BOUND, Stalls};
 use crate::time::Instant;
 
-/// The kernel's figure is read again once it is so old: a stall's error is no larger.
+/// The kernel is asked again once its figures are so old: a stall's error is no larger.
 const REFERENCE_AGE: Duration = Duration::from_millis(1);
-/// Shorter steps are not worth the kernel's figure: they cannot be the stalls looked for, and
+/// How long the thread has waited is read again once that is so old.
+const WAITED_AGE: Duration = Duration::from_secs(1);
+/// Shorter steps are not worth asking the kernel: they cannot be the stalls looked for, and
 /// count as a whole.
 const WORTH_ASKING: Duration = Duration::from_millis(2);
 const _: () = assert!(WORTH_ASKING.as_nanos() * 5 < STALL_BOUND.as_nanos());
@@ -37,27 +47,65 @@ struct Meter {
     longest_in: &'static str,
     count: u64,
     schedule: Option<File>,
-    /// When the kernel's figure was read, and what it was.
-    reference: (Instant, Duration),
+    /// When it was last read how long the thread had waited for a processor, and what it was.
+    waited: (Instant, Duration),
+    /// When the kernel was asked, and what it said.
+    reference: (Instant, Ran),
+}
+
+/// What the kernel counts of a thread since its start.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ran {
+    time: Duration,
+    /// How often it was blocked: it gave the processor up by itself.
+    blocked: i64,
+}
+
+impl Ran {
+    fn so_far() -> Self {
+        // SAFETY: all zeroes are a valid `rusage`.
+        let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+        // SAFETY: `usage` is valid and writable for the whole call.
+        let result = unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
+        assert!(result == 0, "a thread may always ask about itself");
+        let duration = |time: libc::timeval| {
+            let micros = time.tv_sec * 1_000_000 + time.tv_usec;
+            Duration::from_micros(u64::try_from(micros).unwrap_or(0))
+        };
+        Self {
+            time: duration(usage.ru_utime) + duration(usage.ru_stime),
+            blocked: usage.ru_nvcsw,
+        }
+    }
 }
 
 impl Meter {
     fn new(now: Instant) -> Self {
-        // Absent in kernels without scheduling statistics: then all of a step counts.
+        // Absent in kernels without scheduling statistics: then all of a step counts that may have
+        // been blocked.
         let schedule = File::open("/proc/thread-self/schedstat").ok();
         Self {
             since: now,
             longest: Duration::ZERO,
             longest_in: "",
             count: 0,
-            reference: (now, waited(schedule.as_ref())),
+            waited: (now, waited(schedule.as_ref())),
             schedule,
+            reference: (now, Ran::so_far()),
         }
     }
 
+    fn read_waited(&mut self, now: Instant) -> Duration {
+        self.waited = (now, waited(self.schedule.as_ref()));
+        self.waited.1
+    }
+
     fn begin(&mut self, now: Instant) {
+        if now.saturating_since(self.waited.0) >= WAITED_AGE {
+            self.read_waited(now);
+        }
         if now.saturating_since(self.reference.0) >= REFERENCE_AGE {
-            self.reference = (now, waited(self.schedule.as_ref()));
+            self.reference = (now, Ran::so_far());
         }
     }
 
@@ -69,9 +117,16 @@ impl Meter {
         let held = if took < WORTH_ASKING {
             took
         } else {
-            let waited = waited(self.schedule.as_ref());
-            let before = std::mem::replace(&mut self.reference, (now, waited));
-            took.saturating_sub(waited.saturating_sub(before.1))
+            let (_, before) = std::mem::replace(&mut self.reference, (now, Ran::so_far()));
+            let (_, after) = self.reference;
+            let ran = after.time.saturating_sub(before.time).min(took);
+            if after.blocked == before.blocked {
+                ran
+            } else {
+                let (_, before) = self.waited;
+                let after = self.read_waited(now);
+                ran.max(took.saturating_sub(after.saturating_sub(before)))
+            }
         };
         if held > self.longest {
             self.longest = held;
@@ -115,6 +170,7 @@ pub(super) fn forget() {
     METER.with_borrow_mut(|meter| {
         if let Some(meter) = meter {
             meter.since = boot_time();
+            meter.read_waited(meter.since);
             meter.longest = Duration::ZERO;
             meter.longest_in = "";
             meter.count = 0;

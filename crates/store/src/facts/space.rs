@@ -20,12 +20,19 @@ use holdfast_runtime::{Allocation, Buffer, Directory, Disk, DiskError, DiskOptio
 use super::AREA;
 use super::entry::{EDITS_MAX, ENTRY_BYTES_MAX, EntryKind, EntryPlace, encode};
 use super::state::Edit;
+use crate::bounds::StoreBounds;
 
 /// Bytes of one copy of a slot.
 pub(super) const CHUNK_BYTES: usize = 128 << 10;
 pub(super) const SLOT_BYTES: u64 = 2 * CHUNK_BYTES as u64;
-/// Slots of a new area.
+/// Slots of a new area. The log of few facts turns round in them: the area takes no more space
+/// whatever comes and goes, and never gives any back.
 pub(super) const SLOTS_MIN: u32 = 8;
+const _: () = assert!(
+    StoreBounds::SERVICE.facts_log_bytes + 3 * CHUNK_BYTES as u64
+        <= SLOTS_MIN as u64 * CHUNK_BYTES as u64,
+    "a log when its snapshot is due, what is added meanwhile, and the snapshot"
+);
 
 const _: () = assert!(ENTRY_BYTES_MAX * 4 <= CHUNK_BYTES, "few pages stay unused");
 

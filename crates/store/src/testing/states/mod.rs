@@ -9,7 +9,9 @@
 //!
 //! Judging a state is a life of its own: the store recovers, brings everything home, compacts and
 //! collects. That life has crash points too, and for sequences that are short enough their states
-//! are opened and judged in turn: crashes in a recovery, and in what follows it.
+//! are opened and judged in turn: crashes in a recovery, and in what follows it. Many states lead
+//! to the same life: what differs, recovery ignores, as it does the halves of a torn record. Of
+//! those that do, [`SAME_LIVES`] are crashed again; each was opened and judged itself.
 
 mod fates;
 mod judge;
@@ -77,6 +79,10 @@ pub fn sequences(length: u32) -> impl Iterator<Item = Vec<Operation>> {
     })
 }
 
+/// Of states that lead to the same life, write by write, so many are crashed again. More than one:
+/// what recovery ignores, the next one meets again, beside what was written meanwhile.
+const SAME_LIVES: u8 = 8;
+
 /// More is not looked for: what went wrong so often goes wrong everywhere.
 const VIOLATIONS_MAX: usize = 50;
 
@@ -120,12 +126,22 @@ pub struct Seen {
     judged: Shards,
     /// Bytes alone.
     disks: Shards,
+    /// Lives that were crashed, and how often.
+    lives: Mutex<BTreeMap<u128, u8>>,
 }
 
 impl Seen {
     /// How many different contents of the disks were opened.
     pub fn disks(&self) -> u64 {
         self.disks.len()
+    }
+
+    /// Whether a life is to be crashed, for all that is known of others.
+    fn is_new_life(&self, life: &Life) -> bool {
+        let mut lives = self.lives.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = lives.entry(life.digest()).or_default();
+        *count = count.saturating_add(1);
+        *count <= SAME_LIVES
     }
 }
 
@@ -336,7 +352,7 @@ impl States<'_> {
             });
             let crashes: Vec<_> = earlier.iter().copied().chain([(point, arrived)]).collect();
             match judged.and_then(|outcome| outcome) {
-                Ok(life) if with_later => self.of(&life, &crashes),
+                Ok(life) if with_later && self.seen.is_new_life(&life) => self.of(&life, &crashes),
                 Ok(_) => {}
                 Err(what) => {
                     let place = format!("{:?}, crashes {crashes:x?}: {what}", self.sequence);

@@ -7,7 +7,7 @@ use holdfast_runtime::Runtime;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::super::contents::Contents;
-use super::super::{Event, MemoryDirectory};
+use super::super::{Change, Event, MemoryDirectory};
 use super::Operation;
 use super::judge::{is_claimed_what_is_held, opened};
 use crate::{
@@ -147,6 +147,41 @@ pub(super) struct Life {
     pub(super) begin: Contents,
     pub(super) events: Vec<Event>,
     pub(super) promises: Vec<Promise>,
+}
+
+impl Life {
+    /// A digest of all that was done and promised in it; not of the disks that it began with.
+    pub(super) fn digest(&self) -> u128 {
+        let mut hash = Xxh3::new();
+        for event in &self.events {
+            match event {
+                Event::Begun {
+                    ticket,
+                    area,
+                    offset,
+                    change,
+                } => {
+                    hash.update(area.as_bytes());
+                    hash.update(&ticket.to_le_bytes());
+                    hash.update(&offset.to_le_bytes());
+                    match change {
+                        Change::Write(data) => hash.update(data),
+                        Change::Discard(len) => hash.update(&len.to_le_bytes()),
+                    }
+                }
+                Event::Settled(tickets) => {
+                    for ticket in tickets {
+                        hash.update(&ticket.to_be_bytes());
+                    }
+                }
+            }
+        }
+        for promise in &self.promises {
+            hash.update(&promise.from_event.to_le_bytes());
+            hash.update(&promise.digest(0, false).to_le_bytes());
+        }
+        hash.digest128()
+    }
 }
 
 /// A sequence that was played.
