@@ -240,11 +240,8 @@ async fn decode_pieces<M: Machine>(data: &SnapshotData) -> Option<Body<M>> {
     reader.next(|bytes| postcard::take_from_bytes::<u8>(bytes).ok())?;
     let sessions = reader.next(|bytes| postcard::take_from_bytes(bytes).ok())?;
     let mut state = M::default();
-    loop {
-        match reader.next(|bytes| state.take_up(bytes))? {
-            Progress::More => yield_now().await,
-            Progress::Complete => break,
-        }
+    while reader.next(|bytes| state.take_up(bytes))? == Progress::More {
+        yield_now().await;
     }
     let state = Rc::new(state);
     reader.is_at_end().then_some(Body { state, sessions })

@@ -287,9 +287,8 @@ impl<M: Machine> Store<M> {
             now.purged <= covered,
             "only what a snapshot contains is purged"
         );
-        draft
-            .image(&encode(&(memory().entries.len() as u64)))
-            .await?;
+        let count = encode(&(memory().entries.len() as u64));
+        draft.image(&count).await?;
         let mut next = memory().entries.keys().next().copied();
         while let Some(first) = next {
             let (entries, following) = memory().encoded_from(first);
