@@ -18,6 +18,7 @@
 
 mod area;
 mod batch;
+mod data;
 mod election;
 mod error;
 mod forward;
@@ -33,6 +34,7 @@ mod types;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -45,6 +47,7 @@ use openraft::error::{Fatal, InitializeError, RaftError};
 use openraft::{Config, SnapshotPolicy};
 use tokio::sync::watch;
 
+use area::HalfSizes;
 pub use area::{AreaError, Damage};
 pub use error::{BarrierError, GroupError, MembershipError, OptionsError, ProposeError};
 pub use membership::VOTERS_MAX;
@@ -58,7 +61,7 @@ use forward::{Forwarder, Numbers};
 use network::{Network, Server};
 use pulse::{Pulse, Timing};
 use shell::{Shell, View};
-use store::Store;
+use store::{LogBounds, Store};
 use types::Raft;
 
 /// The group that replicates the cluster's state.
@@ -90,12 +93,19 @@ impl Machine for ClusterState {
     }
 }
 
-/// Bytes of a half of a config log, if nothing else is said.
+/// Bytes of a half of a config log as it is made, and as large as it may grow.
 const HALF_BYTES: u64 = 32 << 20;
+const HALF_BYTES_MAX: u64 = 256 << 20;
 // A half that is made anew holds a snapshot and the log behind it, and has to have room for records
 // of further changes, twice. What is not counted in the state's limit, access lists and
 // reservations, has a quarter for itself.
-const _: () = assert!(STATE_BYTES_MAX <= HALF_BYTES / 2, "snapshots have to fit");
+const _: () = assert!(
+    STATE_BYTES_MAX <= HALF_BYTES_MAX / 2,
+    "snapshots have to fit"
+);
+
+/// How long a member may take to read in, and to make durable, the state that it was sent.
+const INSTALL_MAX: Duration = Duration::from_secs(60);
 
 /// How one node takes part in the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,10 +119,13 @@ pub struct GroupOptions {
     pub election_least: Duration,
     /// Most silence before which it does.
     pub election_most: Duration,
-    /// Bytes of each of the two halves of the config log; fixed when the log is made. The
-    /// state has to fit into one.
+    /// Bytes of each of the two halves of the config log as it is made. They double when the
+    /// state needs it.
     pub half_bytes: u64,
-    /// Changes after which the state is written as a whole, and the log before it given up.
+    /// Bytes beyond which they do not grow: the state has to fit into one.
+    pub half_bytes_max: u64,
+    /// Changes after which the state is written as a whole, and the log before it given up; more
+    /// if the state is large.
     pub snapshot_after: u64,
 }
 
@@ -124,6 +137,7 @@ impl Default for GroupOptions {
             election_least: Duration::from_millis(350),
             election_most: Duration::from_millis(500),
             half_bytes: HALF_BYTES,
+            half_bytes_max: HALF_BYTES_MAX,
             snapshot_after: 1024,
         }
     }
@@ -140,7 +154,10 @@ impl GroupOptions {
         if self.election_most <= self.election_least {
             return Err(OptionsError::ElectionEmpty);
         }
-        if self.half_bytes < 64 << 10 || !self.half_bytes.is_multiple_of(4096) {
+        if self.half_bytes < 64 << 10
+            || !self.half_bytes.is_multiple_of(4096)
+            || self.half_bytes > self.half_bytes_max
+        {
             return Err(OptionsError::HalfTooSmall);
         }
         Ok(Timing {
@@ -153,9 +170,19 @@ impl GroupOptions {
         })
     }
 
+    fn half_sizes(&self) -> HalfSizes {
+        HalfSizes {
+            first: self.half_bytes,
+            largest: self.half_bytes_max,
+        }
+    }
+
     /// A quarter of a half, so that snapshot, log and the records behind them fit into one.
-    fn log_bytes_max(&self) -> usize {
-        (self.half_bytes / 4) as usize
+    fn log_bounds(&self) -> LogBounds {
+        LogBounds {
+            entries_max: self.snapshot_after,
+            bytes_max: (self.half_bytes / 4) as usize,
+        }
     }
 
     /// Written twice, and a few of them are between two snapshots.
@@ -187,10 +214,10 @@ impl<M: Machine> Group<M> {
     ) -> Result<Rc<Self>, GroupError> {
         let timing = options.timing()?;
         let node = rpc.local_node();
-        let opened = Store::open(&*directory, node, options.half_bytes, options.may_create);
+        let opened = Store::open(directory, node, options.half_sizes(), options.may_create);
         let store = opened.await?.ok_or(GroupError::Missing)?;
         let view = View::new();
-        let shell = Shell::recover(store.clone(), view.clone(), options.log_bytes_max())
+        let shell = Shell::recover(store.clone(), view.clone(), options.log_bounds())
             .await
             .map_err(|error| GroupError::Inconsistent(error.into()))?;
         let pulse = Rc::new(Pulse::new(runtime.clone(), timing));
@@ -199,7 +226,7 @@ impl<M: Machine> Group<M> {
             pulse: pulse.clone(),
             store: store.clone(),
         };
-        let config = Arc::new(raft_config(timing, options.snapshot_after));
+        let config = Arc::new(raft_config(timing));
         let log_end_at_start = store.log_end();
         let raft = Raft::new(node, config, network, store, shell)
             .await
@@ -210,6 +237,7 @@ impl<M: Machine> Group<M> {
             raft: raft.clone(),
             pulse: pulse.clone(),
             metrics: raft.server_metrics(),
+            arriving: RefCell::default(),
         });
         Server::serve(&server, &rpc);
         let forwarder = Rc::new(Forwarder {
@@ -467,7 +495,7 @@ async fn keep_beating<M: Machine>(runtime: Runtime, node: NodeId, raft: Raft<M>,
     }
 }
 
-fn raft_config(timing: Timing, snapshot_after: u64) -> Config {
+fn raft_config(timing: Timing) -> Config {
     let milliseconds = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let lease = milliseconds(timing.lease);
     Config {
@@ -478,11 +506,10 @@ fn raft_config(timing: Timing, snapshot_after: u64) -> Config {
         election_timeout_min: lease - 1,
         election_timeout_max: lease,
         enable_elect: false,
-        install_snapshot_timeout: 10_000,
+        install_snapshot_timeout: milliseconds(INSTALL_MAX),
         max_payload_entries: 64,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(snapshot_after),
-        // A follower that lags further than this is sent the state instead of the log.
-        replication_lag_threshold: snapshot_after,
+        // See `Store::is_long`.
+        snapshot_policy: SnapshotPolicy::Never,
         // Whoever needs an entry that a snapshot contains is sent the snapshot.
         max_in_snapshot_log_to_keep: 0,
         ..Config::default()
@@ -510,7 +537,7 @@ async fn watch_links<M: Machine>(rpc: Rc<Rpc>, raft: Raft<M>, pulse: Rc<Pulse>) 
     }
 }
 
-/// Takes a snapshot when the log has grown by bytes; openraft counts entries only.
+/// Takes a snapshot when the log has grown long.
 async fn take_snapshots<M: Machine>(raft: Raft<M>, view: Rc<View<M>>) {
     loop {
         view.log_is_long.notified().await;

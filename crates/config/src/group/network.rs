@@ -1,5 +1,7 @@
 //! Raft messages between nodes: [`Service::Raft`] requests, encoded as
-//! `version u8, postcard(Request)` in the frame's header; a snapshot's data is its payload.
+//! `version u8, postcard(Request)` in the frame's header; a snapshot's data is its payload. One of
+//! several chunks goes chunk by chunk: what has arrived stays there, and a later attempt goes on
+//! behind it.
 //!
 //! A request to a peer without a link fails at once and makes openraft wait before the next
 //! ([`RaftNetwork::backoff`]); so does an answer that makes no sense, or none because the peer's
@@ -11,6 +13,7 @@
 //! of the old term, which the new leader may have replaced: a follower that knows only the old
 //! term would take them, and its log would no longer be a prefix of anybody's.
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
@@ -32,6 +35,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::watch;
 
+use super::HALF_BYTES_MAX;
+use super::data::{CHUNK_BYTES, SnapshotData};
 use super::election::{Verdict, judge};
 use super::pulse::Pulse;
 use super::store::Store;
@@ -45,6 +50,9 @@ const BACKOFF_MS: [u64; 3] = [50, 100, 200];
 /// How long a peer may take for a snapshot at first. A peer that has just been started does not
 /// answer yet; a slow one is given twice the time after each limit it missed, up to openraft's.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Most chunks of a snapshot that are taken: as much as a config log can hold.
+const CHUNKS_MAX: u32 = (HALF_BYTES_MAX / CHUNK_BYTES as u64) as u32;
 
 /// A request of one group member to another.
 #[derive(Serialize, Deserialize)]
@@ -61,6 +69,13 @@ pub(super) enum Request<M: Machine> {
     Probe {
         last_log_id: Option<LogId>,
     },
+    /// One chunk of a snapshot is the frame's payload.
+    SnapshotChunk {
+        vote: Vote,
+        meta: SnapshotMeta,
+        chunk: u32,
+        chunks: u32,
+    },
 }
 
 /// The answer to a [`Request`].
@@ -74,6 +89,10 @@ pub(super) enum Response {
     Stopped,
     /// No leader sends such a request.
     Malformed,
+    /// The chunk of the snapshot that is to be sent next.
+    Wants {
+        chunk: u32,
+    },
 }
 
 /// Why a peer could not be asked. What it has done meanwhile is unknown.
@@ -175,6 +194,55 @@ impl<M: Machine> Client<M> {
         }
     }
 
+    /// Sends all of it, or what the receiver lacks.
+    async fn send_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot<M>,
+        install_max: Duration,
+    ) -> Result<SnapshotResponse<NodeId>, StreamingError<Types<M>, Fatal<NodeId>>> {
+        let Snapshot::<M> { meta, snapshot } = snapshot;
+        let data = snapshot.chunks();
+        let chunks = data.len() as u32;
+        let (mut chunk, mut sent) = (0, 0);
+        loop {
+            if let Err(error) = self.check_leading(&vote) {
+                return Err(Unreachable::new(&error).into());
+            }
+            let payload = data.get(chunk as usize).cloned().unwrap_or_default();
+            let meta = meta.clone();
+            let request = match chunks {
+                0 | 1 => Request::<M>::Snapshot { vote, meta },
+                _ => Request::SnapshotChunk {
+                    vote,
+                    meta,
+                    chunk,
+                    chunks,
+                },
+            };
+            // Who has answered already needs no patience, but time to take it all up.
+            let limit = match sent {
+                0 => install_max.min(self.snapshot_patience),
+                _ => install_max,
+            };
+            match ask(&self.rpc, self.target, &request, payload, limit).await {
+                Ok(Response::Snapshot(response)) => {
+                    self.snapshot_patience = SNAPSHOT_PATIENCE;
+                    return Ok(response);
+                }
+                Ok(Response::Wants { chunk: wanted }) if wanted < chunks && sent <= 2 * chunks => {
+                    (chunk, sent) = (wanted, sent + 1);
+                }
+                Ok(_other) => return Err(Unreachable::new(&PeerError::Malformed).into()),
+                Err(PeerError::Rpc(RpcError::TimedOut)) => {
+                    self.snapshot_patience = 2 * limit;
+                    return Err(self.timed_out(RPCTypes::InstallSnapshot, limit).into());
+                }
+                Err(error) => return Err(Unreachable::new(&error).into()),
+            }
+        }
+    }
+
     fn rpc_error(&self, action: RPCTypes, limit: Duration, error: PeerError) -> AnyRpcError {
         match error {
             PeerError::Rpc(RpcError::TimedOut) => RPCError::Timeout(self.timed_out(action, limit)),
@@ -237,32 +305,12 @@ impl<M: Machine> RaftNetwork<Types<M>> for Client<M> {
         cancel: impl Future<Output = ReplicationClosed> + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<NodeId>, StreamingError<Types<M>, Fatal<NodeId>>> {
-        let limit = option.hard_ttl().min(self.snapshot_patience);
-        if let Err(error) = self.check_leading(&vote) {
-            return Err(Unreachable::new(&error).into());
-        }
-        let request = Request::<M>::Snapshot {
-            vote,
-            meta: snapshot.meta,
-        };
-        let asking = ask(&self.rpc, self.target, &request, *snapshot.snapshot, limit);
-        let mut asking = std::pin::pin!(asking.fuse());
+        let mut sending =
+            std::pin::pin!(self.send_snapshot(vote, snapshot, option.hard_ttl()).fuse());
         let mut cancel = std::pin::pin!(cancel.fuse());
-        let answer = futures::select_biased! {
-            answer = asking => answer,
-            closed = cancel => return Err(StreamingError::Closed(closed)),
-        };
-        match answer {
-            Ok(Response::Snapshot(response)) => {
-                self.snapshot_patience = SNAPSHOT_PATIENCE;
-                Ok(response)
-            }
-            Ok(_other) => Err(Unreachable::new(&PeerError::Malformed).into()),
-            Err(PeerError::Rpc(RpcError::TimedOut)) => {
-                self.snapshot_patience = 2 * limit;
-                Err(self.timed_out(RPCTypes::InstallSnapshot, limit).into())
-            }
-            Err(error) => Err(Unreachable::new(&error).into()),
+        futures::select_biased! {
+            sent = sending => sent,
+            closed = cancel => Err(StreamingError::Closed(closed)),
         }
     }
 
@@ -273,11 +321,27 @@ impl<M: Machine> RaftNetwork<Types<M>> for Client<M> {
     }
 }
 
+impl Arriving {
+    /// Whether chunks of both make one snapshot.
+    fn is_same(&self, other: &Self) -> bool {
+        (self.vote, &self.meta, self.expected) == (other.vote, &other.meta, other.expected)
+    }
+}
+
 /// Answers the requests of other members.
 pub(super) struct Server<M: Machine> {
     pub(super) raft: Raft<M>,
     pub(super) pulse: Rc<Pulse>,
     pub(super) metrics: watch::Receiver<RaftServerMetrics<NodeId, EmptyNode>>,
+    pub(super) arriving: RefCell<Option<Arriving>>,
+}
+
+/// The first chunks of a snapshot of which others are to come.
+pub(super) struct Arriving {
+    vote: Vote,
+    meta: SnapshotMeta,
+    expected: u32,
+    chunks: Vec<Bytes>,
 }
 
 impl<M: Machine> Server<M> {
@@ -340,12 +404,35 @@ impl<M: Machine> Server<M> {
                 .map_or(Response::Stopped, Response::Vote),
             Request::Snapshot { vote, meta } => {
                 self.hear(&vote);
-                let snapshot = Snapshot::<M> {
+                self.install(vote, meta, SnapshotData::of(payload)).await
+            }
+            Request::SnapshotChunk {
+                vote,
+                meta,
+                chunk,
+                chunks,
+            } => {
+                self.hear(&vote);
+                let known = self.metrics.borrow().vote;
+                if vote < known {
+                    return Response::Snapshot(SnapshotResponse { vote: known });
+                }
+                if chunks > CHUNKS_MAX || payload.len() > CHUNK_BYTES {
+                    return Response::Malformed;
+                }
+                let expected = Arriving {
+                    vote,
                     meta,
-                    snapshot: Box::new(payload),
+                    expected: chunks,
+                    chunks: Vec::new(),
                 };
-                let response = self.raft.install_full_snapshot(vote, snapshot).await;
-                response.map_or(Response::Stopped, Response::Snapshot)
+                match self.take(expected, chunk, payload) {
+                    Err(wanted) => Response::Wants { chunk: wanted },
+                    Ok(whole) => {
+                        let data = SnapshotData::of_chunks(whole.chunks);
+                        self.install(vote, whole.meta, data).await
+                    }
+                }
             }
             Request::Probe { last_log_id } => {
                 let own = self.raft.data_metrics().borrow().last_log;
@@ -353,6 +440,34 @@ impl<M: Machine> Server<M> {
                 Response::Probe(judge(from, last_log_id, own, state, &self.pulse))
             }
         }
+    }
+
+    /// Keeps a chunk, and gives all of them with the last one. An error is the one that is wanted
+    /// next.
+    fn take(&self, expected: Arriving, chunk: u32, payload: Bytes) -> Result<Arriving, u32> {
+        let mut place = self.arriving.borrow_mut();
+        let mut arriving = match place.take() {
+            Some(arriving) if arriving.is_same(&expected) => arriving,
+            Some(_) | None => expected,
+        };
+        if arriving.chunks.len() == chunk as usize {
+            arriving.chunks.push(payload);
+        }
+        let wanted = arriving.chunks.len() as u32;
+        if wanted == arriving.expected {
+            return Ok(arriving);
+        }
+        *place = Some(arriving);
+        Err(wanted)
+    }
+
+    async fn install(&self, vote: Vote, meta: SnapshotMeta, data: SnapshotData) -> Response {
+        let snapshot = Snapshot::<M> {
+            meta,
+            snapshot: Box::new(data),
+        };
+        let response = self.raft.install_full_snapshot(vote, snapshot).await;
+        response.map_or(Response::Stopped, Response::Snapshot)
     }
 
     /// A leader's message has arrived; a deposed leader's counts for nothing.

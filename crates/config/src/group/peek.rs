@@ -15,15 +15,15 @@ use super::types::Machine;
 /// The state as far as this node has heard that it is committed; others may know more. Opening the
 /// log may complete what a crash interrupted: give it a copy of what must not change.
 pub async fn last_known_state<M: Machine>(
-    directory: &dyn Directory,
+    directory: Rc<dyn Directory>,
     node: NodeId,
     options: &GroupOptions,
 ) -> Result<Rc<M>, GroupError> {
     let inconsistent = |error: super::types::StorageError| GroupError::Inconsistent(error.into());
-    let opened = Store::open(directory, node, options.half_bytes, false).await?;
+    let opened = Store::open(directory, node, options.half_sizes(), false).await?;
     let mut store: Store<M> = opened.ok_or(GroupError::Missing)?;
     let view = View::new();
-    let mut shell = Shell::recover(store.clone(), view.clone(), options.log_bytes_max())
+    let mut shell = Shell::recover(store.clone(), view.clone(), options.log_bounds())
         .await
         .map_err(inconsistent)?;
     if let Some(committed) = store.read_committed().await.map_err(inconsistent)? {

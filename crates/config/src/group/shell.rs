@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::{Incarnation, NodeId, ambient};
 use openraft::storage::RaftStateMachine;
@@ -18,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::task::yield_now;
 
-use super::store::Store;
+use super::data::{Builder as DataBuilder, Reader, SnapshotData};
+use super::store::{LogBounds, Store};
 use super::types::{
     Applied, Entry, LogId, Machine, Proposal, ProposalKey, Snapshot, SnapshotMeta, StorageError,
     StoredMembership, Types,
@@ -69,7 +69,7 @@ pub(super) struct Shell<M: Machine> {
     membership: StoredMembership,
     view: Rc<View<M>>,
     store: Store<M>,
-    log_bytes_max: usize,
+    log_bounds: LogBounds,
 }
 
 #[derive(Clone)]
@@ -98,12 +98,11 @@ enum Admission<O> {
 }
 
 impl<M: Machine> Shell<M> {
-    /// Takes up where the durable snapshot ends. `log_bytes_max` is the size of log at which
-    /// the next snapshot is due.
+    /// Takes up where the durable snapshot ends.
     pub(super) async fn recover(
         store: Store<M>,
         view: Rc<View<M>>,
-        log_bytes_max: usize,
+        log_bounds: LogBounds,
     ) -> Result<Self, StorageError> {
         let mut shell = Self {
             body: Body {
@@ -114,7 +113,7 @@ impl<M: Machine> Shell<M> {
             membership: StoredMembership::default(),
             view,
             store,
-            log_bytes_max,
+            log_bounds,
         };
         if let Some(snapshot) = shell.store.snapshot() {
             let body = decode_body(&snapshot.snapshot).await?;
@@ -198,27 +197,29 @@ const SUPPLEMENTED_FORMAT: u8 = 2;
 const PIECES_FORMAT: u8 = 3;
 
 /// Lets others have the thread between two pieces: see [`Machine::pieces`].
-async fn encode_body<M: Machine>(body: &Body<M>) -> Bytes {
-    let data = postcard::to_extend(&body.sessions, vec![PIECES_FORMAT]);
-    let mut data = data.expect("plain data always encodes");
+async fn encode_body<M: Machine>(body: &Body<M>) -> SnapshotData {
+    let mut data = DataBuilder::default();
+    let sessions = postcard::to_extend(&body.sessions, vec![PIECES_FORMAT]);
+    data.put(&sessions.expect("plain data always encodes"));
     for piece in body.state.pieces() {
-        data.extend_from_slice(&piece);
+        data.put(&piece);
         yield_now().await;
     }
-    Bytes::from(data)
+    data.finish()
 }
 
-async fn decode_body<M: Machine>(data: &[u8]) -> Result<Body<M>, StorageError> {
-    let body = match data.split_first() {
-        Some((&FIRST_FORMAT, body)) => decode_first(body)
+async fn decode_body<M: Machine>(data: &SnapshotData) -> Result<Body<M>, StorageError> {
+    let format = data.chunks().first().and_then(|chunk| chunk.first());
+    let body = match format {
+        Some(&FIRST_FORMAT) => decode_first(&data.whole()[1..])
             .filter(|(_, rest)| rest.is_empty())
             .map(|(body, _)| body),
-        Some((&SUPPLEMENTED_FORMAT, body)) => {
-            decode_first::<M>(body).and_then(|(mut body, rest)| {
+        Some(&SUPPLEMENTED_FORMAT) => {
+            decode_first::<M>(&data.whole()[1..]).and_then(|(mut body, rest)| {
                 Rc::make_mut(&mut body.state).supply(rest).then_some(body)
             })
         }
-        Some((&PIECES_FORMAT, body)) => decode_pieces(body).await,
+        Some(&PIECES_FORMAT) => decode_pieces(data).await,
         Some(_) | None => None,
     };
     body.ok_or_else(|| {
@@ -234,19 +235,16 @@ fn decode_first<M: Machine>(bytes: &[u8]) -> Option<(Body<M>, &[u8])> {
     Some((Body { state, sessions }, rest))
 }
 
-async fn decode_pieces<M: Machine>(bytes: &[u8]) -> Option<Body<M>> {
-    let (sessions, mut rest) = postcard::take_from_bytes(bytes).ok()?;
+async fn decode_pieces<M: Machine>(data: &SnapshotData) -> Option<Body<M>> {
+    let mut reader = Reader::new(data);
+    reader.next(|bytes| postcard::take_from_bytes::<u8>(bytes).ok())?;
+    let sessions = reader.next(|bytes| postcard::take_from_bytes(bytes).ok())?;
     let mut state = M::default();
-    loop {
-        let (progress, following) = state.take_up(rest)?;
-        rest = following;
-        match progress {
-            Progress::More => yield_now().await,
-            Progress::Complete => break,
-        }
+    while reader.next(|bytes| state.take_up(bytes))? == Progress::More {
+        yield_now().await;
     }
     let state = Rc::new(state);
-    rest.is_empty().then_some(Body { state, sessions })
+    reader.is_at_end().then_some(Body { state, sessions })
 }
 
 /// Writes down one moment of the state machine.
@@ -310,7 +308,8 @@ impl<M: Machine> RaftStateMachine<Types<M>> for Shell<M> {
             });
         }
         self.publish();
-        if self.store.log_bytes() > self.log_bytes_max {
+        let applied = self.last_applied.map_or(0, |last| last.index);
+        if self.store.is_long(applied, self.log_bounds) {
             self.view.log_is_long.notify_one();
         }
         Ok(answers)
@@ -325,14 +324,14 @@ impl<M: Machine> RaftStateMachine<Types<M>> for Shell<M> {
         }
     }
 
-    async fn begin_receiving_snapshot(&mut self) -> Result<Box<Bytes>, StorageError> {
+    async fn begin_receiving_snapshot(&mut self) -> Result<Box<SnapshotData>, StorageError> {
         Ok(Box::default())
     }
 
     async fn install_snapshot(
         &mut self,
         meta: &SnapshotMeta,
-        snapshot: Box<Bytes>,
+        snapshot: Box<SnapshotData>,
     ) -> Result<(), StorageError> {
         reach::note(Row::ConfigInstalled);
         let body = decode_body(&snapshot).await?;
@@ -348,11 +347,13 @@ impl<M: Machine> RaftStateMachine<Types<M>> for Shell<M> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
     use crate::state::ClusterState;
 
     fn encoded(body: &Body<ClusterState>) -> Bytes {
-        futures::executor::block_on(encode_body(body))
+        futures::executor::block_on(encode_body(body)).whole()
     }
 
     #[expect(
@@ -360,7 +361,8 @@ mod tests {
         reason = "openraft's error, as its traits want it"
     )]
     fn decoded(data: &[u8]) -> Result<Body<ClusterState>, StorageError> {
-        futures::executor::block_on(decode_body(data))
+        let data = SnapshotData::of(Bytes::copy_from_slice(data));
+        futures::executor::block_on(decode_body(&data))
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Raft's log, vote and snapshot, in memory and in the disk area `config`.
 //!
-//! Everything is small, so reads come from memory. What always holds:
+//! Reads come from memory. What always holds:
 //!
-//! * memory changes only after the record of the change is durable, and writes are strictly one
-//!   after another, whoever asks for them (the Raft core or the snapshot builder);
+//! * memory changes only after the record of the change is durable, and records are written
+//!   strictly one after another;
+//! * a snapshot is written beside the records that come meanwhile, and takes effect between two of
+//!   them, with everything that is in memory then;
 //! * an entry leaves the log only when a durable snapshot contains it. A purge that runs ahead
 //!   of its snapshot waits for it;
 //! * the log is contiguous, from the entry after the last purged one.
@@ -17,22 +19,21 @@ use std::rc::Rc;
 use bytes::Bytes;
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::reach::{self, Row};
-use holdfast_runtime::{Allocation, Directory, DiskOptions, NodeId};
+use holdfast_runtime::{Directory, NodeId, PAGE_BYTES};
 use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{AnyError, LogState, RaftLogReader, StorageIOError};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, Notify};
 use tokio::task::yield_now;
 
-use super::area::{Area, AreaError, Contents, Damage};
+use super::area::{AREA, Area, AreaError, Contents, Damage, HalfSizes, record_bytes};
+use super::data::SnapshotData;
 use super::types::{Entry, LogId, Machine, Snapshot, SnapshotMeta, StorageError, Types, Vote};
 
-/// Name of the disk area.
-pub(super) const AREA: &str = "config";
 /// Most bytes of entries in one message to a follower, beyond the first entry.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Bytes of entries that are encoded before others have the thread.
-const IMAGE_STEP_BYTES: usize = 256 << 10;
+const ENTRIES_STEP_BYTES: usize = 256 << 10;
 
 /// A handle on the store of one node.
 pub(super) struct Store<M: Machine> {
@@ -50,6 +51,8 @@ impl<M: Machine> Clone for Store<M> {
 struct Inner<M: Machine> {
     memory: RefCell<Memory<M>>,
     writer: Mutex<Area>,
+    /// Held by whoever makes the next half. Who needs both takes this one first.
+    replacing: Mutex<()>,
     /// A snapshot was stored, or a write failed.
     settled: Notify,
 }
@@ -70,21 +73,61 @@ struct Sized<M: Machine> {
     bytes: usize,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 struct StoredSnapshot {
     meta: SnapshotMeta,
-    data: Bytes,
+    data: SnapshotData,
 }
 
-/// What starts a half: everything that is known. [`Store::image`] writes it.
-#[derive(Deserialize)]
-#[serde(bound = "")]
+/// What starts a half: what was known when it was begun, whether there is a snapshot, its meta
+/// data, its bytes behind their number, the entries, and what was known when it was complete.
+/// Images of the area's format 1 end with the entries.
 struct Image<M: Machine> {
+    known: Known,
+    snapshot: Option<StoredSnapshot>,
+    entries: Vec<Entry<M>>,
+}
+
+/// All that is known, but for entries and the snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Known {
     vote: Option<Vote>,
     committed: Option<LogId>,
     purged: Option<LogId>,
-    snapshot: Option<StoredSnapshot>,
-    entries: Vec<Entry<M>>,
+}
+
+impl<M: Machine> Image<M> {
+    /// The snapshot shares the bytes.
+    fn decode(bytes: &Bytes) -> Option<Self> {
+        let (known, rest) = postcard::take_from_bytes(bytes).ok()?;
+        let (meta, rest): (Option<SnapshotMeta>, _) = postcard::take_from_bytes(rest).ok()?;
+        let (snapshot, rest) = match meta {
+            None => (None, rest),
+            Some(meta) => {
+                let (length, rest): (u64, _) = postcard::take_from_bytes(rest).ok()?;
+                let (data, rest) = rest.split_at_checked(usize::try_from(length).ok()?)?;
+                let data = SnapshotData::of(bytes.slice_ref(data));
+                (Some(StoredSnapshot { meta, data }), rest)
+            }
+        };
+        let (entries, rest) = postcard::take_from_bytes(rest).ok()?;
+        let known = match rest {
+            [] => known,
+            rest => postcard::from_bytes(rest).ok()?,
+        };
+        Some(Self {
+            known,
+            snapshot,
+            entries,
+        })
+    }
+}
+
+/// A snapshot is due once the log behind the last one is longer than this.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LogBounds {
+    pub(super) entries_max: u64,
+    pub(super) bytes_max: usize,
 }
 
 /// One durable step.
@@ -113,46 +156,37 @@ impl<M: Machine> Store<M> {
     /// an empty log at once: so one that is blank later on was lost, however short the node's
     /// life was. `Ok(None)` says that the area is blank and may not be.
     pub(super) async fn open(
-        directory: &dyn Directory,
+        directory: Rc<dyn Directory>,
         node: NodeId,
-        half_bytes: u64,
+        sizes: HalfSizes,
         may_create: bool,
     ) -> Result<Option<Self>, AreaError> {
         if !may_create && !directory.exists(AREA) {
             return Ok(None);
         }
-        let options = DiskOptions {
-            size_bytes: 2 * half_bytes,
-            durable_writes: !planted::is_active(Bug::VoteUnsynced),
-            allocation: Allocation::Written,
-        };
-        let disk = directory.open(AREA, options).await?;
-        let opened = Area::open(disk, node, half_bytes).await;
+        let opened = Area::open(directory, node, sizes).await;
         if opened.is_err() {
             reach::note(Row::ConfigRefused);
         }
-        let (mut area, contents) = opened?;
+        let (area, contents) = opened?;
+        let blank = contents.is_none();
         let memory = match contents {
             Some(contents) => Memory::recover(contents)?,
-            None if may_create => {
-                let memory = Memory::empty();
-                if !planted::is_active(Bug::ForgetEmptyLog) {
-                    let mut image = memory.image_head(None);
-                    put(&mut image, &0_u64);
-                    area.replace(&image).await?;
-                }
-                memory
-            }
+            None if may_create => Memory::empty(),
             None => return Ok(None),
         };
-        let inner = Inner {
-            memory: RefCell::new(memory),
-            writer: Mutex::new(area),
-            settled: Notify::new(),
+        let store = Self {
+            inner: Rc::new(Inner {
+                memory: RefCell::new(memory),
+                writer: Mutex::new(area),
+                replacing: Mutex::new(()),
+                settled: Notify::new(),
+            }),
         };
-        Ok(Some(Self {
-            inner: Rc::new(inner),
-        }))
+        if blank && !planted::is_active(Bug::ForgetEmptyLog) {
+            store.replace(None, 0).await?;
+        }
+        Ok(Some(store))
     }
 
     /// The durable vote.
@@ -160,9 +194,21 @@ impl<M: Machine> Store<M> {
         self.inner.memory.borrow().vote
     }
 
-    /// Bytes of all entries in the log.
-    pub(super) fn log_bytes(&self) -> usize {
-        self.inner.memory.borrow().entries_bytes
+    /// Whether a snapshot is due, once entries up to this one are applied. A large snapshot comes
+    /// less often: about as many bytes are written for the log as for snapshots.
+    pub(super) fn is_long(&self, applied: u64, bounds: LogBounds) -> bool {
+        let memory = self.inner.memory.borrow();
+        let covered = memory.snapshot_last().map_or(0, |last| last.index);
+        let snapshot_bytes = memory
+            .snapshot
+            .as_ref()
+            .map_or(0, |stored| stored.data.len());
+        // Each entry takes a page at least, twice.
+        let entries_max = bounds
+            .entries_max
+            .max((snapshot_bytes / (2 * PAGE_BYTES)) as u64);
+        let bytes_max = bounds.bytes_max.max(snapshot_bytes / 2);
+        applied >= covered + entries_max || memory.entries_bytes > bytes_max
     }
 
     /// The index of the last entry of the log; 0 if there is none.
@@ -180,81 +226,122 @@ impl<M: Machine> Store<M> {
         })
     }
 
-    /// Makes a snapshot durable, unless a newer one is.
+    /// Makes a snapshot durable, unless a newer one is. Records are written meanwhile.
     pub(super) async fn save_snapshot(
         &self,
         meta: SnapshotMeta,
-        data: Bytes,
+        data: SnapshotData,
     ) -> Result<(), StorageError> {
-        let mut area = self.inner.writer.lock().await;
+        let _replacing = self.inner.replacing.lock().await;
         if self.inner.memory.borrow().snapshot_last() >= meta.last_log_id {
             return Ok(());
         }
-        let snapshot = StoredSnapshot { meta, data };
-        let image = self.image(Some(&snapshot)).await;
-        let result = area.replace(&image).await;
-        if result.is_ok() {
-            self.inner.memory.borrow_mut().snapshot = Some(snapshot);
-        }
+        let result = self.replace(Some(StoredSnapshot { meta, data }), 0).await;
         self.settle(&result);
         result.map_err(|error| StorageIOError::write_snapshot(None, AnyError::new(&error)).into())
     }
 
-    /// An [`Image`] with this snapshot, made step by step. The caller holds the writer, so that
-    /// entries stay as they are meanwhile.
-    async fn image(&self, snapshot: Option<&StoredSnapshot>) -> Vec<u8> {
+    /// Makes another half from this snapshot and all that is known besides, with room for
+    /// `payload_bytes` more. The caller holds `replacing`, or is alone.
+    async fn replace(
+        &self,
+        snapshot: Option<StoredSnapshot>,
+        payload_bytes: usize,
+    ) -> Result<(), AreaError> {
+        let result = self.write_replacement(snapshot, payload_bytes).await;
+        if let Err(error) = &result {
+            self.inner.writer.lock().await.fail(error);
+        }
+        result
+    }
+
+    async fn write_replacement(
+        &self,
+        snapshot: Option<StoredSnapshot>,
+        payload_bytes: usize,
+    ) -> Result<(), AreaError> {
+        let known = self.inner.memory.borrow().known();
+        let meta = snapshot.as_ref().map(|snapshot| &snapshot.meta);
+        let mut head = encode(&(known, meta));
+        if let Some(snapshot) = &snapshot {
+            put(&mut head, &(snapshot.data.len() as u64));
+        }
+        let data_bytes = snapshot.as_ref().map_or(0, |stored| stored.data.len());
+        let log_bytes = self.inner.memory.borrow().entries_bytes;
+        let mut draft = {
+            let area = self.inner.writer.lock().await;
+            let image_bytes = head.len() + data_bytes + log_bytes;
+            area.draft(image_bytes as u64, 2 * record_bytes(payload_bytes))?
+        };
+        draft.begin().await?;
+        draft.image(&head).await?;
+        for chunk in snapshot.iter().flat_map(|stored| stored.data.chunks()) {
+            draft.image(chunk).await?;
+        }
+
+        // From here on nothing changes until it takes effect.
+        let mut area = self.inner.writer.lock().await;
         let memory = || self.inner.memory.borrow();
-        let mut image = memory().image_head(snapshot);
-        put(&mut image, &(memory().entries.len() as u64));
+        let (now, covered) = (memory().known(), meta.and_then(|meta| meta.last_log_id));
+        assert!(
+            now.purged <= covered,
+            "only what a snapshot contains is purged"
+        );
+        let count = encode(&(memory().entries.len() as u64));
+        draft.image(&count).await?;
         let mut next = memory().entries.keys().next().copied();
         while let Some(first) = next {
+            let (entries, following) = memory().encoded_from(first);
+            draft.image(&entries).await?;
+            next = following;
             yield_now().await;
-            let memory = memory();
-            let mut bytes = 0;
-            let mut entries = memory.entries.range(first..);
-            let some = entries.by_ref().take_while(|(_, sized)| {
-                bytes += sized.bytes;
-                bytes <= IMAGE_STEP_BYTES || bytes == sized.bytes
-            });
-            let mut last = first;
-            for (index, sized) in some {
-                put(&mut image, &sized.entry);
-                last = *index;
-            }
-            next = memory
-                .entries
-                .range(last + 1..)
-                .next()
-                .map(|(index, _)| *index);
         }
-        image
+        draft.image(&encode(&now)).await?;
+        area.commit(draft).await?;
+        self.inner.memory.borrow_mut().snapshot = snapshot;
+        Ok(())
     }
 
     /// Makes a step durable, then applies it to memory.
     async fn step(&self, step: Step<M>) -> Result<(), AreaError> {
-        let mut area = self.inner.writer.lock().await;
+        let result = self.write_step(step).await;
+        self.settle(&result);
+        result
+    }
+
+    async fn write_step(&self, step: Step<M>) -> Result<(), AreaError> {
         let committed = self.inner.memory.borrow().committed;
         let record = Record { committed, step };
         let payload = encode(&record);
-        let mut result = Ok(());
-        if !area.has_room(payload.len()) {
-            reach::note(Row::ConfigTurned);
-            let snapshot = self.inner.memory.borrow().snapshot.clone();
-            let image = self.image(snapshot.as_ref()).await;
-            result = area.replace(&image).await;
-            if result.is_ok() && !area.has_room(payload.len()) {
-                let (wanted, half) = ((image.len() + 2 * payload.len()) as u64, area.half_bytes());
-                result = Err(AreaError::Full { wanted, half });
-            }
+        let mut area = self.inner.writer.lock().await;
+        while !area.has_room(payload.len()) {
+            drop(area);
+            self.turn(payload.len()).await?;
+            area = self.inner.writer.lock().await;
         }
-        if result.is_ok() {
-            result = area.append(&payload).await;
+        area.append(&payload).await?;
+        self.inner.memory.borrow_mut().apply(record.step);
+        Ok(())
+    }
+
+    /// Makes room for a record. Whoever else makes a half meanwhile has done it.
+    async fn turn(&self, payload_bytes: usize) -> Result<(), AreaError> {
+        let _replacing = self.inner.replacing.lock().await;
+        let has_room = async || self.inner.writer.lock().await.has_room(payload_bytes);
+        if has_room().await {
+            return Ok(());
         }
-        if result.is_ok() {
-            self.inner.memory.borrow_mut().apply(record.step);
+        reach::note(Row::ConfigTurned);
+        let snapshot = self.inner.memory.borrow().snapshot.clone();
+        self.replace(snapshot, payload_bytes).await?;
+        if has_room().await {
+            return Ok(());
         }
-        self.settle(&result);
-        result
+        let half = self.inner.writer.lock().await.half_bytes();
+        Err(AreaError::Full {
+            wanted: 2 * payload_bytes as u64,
+            half,
+        })
     }
 
     fn settle(&self, result: &Result<(), AreaError>) {
@@ -283,12 +370,16 @@ impl<M: Machine> Memory<M> {
             offset: 0,
             what: Damage::Contents,
         };
-        let image: Image<M> =
-            postcard::from_bytes(&contents.image).map_err(|_malformed| contradiction.clone())?;
+        let image = Image::<M>::decode(&contents.image).ok_or(contradiction.clone())?;
+        let Known {
+            vote,
+            committed,
+            purged,
+        } = image.known;
         let mut memory = Self {
-            vote: image.vote,
-            committed: image.committed,
-            purged: image.purged,
+            vote,
+            committed,
+            purged,
             snapshot: image.snapshot,
             ..Self::empty()
         };
@@ -342,14 +433,24 @@ impl<M: Machine> Memory<M> {
             .and_then(|snapshot| snapshot.meta.last_log_id)
     }
 
-    /// All of an [`Image`] but its entries.
-    fn image_head(&self, snapshot: Option<&StoredSnapshot>) -> Vec<u8> {
-        let covered = snapshot.and_then(|snapshot| snapshot.meta.last_log_id);
-        assert!(
-            self.purged <= covered,
-            "only what a snapshot contains is purged"
-        );
-        encode(&(self.vote, self.committed, self.purged, snapshot))
+    fn known(&self) -> Known {
+        Known {
+            vote: self.vote,
+            committed: self.committed,
+            purged: self.purged,
+        }
+    }
+
+    /// Some entries, encoded, beginning with this one, and the index of the one that follows.
+    fn encoded_from(&self, first: u64) -> (Vec<u8>, Option<u64>) {
+        let mut encoded = Vec::new();
+        for (index, sized) in self.entries.range(first..) {
+            if encoded.len() >= ENTRIES_STEP_BYTES {
+                return (encoded, Some(*index));
+            }
+            put(&mut encoded, &sized.entry);
+        }
+        (encoded, None)
     }
 
     fn apply(&mut self, step: Step<M>) {

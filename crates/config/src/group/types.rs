@@ -5,13 +5,13 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::marker::PhantomData;
 
-use bytes::Bytes;
 use holdfast_runtime::{Incarnation, NodeId};
 use openraft::RaftTypeConfig;
 use openraft::impls::OneshotResponder;
 use serde::de::{DeserializeOwned, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::data::SnapshotData;
 use super::scheduling::AmbientRuntime;
 use crate::state::Progress;
 
@@ -143,7 +143,7 @@ impl<M: Machine> RaftTypeConfig for Types<M> {
     type NodeId = NodeId;
     type Node = openraft::EmptyNode;
     type Entry = openraft::Entry<Self>;
-    type SnapshotData = Bytes;
+    type SnapshotData = SnapshotData;
     type AsyncRuntime = AmbientRuntime;
     type Responder = OneshotResponder<Self>;
 }

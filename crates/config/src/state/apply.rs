@@ -6,9 +6,8 @@ use holdfast_reservation::Request;
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::{View, VolumeId};
 
-use super::change::{Admission, Change, NodeStart, Outcome, Reconciled, Refusal, VolumeSpec};
-use super::growth::settled_copies;
-use super::records::{ClusterIdentity, ClusterState, Growth, NodeRecord, NodeStatus, VolumeRecord};
+use super::change::{Admission, Change, NodeStart, Outcome, Refusal, VolumeSpec};
+use super::records::{ClusterIdentity, ClusterState, NodeRecord, NodeStatus, VolumeRecord};
 use super::slices::CopyStatus;
 use super::{
     COPIES_MAX, SLICE_BYTES_MIN, VOLUME_BYTES_MAX, VOLUME_NAME_BYTES_MAX, WHOLE_VOLUME_BYTES_MAX,
@@ -139,6 +138,13 @@ impl ClusterState {
             Change::CancelDrain { node } => self.cancel_drain(node),
             Change::RemoveNode { node } => self.remove_node(node),
             Change::ContinueDrain => Ok(self.continue_drain()),
+            Change::OpenedBut {
+                volume,
+                view,
+                slices,
+                incarnations,
+                left_out,
+            } => self.opened_but(volume, view, slices, &incarnations, &left_out),
         };
         self.mend();
         result.unwrap_or_else(Outcome::Refused)
@@ -311,43 +317,6 @@ impl ClusterState {
         self.volumes.insert(volume, record);
         self.appoint(volume);
         Ok(volume)
-    }
-
-    fn opened(
-        &mut self,
-        volume: VolumeId,
-        view: View,
-        reconciled: &Reconciled,
-    ) -> Result<Outcome, Refusal> {
-        let growing = self.growing.get(&volume).copied();
-        let record = self
-            .volumes
-            .get(&volume)
-            .ok_or(Refusal::VolumeUnknown(volume))?;
-        // Slices that were added while the takeover went on are left for the open owner.
-        let reconciled_all = reconciled.slices.len() == record.slices.len();
-        let before_growth = |growth: Growth| record.slices.range(..growth.first_slice).count();
-        let all_but_new =
-            growing.is_some_and(|growth| reconciled.slices.len() == before_growth(growth));
-        if record.view != view || record.open || !(reconciled_all || all_but_new) {
-            return Err(Refusal::ViewStale);
-        }
-        let settled = settled_copies(&self.nodes, record.slices.iter(), reconciled)?;
-        let grown = growing.filter(|_| reconciled_all);
-        self.set_slices(volume, settled);
-        self.volumes.update(volume, |record| {
-            record.open = true;
-            record.ever_open = true;
-            if let Some(growth) = grown {
-                record.size_bytes = growth.size_bytes;
-            }
-        });
-        self.last_open.remove(&volume);
-        if grown.is_some() {
-            self.growing.remove(&volume);
-        }
-        self.view.0 += 1;
-        Ok(Outcome::Done)
     }
 
     fn resign(&mut self, volume: VolumeId, view: View) -> Result<Outcome, Refusal> {

@@ -260,6 +260,31 @@ pub enum Change {
     /// The next bounded part of what there is to do for nodes that are drained. The leader proposes
     /// it until it has changed nothing.
     ContinueDrain,
+    /// The same as `Opened`, with as many bytes as there are nodes and ranges of copies that were
+    /// left out, however many slices the volume has.
+    OpenedBut {
+        /// The volume.
+        volume: VolumeId,
+        /// The view in which it was taken over.
+        view: View,
+        /// How many slices were reconciled: all that are placed.
+        slices: u32,
+        /// The start of each node that was reconciled. In-sync copies on other nodes become stale.
+        incarnations: Vec<(NodeId, Incarnation)>,
+        /// In-sync copies on these nodes that were not reconciled.
+        left_out: Vec<LeftOut>,
+    },
+}
+
+/// All copies that one node has of a range of slices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// The node.
+    pub node: NodeId,
+    /// The first slice.
+    pub first: u32,
+    /// The last slice.
+    pub last: u32,
 }
 
 /// A slice that its owner has set up.

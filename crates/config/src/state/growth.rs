@@ -238,14 +238,7 @@ pub(super) fn settled_copies<'a>(
             return Err(Refusal::LastCopy);
         }
         if !slice.in_sync().all(keeps) {
-            let copies = slice.copies().map(|copy| match copy.status {
-                CopyStatus::InSync if !keeps(copy.node) => CopyRecord {
-                    status: CopyStatus::Stale,
-                    ..copy
-                },
-                CopyStatus::InSync | CopyStatus::Stale => copy,
-            });
-            settled.push((index, copies.collect()));
+            settled.push((index, slice.only_in_sync(keeps)));
         }
     }
     Ok(settled)

@@ -19,6 +19,7 @@ mod apply;
 mod change;
 mod front;
 mod growth;
+mod opening;
 mod ownership;
 mod placement;
 mod records;
@@ -30,7 +31,7 @@ mod volumes;
 mod tests;
 
 pub use change::{
-    Admission, Change, NodeStart, Outcome, PlacedSlice, Reconciled, Refusal, VolumeSpec,
+    Admission, Change, LeftOut, NodeStart, Outcome, PlacedSlice, Reconciled, Refusal, VolumeSpec,
 };
 pub use front::{Front, FrontChange, Fronts, INITIATORS_MAX, RetiringSecret};
 pub use records::{
@@ -60,9 +61,9 @@ pub const PLACED_AT_ONCE_MAX: usize = 4_096;
 /// the same reasons.
 pub const PROMOTED_AT_ONCE_MAX: usize = 4_096;
 /// Bytes of the state's snapshot from which on no volume is made and no slice placed. A slice of
-/// three copies counts with nine, so this is some 1.8 million of them. It is half of what a node
-/// has for a snapshot and the log behind it, and reaching that would stop the config group.
-pub const STATE_BYTES_MAX: u64 = 16 << 20;
+/// three copies counts with nine, so this is some 14.9 million of them. It is half of what a node
+/// has at most for a snapshot and the log behind it, and reaching that would stop the config group.
+pub const STATE_BYTES_MAX: u64 = 128 << 20;
 /// Largest volume that `CreateVolume` and `GrowVolume` made, which placed every slice at once.
 /// Nobody proposes them any more; from an old log they have the effect that they had.
 const WHOLE_VOLUME_BYTES_MAX: u64 = 4 << 40;

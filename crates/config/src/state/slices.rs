@@ -135,6 +135,18 @@ impl SliceRecord {
         found.map(|copy| copy.status)
     }
 
+    /// The same placement, in which of the copies in sync those that `keeps` refuses are stale.
+    pub(super) fn only_in_sync(&self, keeps: impl Fn(NodeId) -> bool) -> Self {
+        let copies = self.copies().map(|copy| match copy.status {
+            CopyStatus::InSync if !keeps(copy.node) => CopyRecord {
+                status: CopyStatus::Stale,
+                ..copy
+            },
+            CopyStatus::InSync | CopyStatus::Stale => copy,
+        });
+        copies.collect()
+    }
+
     /// The same placement with another status of the copy on `node`; `None` if it has none.
     pub(super) fn with_status(&self, node: NodeId, status: CopyStatus) -> Option<Self> {
         self.status(node)?;

@@ -1,6 +1,7 @@
 //! What used slices cost, for the table in the documentation.
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use anyhow::Context as _;
 use holdfast_config::group::{GroupOptions, last_known_state};
@@ -24,9 +25,9 @@ pub(crate) fn snapshot_bytes(directory: &Path, node: u64) -> anyhow::Result<u64>
     let place = copy.path().to_owned();
     let looking = std::thread::spawn(move || {
         holdfast_runtime::host::run(async |_| -> anyhow::Result<u64> {
-            let directory = HostDirectory::open(&place)?;
+            let directory = Rc::new(HostDirectory::open(&place)?);
             let options = GroupOptions::default();
-            let state = last_known_state::<ClusterState>(&directory, NodeId(node), &options);
+            let state = last_known_state::<ClusterState>(directory, NodeId(node), &options);
             let state = state.await?;
             Ok(state.pieces().map(|piece| piece.len() as u64).sum())
         })

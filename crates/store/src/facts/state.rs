@@ -292,7 +292,6 @@ pub(super) fn behind<T>(after: Option<T>) -> (std::ops::Bound<T>, std::ops::Boun
 #[cfg(test)]
 mod tests {
     use super::*;
-    use holdfast_runtime::work::Counted;
 
     fn key(volume: u64, slice: u32) -> SliceKey {
         SliceKey { volume, slice }

@@ -32,7 +32,11 @@ fn nodes(count: u64) -> Vec<NodeId> {
 
 /// A group of `count` nodes, grown from node 1, which has applied the number 0.
 async fn grown(world: &Rc<World>, count: u64) {
-    let first = world.start(NodeId(1), options()).await.expect("starts");
+    grown_with(world, count, options()).await;
+}
+
+async fn grown_with(world: &Rc<World>, count: u64, options: GroupOptions) {
+    let first = world.start(NodeId(1), options).await.expect("starts");
     let founding = {
         let first = first.clone();
         async move { first.initialize(0, LIMIT).await }
@@ -46,7 +50,7 @@ async fn grown(world: &Rc<World>, count: u64) {
         1
     );
     for node in nodes(count).into_iter().skip(1) {
-        world.start(node, options()).await.expect("starts");
+        world.start(node, options).await.expect("starts");
     }
     let eligible = nodes(count);
     let growing = async move { first.reconcile_voters(&eligible, LIMIT).await };

@@ -1,12 +1,13 @@
 //! The config log on disk: what a crash may leave, what rot may do, and what is refused.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
 use holdfast_runtime::{DownReason, NodeId};
 
-use super::world::{World, simulate};
-use super::{agreed_leader, grown, nodes, options, propose, settled};
+use super::world::{BULK, BULK_TIMES, World, simulate};
+use super::{agreed_leader, grown, grown_with, nodes, options, propose, settled};
 use crate::group::{AreaError, Damage, GroupError, GroupOptions};
 
 const NODE: NodeId = NodeId(1);
@@ -273,6 +274,93 @@ fn kills_at_any_moment_of_many_changes_of_half_leave_a_readable_log() {
                 "seed {seed}"
             );
             assert!(state.0.is_sorted_by(|a, b| a < b), "once each, in order");
+        });
+    }
+}
+
+/// A snapshot every few changes.
+fn often() -> GroupOptions {
+    GroupOptions {
+        snapshot_after: 3,
+        ..options()
+    }
+}
+
+/// A state of some megabytes in a log that began small.
+async fn grown_large(world: &Rc<World>, node: NodeId, from: u64) -> Vec<u64> {
+    let mut numbers = Vec::new();
+    for step in 0..14 {
+        let number = BULK + from + step;
+        propose(world, node, number).await;
+        numbers.extend(vec![number; BULK_TIMES]);
+    }
+    numbers
+}
+
+async fn restart_often(world: &Rc<World>) -> Vec<u64> {
+    let group = world.start(NODE, often()).await.expect("readable");
+    settled(world).await;
+    group.state().0.clone()
+}
+
+#[test]
+fn kills_at_any_moment_while_the_halves_double_leave_a_readable_log() {
+    let mut grown_to = BTreeSet::new();
+    for seed in 0..12 {
+        let (sizes, _) = simulate(seed, |world| async move {
+            grown_with(&world, 1, often()).await;
+            let mut sizes = BTreeSet::new();
+            for step in 0..14 {
+                let group = world.group(NODE);
+                let limit = Duration::from_secs(2);
+                let number = BULK + step;
+                let proposing = async move { group.propose(number, limit).await };
+                let outcome = world.run_on(NODE, proposing);
+                if step > 2 && world.draw(2) == 0 {
+                    world.sleep(Duration::from_micros(world.draw(30_000))).await;
+                    world.kill(NODE, DownReason::Lost);
+                    restart_often(&world).await;
+                } else {
+                    outcome.await.expect("alive").expect("has an outcome");
+                    let held = world.group(NODE).state().0.clone();
+                    assert!(held.contains(&number), "seed {seed}");
+                }
+                sizes.insert(world.disk(NODE, "config").borrow().len());
+            }
+            world.kill(NODE, DownReason::Lost);
+            let held = restart_often(&world).await;
+            assert!(held.is_sorted(), "once each, in order");
+            sizes
+        });
+        grown_to.extend(sizes);
+    }
+    assert!(grown_to.len() > 3, "{grown_to:?}");
+}
+
+#[test]
+fn a_large_state_is_sent_chunk_by_chunk_and_goes_on_where_it_was_cut_off() {
+    for lost in [0, 100] {
+        simulate(12, |world| async move {
+            grown_with(&world, 3, often()).await;
+            let leader = agreed_leader(&world).await;
+            let mut others = nodes(3).into_iter().filter(|node| *node != leader);
+            let absent = others.next().expect("others");
+            world.kill(absent, DownReason::Lost);
+            let mut expected = vec![0];
+            expected.extend(grown_large(&world, leader, 0).await);
+            let term = world.group(leader).term();
+            world.lose(lost);
+            world.start(absent, often()).await.expect("starts");
+            world.sleep(Duration::from_secs(30)).await;
+            world.lose(0);
+            settled(&world).await;
+            assert_eq!(world.group(absent).state().0, expected);
+            if lost == 0 {
+                assert_eq!(world.group(leader).term(), term, "nobody lost patience");
+            }
+            world.kill(absent, DownReason::Lost);
+            world.start(absent, often()).await.expect("starts");
+            assert!(world.group(absent).state().0.len() > expected.len() / 2);
         });
     }
 }

@@ -24,6 +24,10 @@ use super::disks::{AreaBytes, NodeDirectory};
 use super::links::NodeLinks;
 use crate::state::Progress;
 
+/// From this number on, a number is noted [`BULK_TIMES`] times: so a state becomes large.
+pub(super) const BULK: u64 = 1 << 50;
+pub(super) const BULK_TIMES: usize = 12_000;
+
 /// Every applied number, in order: a change applied twice shows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Ledger(pub(super) Vec<u64>);
@@ -34,7 +38,8 @@ impl Machine for Ledger {
     type Pieces = std::iter::Once<Vec<u8>>;
 
     fn apply(&mut self, number: u64) -> usize {
-        self.0.push(number);
+        let times = if number < BULK { 1 } else { BULK_TIMES };
+        self.0.extend(std::iter::repeat_n(number, times));
         self.0.len()
     }
 

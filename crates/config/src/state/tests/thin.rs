@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::state::Slices;
 use crate::state::{PLACED_AT_ONCE_MAX, PROMOTED_AT_ONCE_MAX, STATE_BYTES_MAX};
 
 const THIN: VolumeId = VolumeId(2);
@@ -428,6 +429,12 @@ fn a_slice_with_too_few_copies_gets_the_rest_when_a_node_comes() {
 #[test]
 fn a_full_state_takes_no_more_volumes_and_slices_and_all_other_changes() {
     let mut state = with_thin();
+    // Most of it, at once: a name counts with its bytes.
+    let mut large = state.volumes[&THIN].clone();
+    large.slices = Slices::default();
+    large.name = "n".repeat(STATE_BYTES_MAX as usize - (16 << 20));
+    large.target_name = "large".into();
+    state.volumes.insert(VolumeId(1_000), large);
     let mut next = 1;
     let full = loop {
         let many: Vec<(u32, &[u64])> = (next..next + PLACED_AT_ONCE_MAX as u32)
@@ -468,4 +475,119 @@ fn a_full_state_takes_no_more_volumes_and_slices_and_all_other_changes() {
         "there is room"
     );
     state.check();
+}
+
+/// The form of an `Opened` that names what was left out.
+fn opened_but(state: &ClusterState, change: &Change) -> Change {
+    let Change::Opened {
+        volume,
+        view,
+        reconciled,
+    } = change
+    else {
+        panic!("not an opening: {change:?}");
+    };
+    Change::OpenedBut {
+        volume: *volume,
+        view: *view,
+        slices: reconciled.slices.len() as u32,
+        incarnations: reconciled.incarnations.clone(),
+        left_out: reconciled.left_out(&state.volumes[volume].slices),
+    }
+}
+
+/// A thin volume with so many used slices of three copies, about to be opened again.
+fn taken_over(slices: u32) -> ClusterState {
+    let mut state = with_thin();
+    let mut next = 1;
+    while next < slices {
+        let end = slices.min(next + PLACED_AT_ONCE_MAX as u32);
+        let nodes = [[1, 2, 3], [2, 3, 4], [5, 1, 2], [3, 4, 5]];
+        let some: Vec<(u32, &[u64])> = (next..end)
+            .map(|index| (index, &nodes[index as usize % 4][..]))
+            .collect();
+        let change = place(&state, &some);
+        assert_eq!(state.apply(change), Outcome::Done);
+        next = end;
+    }
+    let view = state.volumes[&THIN].view;
+    let resign = Change::Resign { volume: THIN, view };
+    assert_eq!(state.apply(resign), Outcome::Done);
+    state
+}
+
+#[test]
+fn an_opening_by_what_was_left_out_does_what_one_by_a_list_does() {
+    let state = taken_over(400);
+    let whole = opened(&state);
+    let keeps: [&dyn Fn(u32, u64) -> bool; 7] = [
+        &|_, _| true,
+        &|_, node| node != 2,
+        &|index, node| node != 2 || index % 3 != 0,
+        &|index, node| node != 2 || !(100..200).contains(&index),
+        &|index, node| node % 5 != u64::from(index % 5),
+        &|index, node| node > 2 || index < 7,
+        &|index, _| index != 399,
+    ];
+    for (case, keeps) in keeps.into_iter().enumerate() {
+        for unknown in [None, Some(3)] {
+            let mut listed = whole.clone();
+            if let Change::Opened { reconciled, .. } = &mut listed {
+                for (members, index) in reconciled.slices.iter_mut().zip(0..) {
+                    members.retain(|node| keeps(index, node.0));
+                }
+                let known = |(node, _): &(NodeId, Incarnation)| Some(node.0) != unknown;
+                reconciled.incarnations.retain(known);
+            }
+            let short = opened_but(&state, &listed);
+            let (mut first, mut second) = (state.clone(), state.clone());
+            assert_eq!(first.apply(listed), second.apply(short), "case {case}");
+            assert!(first == second, "case {case}");
+            second.check();
+        }
+    }
+}
+
+#[test]
+fn a_takeover_of_a_volume_with_very_many_slices_is_agreed_on_in_few_bytes() {
+    let state = taken_over(350_000);
+    let mut listed = opened(&state);
+    let encoded = postcard::to_stdvec(&opened_but(&state, &listed)).expect("plain data");
+    assert_eq!(encoded[0], 32, "changes keep their numbers in the log");
+    assert!(postcard::to_stdvec(&listed).expect("plain data").len() > 1 << 20);
+    if let Change::Opened { reconciled, .. } = &mut listed {
+        reconciled.incarnations.retain(|(node, _)| node.0 != 1);
+        for (members, index) in reconciled.slices.iter_mut().zip(0..) {
+            members.retain(|node| node.0 != 1 && (node.0 != 4 || index > 9));
+        }
+    }
+    for change in [
+        opened_but(&state, &listed),
+        opened_but(&state, &opened(&state)),
+    ] {
+        let bytes = postcard::to_stdvec(&change).expect("plain data").len();
+        assert!(bytes < 100, "{bytes}");
+        let mut state = state.clone();
+        assert_eq!(state.apply(change), Outcome::Done);
+        assert!(state.volumes[&THIN].open);
+    }
+}
+
+#[test]
+fn an_opening_that_counts_other_slices_or_is_late_is_refused() {
+    let state = taken_over(10);
+    let good = opened_but(&state, &opened(&state));
+    let mut opened_already = state.clone();
+    assert_eq!(opened_already.apply(good.clone()), Outcome::Done);
+    assert_eq!(refused(&opened_already, good.clone()), Refusal::ViewStale);
+    let mut fewer = good.clone();
+    if let Change::OpenedBut { slices, .. } = &mut fewer {
+        *slices -= 1;
+    }
+    assert_eq!(refused(&state, fewer), Refusal::ViewStale);
+    let mut nobody = good;
+    if let Change::OpenedBut { incarnations, .. } = &mut nobody {
+        incarnations.clear();
+    }
+    assert_eq!(refused(&state, nobody), Refusal::LastCopy);
 }

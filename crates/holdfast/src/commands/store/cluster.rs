@@ -21,7 +21,7 @@ impl Looked {
         let node = node.ok_or("the directory does not say which node it is")?;
         let copy = Copied::of(&*self.directory, CONFIG_AREA).await;
         let copy = copy.map_err(|error| error.to_string())?;
-        last_known_state(&copy, node, &GroupOptions::default())
+        last_known_state(Rc::new(copy), node, &GroupOptions::default())
             .await
             .map_err(|error| error.to_string())
     }

@@ -263,10 +263,17 @@ impl Owner {
 
     /// Agrees on the opening with the config group.
     async fn agree_opened(&self, reconciled: Reconciled) -> Agreement {
-        let change = Change::Opened {
+        // Of this view, so it has no copy in sync that the attempt has not seen.
+        let Some(record) = self.record_in_office() else {
+            return Agreement::Over;
+        };
+        let left_out = reconciled.left_out(&record.slices);
+        let change = Change::OpenedBut {
             volume: self.volume,
             view: self.view,
-            reconciled,
+            slices: reconciled.slices.len() as u32,
+            incarnations: reconciled.incarnations,
+            left_out,
         };
         match self.context.config.propose(change, STEP_LIMIT * 2).await {
             Some(Outcome::Done) => Agreement::Done,
