@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::{Either, join_all, select};
-use holdfast_config::state::{Change, ClusterState, Owner as OwnerRecord, Volumes};
+use holdfast_config::state::{Change, ClusterState, NodeStatus, Owner as OwnerRecord, Volumes};
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::rpc::LinkChange;
 use holdfast_runtime::{DownReason, Incarnation, NodeId};
@@ -83,8 +83,17 @@ impl Node {
             let newer = known.is_none_or(|known| published.incarnation > known);
             newer.then(|| String::from_utf8(address.to_vec()).ok())?
         };
+        // One that was taken out while it runs keeps its links until it has heard of it, and ends;
+        // it gets no new ones.
+        let linked = |node: NodeId| self.context.rpc.peer_up(node).is_some();
+        let ending = state
+            .nodes
+            .iter()
+            .filter(|(node, record)| record.status == NodeStatus::Evicted && linked(**node));
+        let ending = ending.map(|(node, record)| (*node, record));
         let mut peers: Vec<(NodeId, String)> = state
             .members()
+            .chain(ending)
             .map(|(node, record)| {
                 let moved = moved(&node, Some(record.incarnation));
                 (node, moved.unwrap_or_else(|| record.link_address.clone()))

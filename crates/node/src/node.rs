@@ -23,6 +23,7 @@ use tokio::sync::watch;
 
 use crate::balance::Measures;
 use crate::config::GroupConfig;
+use crate::drain_meter::DrainMeter;
 use crate::follow::is_deleted;
 use crate::fullness::FullnessWatch;
 use crate::heal::Healing;
@@ -88,6 +89,7 @@ pub struct Node {
     pub(crate) under_way: UnderWay,
     pub(crate) measures: Measures,
     pub(crate) fullness: Cell<FullnessWatch>,
+    pub(crate) drain_meter: RefCell<DrainMeter>,
 }
 
 impl Node {
@@ -132,6 +134,7 @@ impl Node {
             holder,
             store,
             leases,
+            copied: Rc::default(),
             bounds: options.volume_bounds,
         };
         let owners: Rc<RefCell<BTreeMap<VolumeId, Rc<Owner>>>> = Rc::default();
@@ -155,6 +158,7 @@ impl Node {
             isolation: Isolation::default(),
             under_way: UnderWay::default(),
             measures: Measures::default(),
+            drain_meter: RefCell::default(),
         });
         node.announce_address();
         node.connect();

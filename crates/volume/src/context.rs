@@ -11,6 +11,7 @@ use holdfast_store::Store;
 use tokio::sync::watch;
 
 use crate::bounds::VolumeBounds;
+use crate::copied::CopiedBytes;
 use crate::lease_clerk::LeaseClerk;
 
 /// The config group as an owner sees it.
@@ -42,6 +43,8 @@ pub struct Context {
     pub store: Rc<Store>,
     /// Asks other nodes for leases.
     pub leases: Rc<LeaseClerk>,
+    /// What owners have copied for nodes that are drained.
+    pub copied: Rc<CopiedBytes>,
     /// When an owner's rarer work is due.
     pub bounds: VolumeBounds,
 }

@@ -139,6 +139,7 @@ impl ClusterState {
             Change::CancelDrain { node } => self.cancel_drain(node),
             Change::RemoveNode { node } => self.remove_node(node),
             Change::ContinueDrain => Ok(self.continue_drain()),
+            Change::MoveCopies { moves } => self.move_copies(&moves),
         };
         self.mend();
         result.unwrap_or_else(Outcome::Refused)
