@@ -6,6 +6,7 @@ mod harness;
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use harness::{Initiator, PATIENCE, alone, cluster, holdfast, stderr, stdout, volume};
 use holdfast::fleet::Fleet;
 use holdfast_api::{DrainPlan, NodeState, NodeStatus, VolumeState};
@@ -157,6 +158,73 @@ fn a_drain_that_waits_says_for_what_and_can_be_cancelled() {
         fleet.kill(&[drained as usize - 1]).await.expect("it ran");
         fleet.start(drained as usize - 1, None).expect("it starts");
         wait_for(&fleet, drained, is_drained).await;
+    });
+}
+
+#[test]
+fn copies_move_back_to_a_node_that_holds_nothing() {
+    alone(async |folder| {
+        let fleet = cluster(folder, 4).await;
+        let mut initiators = Vec::new();
+        for number in 0..6 {
+            let created = volume(&fleet, &format!("db{number}"), 2).await;
+            let initiator = Initiator::open(&fleet, &created).await;
+            for part in 0..32 {
+                let data = Bytes::from(vec![1 + number; 1 << 20]);
+                let written = initiator.disk.write(part << 20, data).await;
+                written.expect("a write");
+            }
+            initiators.push(initiator);
+        }
+        fleet.client(0).drain(4).await.expect("three are left");
+        wait_for(&fleet, 4, is_drained).await;
+        fleet.client(0).cancel_drain(4).await.expect("it stays");
+        let plan = fleet.client(0).copy_balance().await.expect("a plan");
+        assert!(plan.bytes > 64 << 20, "{plan:?}");
+        assert!(plan.moves.iter().all(|planned| planned.to == 4), "{plan:?}");
+        assert_eq!(fleet.client(0).node(4).await.expect("it").copies, 0);
+
+        let begun = holdfast(&fleet, &["cluster", "rebalance", "--copies", "--yes"]).await;
+        assert!(begun.status.success(), "{}", stderr(&begun));
+        let moves = plan.moves.len() as u64;
+        assert!(
+            stderr(&begun).contains(&format!("{moves} of {moves}")),
+            "{}",
+            stderr(&begun)
+        );
+        let moved = wait_for(&fleet, 4, |node| {
+            node.copies == moves && node.copies_bytes.is_some_and(|bytes| bytes >= plan.bytes)
+        });
+        moved.await;
+        let settled = async {
+            while fleet
+                .client(0)
+                .copy_balance()
+                .await
+                .expect("a plan")
+                .under_way
+                > 0
+            {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let settled = tokio::time::timeout(PATIENCE, settled).await;
+        settled.expect("the copies come to be in sync");
+        for (number, initiator) in initiators.iter().enumerate() {
+            let shown = fleet.client(0).volume(&format!("db{number}")).await;
+            let shown = shown.expect("a volume");
+            assert!(shown.redundancy.is_full(), "{shown:?}");
+            let copies: u64 = shown.holders.iter().map(|holder| holder.slices).sum();
+            assert_eq!(copies, 2, "{shown:?}");
+            let read = initiator
+                .disk
+                .read(31 << 20, 1 << 20)
+                .await
+                .expect("a read");
+            assert!(read.iter().all(|byte| *byte == 1 + number as u8));
+        }
+        let again = fleet.client(0).copy_balance().await.expect("a plan");
+        assert!(again.moves.len() < plan.moves.len(), "{again:?}");
     });
 }
 

@@ -51,10 +51,15 @@ impl Node {
             let deleted = held.iter().filter(|volume| is_deleted(&state, **volume));
             self.forget(deleted.copied().collect());
             held.retain(|volume| volume.0 > state.last_volume);
-            seen = Some(state);
+            // One that ends is looked after until it has.
+            let ends = |peer: &NodeId| {
+                let record = state.nodes.get(peer);
+                record.is_some_and(|record| record.status == NodeStatus::Evicted)
+            };
             let unlinked = peers
                 .iter()
-                .any(|(peer, _)| self.context.rpc.peer_up(*peer).is_none());
+                .any(|(peer, _)| ends(peer) || self.context.rpc.peer_up(*peer).is_none());
+            seen = Some(state);
             let news = select(Box::pin(watch.changed()), Box::pin(health.changed()));
             let ended = if unlinked {
                 // It may have moved, which whoever has met it tells.

@@ -15,11 +15,11 @@ use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Directory, DiskError, Links, NodeId, Rpc, Runtime};
 use holdfast_store::{RecoveryReport, Store, StoreError, StoreOptions};
 use holdfast_volume::{
-    AccessError, Context, IoError, LeaseClerk, Operation, Owner, Portal, serve_healing,
+    AccessError, COPYING_MAX, Context, IoError, LeaseClerk, Operation, Owner, Portal, serve_healing,
 };
 use holdfast_wire::VolumeId;
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::balance::Measures;
 use crate::config::GroupConfig;
@@ -134,6 +134,7 @@ impl Node {
             holder,
             store,
             leases,
+            copying: Rc::new(Semaphore::new(COPYING_MAX)),
             copied: Rc::default(),
             bounds: options.volume_bounds,
         };

@@ -30,7 +30,7 @@ mod owner;
 mod portal;
 
 pub use bounds::VolumeBounds;
-pub use context::{Config, Context};
+pub use context::{COPYING_MAX, Config, Context};
 pub use copied::{CopiedBytes, DrainKey};
 pub use lease_clerk::LeaseClerk;
 pub use owner::{

@@ -68,7 +68,8 @@ async fn run(client: &Client, args: &DrainArgs) -> Result<Outcome, Failure> {
             return Ok(Outcome::Planned(plan));
         }
         if args.list.output == Format::Table {
-            for (name, value) in plan_lines(&plan) {
+            let lines = plan_lines(&plan).into_iter();
+            for (name, value) in lines.filter(|(_, value)| !value.is_empty()) {
                 tell(&format!("{name}: {value}"));
             }
         }

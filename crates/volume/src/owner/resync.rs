@@ -314,6 +314,8 @@ impl Owner {
     }
 
     async fn copy_difference(&self, target: Target, base: Seq) -> Option<()> {
+        // All owners of the node take turns: copies that are begun are ended first.
+        let _turn = self.context.copying.acquire().await.ok()?;
         let mut from_block = 0;
         loop {
             if from_block > 0 {

@@ -10,7 +10,7 @@
 //! |---|---|
 //! | fewer other copies than the volume wants | a stale one is added elsewhere, and the owner brings it up to date |
 //! | as many others in sync as the volume wants | the copy is taken out, in the change that promoted the last of them |
-//! | as many others, and the copy itself is stale | the same: it counts for nothing |
+//! | fewer others in sync, and the copy itself is stale | it stays, too: the owner brings it back by difference, sooner than a new one |
 //! | no node to add one on | it stays, until a node comes up |
 //!
 //! A node may have copies of very many slices. So `Drain` only marks it; the leader then proposes
@@ -131,18 +131,12 @@ impl ClusterState {
         record: &VolumeRecord,
         slice: &SliceRecord,
     ) -> Option<SliceRecord> {
-        let drained = |node: NodeId| self.draining.contains_key(&node);
-        let stays = slice.copies().filter(|copy| !drained(copy.node));
-        let stays_in_sync = slice.in_sync().filter(|node| !drained(*node)).count();
-        let wanted = record.copies as usize;
-        if stays.count() < wanted {
+        let stays = |node: NodeId| !self.draining.contains_key(&node);
+        let in_sync = slice.in_sync().filter(|node| stays(*node)).count();
+        if in_sync < record.copies as usize {
             return None;
         }
-        let needed = |status| status == CopyStatus::InSync && stays_in_sync < wanted;
-        let left = slice
-            .copies()
-            .filter(|copy| !drained(copy.node) || needed(copy.status));
-        let left: SliceRecord = left.collect();
+        let left: SliceRecord = slice.copies().filter(|copy| stays(copy.node)).collect();
         let fewer = left.copies().len() < slice.copies().len();
         fewer.then_some(left)
     }

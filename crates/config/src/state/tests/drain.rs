@@ -123,7 +123,7 @@ fn copies_serve_until_others_are_in_sync_and_no_slice_ever_has_fewer() {
 }
 
 #[test]
-fn a_copy_that_counts_for_nothing_goes_as_soon_as_another_is_listed() {
+fn a_stale_copy_on_a_drained_node_stays_until_enough_others_are_in_sync() {
     let mut state = cluster();
     open(&mut state);
     let node = NodeId(5);
@@ -141,10 +141,25 @@ fn a_copy_that_counts_for_nothing_goes_as_soon_as_another_is_listed() {
     };
     state.apply(change);
     assert_eq!(state.apply(drain(5)), Outcome::Done);
+    let held = on(&state, 5);
     go_on(&mut state);
-    assert_eq!(on(&state, 5), []);
-    let slices = state.volumes[&DB].slices.values();
-    assert!(slices.clone().all(|slice| slice.copies().len() == 3));
+    assert_eq!(
+        on(&state, 5),
+        held,
+        "it comes back sooner than a new one is made"
+    );
+    // It is back, in sync again, or it stays away: the drain ends in either way.
+    let mut back = state.clone();
+    assert_eq!(back.apply(start(5, 2)), Outcome::Done);
+    if !back.volumes[&DB].open {
+        open(&mut back);
+    }
+    for mut state in [state, back] {
+        promote_all(&mut state);
+        assert_eq!(on(&state, 5), []);
+        let slices = state.volumes[&DB].slices.values();
+        assert!(slices.clone().all(|slice| slice.in_sync().count() == 3));
+    }
 }
 
 #[test]
