@@ -20,9 +20,9 @@ use crate::peers::{Answer, Heard, Peers, Silence};
 use crate::problem::{Problem, ProblemKind};
 use crate::requests::Request;
 use crate::types::{
-    ClusterStatus, CreatedVolume, JoinTokenText, NewOwner, NewSecret, NewToken, NewVolume,
-    NodeState, NodeStatus, RotatedSecret, ScrubAction, ScrubOrder, SelfReport, VolumeChange,
-    VolumeStatus,
+    ClusterStatus, CreatedVolume, DrainPlan, JoinTokenText, NewOwner, NewSecret, NewToken,
+    NewVolume, NodeState, NodeStatus, RotatedSecret, ScrubAction, ScrubOrder, SelfReport,
+    VolumeChange, VolumeStatus,
 };
 use crate::views::{self, Seen, Shared};
 use crate::{names, peers, reports, secrets};
@@ -79,10 +79,16 @@ impl Administration {
             Request::ChangeBalance(wanted, reply) => {
                 reply.send(self.change_balance(wanted).await).is_ok()
             }
+            Request::CopyBalance(reply) => reply.send(Ok(self.copy_balance().await)).is_ok(),
+            Request::MoveCopies(moves, reply) => reply.send(self.move_copies(moves).await).is_ok(),
             Request::OwnReport(reply) => reply.send(Ok(self.own_report())).is_ok(),
             Request::Nodes(which, reply) => reply.send(self.nodes(&which).await).is_ok(),
             Request::Node(id, reply) => reply.send(self.one_node(id).await).is_ok(),
             Request::Evict(id, reply) => reply.send(self.evict(id).await).is_ok(),
+            Request::DrainPlan(id, reply) => reply.send(self.drain_plan(id).await).is_ok(),
+            Request::Drain(id, reply) => reply.send(self.drain(id).await).is_ok(),
+            Request::CancelDrain(id, reply) => reply.send(self.cancel_drain(id).await).is_ok(),
+            Request::Remove(id, reply) => reply.send(self.remove(id).await).is_ok(),
             Request::OrderScrub(id, order, reply) => {
                 reply.send(self.order_scrub(id, order).await).is_ok()
             }
@@ -177,10 +183,16 @@ impl Administration {
         if !state.nodes.contains_key(&node) {
             return Err(Refusal::NodeUnknown(node).into());
         }
-        let rpc = &self.node.context().rpc;
-        let wanted = BTreeSet::from([node]);
-        let no_volumes = BTreeMap::new();
-        let heard = self.peers.ask(rpc, &state, &wanted, &no_volumes).await;
+        let heard = match state.draining.contains_key(&node) {
+            // How far that is, all nodes know together.
+            true => self.hear(&[]).await,
+            false => {
+                let rpc = &self.node.context().rpc;
+                let wanted = BTreeSet::from([node]);
+                let no_volumes = BTreeMap::new();
+                self.peers.ask(rpc, &state, &wanted, &no_volumes).await
+            }
+        };
         self.shown_node(node, heard)
     }
 
@@ -193,6 +205,42 @@ impl Administration {
     async fn evict(&self, id: u64) -> Result<NodeStatus, Problem> {
         let node = NodeId(id);
         self.propose(Change::Evict { node }).await?;
+        self.one_node(id).await
+    }
+
+    async fn drain_plan(&self, id: u64) -> Result<DrainPlan, Problem> {
+        self.confirm().await;
+        let node = NodeId(id);
+        self.known(node)?;
+        let heard = self.hear(&[]).await;
+        Ok(views::drain_plan(&self.seen(heard), node))
+    }
+
+    async fn drain(&self, id: u64) -> Result<NodeStatus, Problem> {
+        let node = NodeId(id);
+        let now_unix_ms = self.node.context().runtime.unix_time_ms();
+        self.propose(Change::Drain { node, now_unix_ms }).await?;
+        self.one_node(id).await
+    }
+
+    async fn cancel_drain(&self, id: u64) -> Result<NodeStatus, Problem> {
+        let node = NodeId(id);
+        self.propose(Change::CancelDrain { node }).await?;
+        self.one_node(id).await
+    }
+
+    async fn remove(&self, id: u64) -> Result<NodeStatus, Problem> {
+        let node = NodeId(id);
+        self.known(node)?;
+        if self.node.group().voters() == BTreeSet::from([node]) {
+            return Err(Problem::new(
+                ProblemKind::Unavailable,
+                format!("node {node} alone decides for the cluster: without it nobody could"),
+                "another node takes that over once it has caught up: `holdfast cluster status` \
+                 shows the voters",
+            ));
+        }
+        self.propose(Change::RemoveNode { node }).await?;
         self.one_node(id).await
     }
 

@@ -8,12 +8,13 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use crate::DEFAULT_PORT;
-use crate::balance::{Balance, BalanceChange, WhichMoves};
+use crate::balance::{Balance, BalanceChange, CopyBalance, CopyMoves, CopyMovesBegun, WhichMoves};
 use crate::listing::{NodePage, SlicePage, VolumePage, WhichNodes, WhichSlices, WhichVolumes};
 use crate::problem::Problem;
 use crate::types::{
-    ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewOwner, NewSecret, NewToken,
-    NewVolume, NodeStatus, RotatedSecret, ScrubOrder, SelfReport, VolumeChange, VolumeStatus,
+    ClusterStatus, CreatedVolume, DrainPlan, JoinTokenText, NewCluster, NewOwner, NewSecret,
+    NewToken, NewVolume, NodeStatus, RotatedSecret, ScrubOrder, SelfReport, VolumeChange,
+    VolumeStatus,
 };
 
 /// Why a request has no good answer.
@@ -105,6 +106,17 @@ impl Client {
         self.decode(self.send(request).await?).await
     }
 
+    /// How copies are spread.
+    pub async fn copy_balance(&self) -> Result<CopyBalance, ClientError> {
+        self.get(&["v1", "cluster", "balance", "copies"]).await
+    }
+
+    /// Moves copies.
+    pub async fn move_copies(&self, wanted: &CopyMoves) -> Result<CopyMovesBegun, ClientError> {
+        self.post(&["v1", "cluster", "balance", "copies"], wanted)
+            .await
+    }
+
     /// One page of nodes.
     pub async fn node_page(&self, which: &WhichNodes) -> Result<NodePage, ClientError> {
         self.get_with(&["v1", "nodes"], which).await
@@ -142,6 +154,32 @@ impl Client {
     pub async fn evict(&self, id: u64) -> Result<NodeStatus, ClientError> {
         let url = self.url(&["v1", "nodes", &id.to_string()]);
         let request = self.http.request(Method::DELETE, url);
+        self.decode(self.send(request).await?).await
+    }
+
+    /// What draining a node would move.
+    pub async fn drain_plan(&self, id: u64) -> Result<DrainPlan, ClientError> {
+        self.get(&["v1", "nodes", &id.to_string(), "drain"]).await
+    }
+
+    /// Has a node drained.
+    pub async fn drain(&self, id: u64) -> Result<NodeStatus, ClientError> {
+        let url = self.url(&["v1", "nodes", &id.to_string(), "drain"]);
+        let request = self.http.request(Method::POST, url);
+        self.decode(self.send(request).await?).await
+    }
+
+    /// Lets a node that is drained stay.
+    pub async fn cancel_drain(&self, id: u64) -> Result<NodeStatus, ClientError> {
+        let url = self.url(&["v1", "nodes", &id.to_string(), "drain"]);
+        let request = self.http.request(Method::DELETE, url);
+        self.decode(self.send(request).await?).await
+    }
+
+    /// Takes a node out for good that was drained.
+    pub async fn remove_node(&self, id: u64) -> Result<NodeStatus, ClientError> {
+        let url = self.url(&["v1", "nodes", &id.to_string(), "removal"]);
+        let request = self.http.request(Method::POST, url);
         self.decode(self.send(request).await?).await
     }
 

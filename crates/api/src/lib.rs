@@ -39,7 +39,10 @@ mod types;
 mod views;
 
 pub use administration::{Administration, NO_CLUSTER};
-pub use balance::{Balance, BalanceChange, BalanceMove, NodeBurden, WhichMoves};
+pub use balance::{
+    Balance, BalanceChange, BalanceMove, CopyBalance, CopyBalanceMove, CopyMoves, CopyMovesBegun,
+    NodeBurden, NodeHolding, WhichMoves,
+};
 pub use client::{Client, ClientError};
 pub use listing::{NodePage, SlicePage, VolumePage, WhichNodes, WhichSlices, WhichVolumes};
 pub use openapi::document;
@@ -48,11 +51,12 @@ pub use requests::{Reply, Request, RequestSender};
 pub use routes::{Access, router};
 pub use serve::serve;
 pub use types::{
-    Authentication, ChapCredentials, ClusterPhase, ClusterStatus, CreatedVolume, Holder, Integrity,
-    JoinTokenText, Knowledge, LinkStatus, MissingLink, NewCluster, NewOwner, NewSecret, NewToken,
-    NewVolume, NodeState, NodeStatus, OldestIo, OwnerReport, Redundancy, Resync, RotatedSecret,
-    ScrubAction, ScrubOrder, ScrubPass, SelfReport, SliceCopy, SliceStatus, SpaceLevel, Stalls,
-    StoreUsage, VolumeChange, VolumeState, VolumeStatus, Wait, WaitKind,
+    Authentication, ChapCredentials, ClusterPhase, ClusterStatus, CreatedVolume, DrainPlan,
+    DrainShare, DrainStatus, DrainTarget, Holder, Integrity, JoinTokenText, Knowledge, LinkStatus,
+    MissingLink, NewCluster, NewOwner, NewSecret, NewToken, NewVolume, NodeState, NodeStatus,
+    OldestIo, OwnerReport, Redundancy, Resync, RotatedSecret, ScrubAction, ScrubOrder, ScrubPass,
+    SelfReport, SliceCopy, SliceStatus, SpaceLevel, Stalls, StoreUsage, VolumeChange, VolumeState,
+    VolumeStatus, Wait, WaitKind,
 };
 
 /// The API's port, where none is given.

@@ -16,7 +16,7 @@ use holdfast_runtime::host::HostLinks;
 use holdfast_runtime::{Frame, Incarnation, Instant, NodeId, Rpc, RpcError, Service, ambient};
 use holdfast_wire::VolumeId;
 use holdfast_wire::status::{
-    ForgetStalls, Look, OrderScrub, ScrubAction as ScrubWord, StatusReply, StatusRequest,
+    ForgetStalls, Holding, Look, OrderScrub, ScrubAction as ScrubWord, StatusReply, StatusRequest,
     status_request::Body,
 };
 use prost::Message;
@@ -69,7 +69,7 @@ pub(crate) struct Heard {
 impl Heard {
     pub(crate) fn note(&mut self, node: NodeId, answer: Result<Answer, Silence>) {
         match answer {
-            Ok(Answer { report, owners }) => {
+            Ok(Answer { report, owners, .. }) => {
                 self.reports.extend(report.map(|report| (node, report)));
                 let owners = owners.into_iter();
                 self.owners
@@ -87,6 +87,8 @@ impl Heard {
 pub(crate) struct Answer {
     pub(crate) report: Option<SelfReport>,
     pub(crate) owners: Vec<OwnerReport>,
+    /// What its copies of each volume take, in bytes.
+    pub(crate) holdings: Vec<(VolumeId, u64)>,
 }
 
 /// The form in which older versions ask and answer: an empty message, and JSON.
@@ -141,6 +143,12 @@ fn answer(node: &Node, links: &HostLinks, asked: &[u8]) -> Option<Vec<u8>> {
         owners: owners
             .map(|status| reports::owner_to_wire(reports::owner_report(node, &status)))
             .collect(),
+        holdings: match look.holdings {
+            true => (node.held_bytes().into_iter())
+                .map(|(VolumeId(volume), bytes)| Holding { volume, bytes })
+                .collect(),
+            false => Vec::new(),
+        },
     };
     Some(reply.encode_to_vec())
 }
@@ -149,6 +157,7 @@ fn summary() -> Look {
     Look {
         summary: true,
         volumes: Vec::new(),
+        holdings: false,
     }
 }
 
@@ -185,6 +194,7 @@ impl Peers {
             let look = Look {
                 summary: true,
                 volumes: volumes.get(node).cloned().unwrap_or_default(),
+                holdings: false,
             };
             let silent = self.silent.borrow().get(node).copied();
             let silent = silent.is_some_and(|(incarnation, since)| {
@@ -217,6 +227,15 @@ impl Peers {
         }
         heard
     }
+}
+
+/// What a node holds, and what its copies of each volume take.
+pub(crate) async fn holdings(rpc: &Rpc, node: NodeId) -> Result<Answer, Silence> {
+    let look = Look {
+        holdings: true,
+        ..summary()
+    };
+    request(rpc, node, Body::Look(look)).await
 }
 
 /// Passes an order to the scrub on to the node it is for.
@@ -272,12 +291,18 @@ fn understood(node: NodeId, frame: &Frame) -> Result<Answer, Silence> {
         older.map(|OlderReport { report, owners }| Answer {
             report: Some(report),
             owners,
+            holdings: Vec::new(),
         })
     } else {
         let reply = StatusReply::decode(frame.header.clone()).ok();
-        reply.map(|StatusReply { summary, owners }| Answer {
-            report: summary.map(reports::from_wire),
-            owners: owners.into_iter().map(reports::owner_from_wire).collect(),
+        reply.map(|reply| Answer {
+            report: reply.summary.map(reports::from_wire),
+            owners: (reply.owners.into_iter())
+                .map(reports::owner_from_wire)
+                .collect(),
+            holdings: (reply.holdings.into_iter())
+                .map(|Holding { volume, bytes }| (VolumeId(volume), bytes))
+                .collect(),
         })
     };
     let answer = answer.ok_or(Silence::Garbled)?;

@@ -200,7 +200,17 @@ impl From<Refusal> for Problem {
                 ProblemKind::Conflict,
                 "`holdfast cluster token` makes a token for another node".into(),
             ),
-            Refusal::NotDrained { .. } => (ProblemKind::Conflict, String::new()),
+            Refusal::NotDrained { node, .. } => (
+                ProblemKind::Conflict,
+                format!(
+                    "`holdfast node drain {node} --wait` moves them off; if the node is lost, \
+                     `holdfast node evict {node}` gives its copies up"
+                ),
+            ),
+            Refusal::LastNode(_) => (
+                ProblemKind::Conflict,
+                "`holdfast cluster token` makes a token for another node".into(),
+            ),
             Refusal::StateFull { .. } => (
                 ProblemKind::Unavailable,
                 "`holdfast volume list` shows how much each volume has written".into(),

@@ -13,8 +13,8 @@ use holdfast_wire::status as wire;
 
 use crate::service;
 use crate::types::{
-    Integrity, LinkStatus, OldestIo, OwnerReport, Resync, ScrubPass, SelfReport, SpaceLevel,
-    Stalls, StoreUsage, Wait,
+    DrainShare, Integrity, LinkStatus, OldestIo, OwnerReport, Resync, ScrubPass, SelfReport,
+    SpaceLevel, Stalls, StoreUsage, Wait,
 };
 
 /// Bytes of a block, in which resyncs count.
@@ -69,6 +69,15 @@ pub(crate) fn own_report(node: &Node, links: &HostLinks) -> SelfReport {
             count: stalls.count,
             measured_ms: stalls.measured.as_millis() as u64,
         },
+        copies_bytes: Some(node.copies_bytes()),
+        drains: (node.drain_work().into_iter())
+            .map(|work| DrainShare {
+                node: work.node.0,
+                copied_bytes: work.copied_bytes,
+                unfinished_bytes: work.unfinished_bytes,
+                bytes_per_s: work.bytes_per_s,
+            })
+            .collect(),
     }
 }
 
@@ -202,6 +211,15 @@ pub(crate) fn to_wire(report: SelfReport) -> wire::NodeSummary {
             count: report.stalls.count,
             measured_ms: report.stalls.measured_ms,
         }),
+        copies_bytes: report.copies_bytes,
+        drains: (report.drains.into_iter())
+            .map(|share| wire::DrainShare {
+                node: share.node,
+                copied_bytes: share.copied_bytes,
+                unfinished_bytes: share.unfinished_bytes,
+                bytes_per_s: share.bytes_per_s,
+            })
+            .collect(),
     }
 }
 
@@ -259,6 +277,15 @@ pub(crate) fn from_wire(summary: wire::NodeSummary) -> SelfReport {
             count: stalls.count,
             measured_ms: stalls.measured_ms,
         },
+        copies_bytes: summary.copies_bytes,
+        drains: (summary.drains.into_iter())
+            .map(|share| DrainShare {
+                node: share.node,
+                copied_bytes: share.copied_bytes,
+                unfinished_bytes: share.unfinished_bytes,
+                bytes_per_s: share.bytes_per_s,
+            })
+            .collect(),
     }
 }
 
@@ -381,6 +408,13 @@ mod tests {
                 count: 2,
                 measured_ms: 60_000,
             },
+            copies_bytes: Some(21),
+            drains: vec![DrainShare {
+                node: 4,
+                copied_bytes: 22,
+                unfinished_bytes: 23,
+                bytes_per_s: Some(24),
+            }],
         };
         assert_eq!(from_wire(to_wire(report.clone())), report);
         let owner = OwnerReport {

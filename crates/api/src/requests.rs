@@ -2,12 +2,13 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::balance::{Balance, BalanceChange, WhichMoves};
+use crate::balance::{Balance, BalanceChange, CopyBalance, CopyMoves, CopyMovesBegun, WhichMoves};
 use crate::listing::{NodePage, SlicePage, VolumePage, WhichNodes, WhichSlices, WhichVolumes};
 use crate::problem::{Problem, ProblemKind};
 use crate::types::{
-    ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewOwner, NewSecret, NewToken,
-    NewVolume, NodeStatus, RotatedSecret, ScrubOrder, SelfReport, VolumeChange, VolumeStatus,
+    ClusterStatus, CreatedVolume, DrainPlan, JoinTokenText, NewCluster, NewOwner, NewSecret,
+    NewToken, NewVolume, NodeStatus, RotatedSecret, ScrubOrder, SelfReport, VolumeChange,
+    VolumeStatus,
 };
 
 /// Where an answer goes. Nobody waits for it any more if sending fails.
@@ -26,6 +27,10 @@ pub enum Request {
     Balance(WhichMoves, Reply<Balance>),
     /// Whether volumes move by themselves.
     ChangeBalance(BalanceChange, Reply<Balance>),
+    /// How copies are spread.
+    CopyBalance(Reply<CopyBalance>),
+    /// Moves copies.
+    MoveCopies(CopyMoves, Reply<CopyMovesBegun>),
     /// What this node knows of itself.
     OwnReport(Reply<SelfReport>),
     /// The nodes.
@@ -36,6 +41,14 @@ pub enum Request {
     OrderScrub(u64, ScrubOrder, Reply<NodeStatus>),
     /// Takes a node out for good.
     Evict(u64, Reply<NodeStatus>),
+    /// What draining a node would move.
+    DrainPlan(u64, Reply<DrainPlan>),
+    /// Has a node drained.
+    Drain(u64, Reply<NodeStatus>),
+    /// Lets a node that is drained stay.
+    CancelDrain(u64, Reply<NodeStatus>),
+    /// Takes a node out for good that was drained.
+    Remove(u64, Reply<NodeStatus>),
     /// Lets a node begin anew with its longest stalls.
     ForgetStalls(u64, Reply<NodeStatus>),
     /// Volumes.
@@ -66,12 +79,18 @@ impl Request {
             Self::Balance(_, reply) | Self::ChangeBalance(_, reply) => {
                 reply.send(Err(problem)).is_ok()
             }
+            Self::CopyBalance(reply) => reply.send(Err(problem)).is_ok(),
+            Self::MoveCopies(_, reply) => reply.send(Err(problem)).is_ok(),
             Self::OwnReport(reply) => reply.send(Err(problem)).is_ok(),
             Self::Nodes(_, reply) => reply.send(Err(problem)).is_ok(),
             Self::Node(_, reply)
             | Self::Evict(_, reply)
+            | Self::Drain(_, reply)
+            | Self::CancelDrain(_, reply)
+            | Self::Remove(_, reply)
             | Self::ForgetStalls(_, reply)
             | Self::OrderScrub(_, _, reply) => reply.send(Err(problem)).is_ok(),
+            Self::DrainPlan(_, reply) => reply.send(Err(problem)).is_ok(),
             Self::Volumes(_, reply) => reply.send(Err(problem)).is_ok(),
             Self::Slices(_, _, reply) => reply.send(Err(problem)).is_ok(),
             Self::Volume(_, reply)

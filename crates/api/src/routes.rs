@@ -10,17 +10,18 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 
-use crate::balance::{Balance, BalanceChange, WhichMoves};
+use crate::balance::{Balance, BalanceChange, CopyBalance, CopyMoves, CopyMovesBegun, WhichMoves};
 use crate::listing::{NodePage, SlicePage, VolumePage, WhichNodes, WhichSlices, WhichVolumes};
 use crate::problem::{Problem, ProblemKind};
 use crate::requests::{Request, RequestSender};
 use crate::types::{
-    ClusterStatus, CreatedVolume, JoinTokenText, NewCluster, NewOwner, NewSecret, NewToken,
-    NewVolume, NodeStatus, RotatedSecret, ScrubOrder, SelfReport, VolumeChange, VolumeStatus,
+    ClusterStatus, CreatedVolume, DrainPlan, JoinTokenText, NewCluster, NewOwner, NewSecret,
+    NewToken, NewVolume, NodeStatus, RotatedSecret, ScrubOrder, SelfReport, VolumeChange,
+    VolumeStatus,
 };
 
-/// Largest request body; no request comes near it.
-const BODY_BYTES_MAX: usize = 64 << 10;
+/// Largest request body: moves of 512 copies have up to 100 KiB, everything else much less.
+const BODY_BYTES_MAX: usize = 256 << 10;
 
 /// From where the API may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,9 +39,18 @@ pub fn router(requests: RequestSender, access: Access) -> Router {
         .route("/v1/cluster", get(cluster).post(found))
         .route("/v1/cluster/tokens", post(add_token))
         .route("/v1/cluster/balance", get(balance).patch(change_balance))
+        .route(
+            "/v1/cluster/balance/copies",
+            get(copy_balance).post(move_copies),
+        )
         .route("/v1/self", get(own_report))
         .route("/v1/nodes", get(nodes))
         .route("/v1/nodes/{id}", get(node).delete(evict))
+        .route(
+            "/v1/nodes/{id}/drain",
+            get(drain_plan).post(drain).delete(cancel_drain),
+        )
+        .route("/v1/nodes/{id}/removal", post(remove))
         .route("/v1/nodes/{id}/scrub", post(order_scrub))
         .route("/v1/nodes/{id}/stalls", delete(forget_stalls))
         .route("/v1/volumes", get(volumes).post(create_volume))
@@ -141,6 +151,38 @@ pub(crate) async fn change_balance(
     balance.await.map(Json)
 }
 
+/// How copies are spread over the nodes, and which to move so that nodes hold alike.
+#[utoipa::path(get, path = "/v1/cluster/balance/copies", tag = "cluster", responses(
+    (status = 200, description = "Nodes and moves", body = CopyBalance),
+    (status = "default", description = "What went wrong", body = Problem,
+        content_type = "application/problem+json"),
+))]
+pub(crate) async fn copy_balance(
+    State(requests): State<RequestSender>,
+) -> Result<Json<CopyBalance>, Problem> {
+    requests.ask(Request::CopyBalance).await.map(Json)
+}
+
+/// Moves copies: each is made anew on its new node and then taken out of the old one, so that no
+/// slice ever has fewer. Answers when the moves have begun. One that does not fit any more is left
+/// out.
+#[utoipa::path(post, path = "/v1/cluster/balance/copies", tag = "cluster",
+    request_body = CopyMoves,
+    responses(
+        (status = 200, description = "How many have begun", body = CopyMovesBegun),
+        (status = "default", description = "What went wrong", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn move_copies(
+    State(requests): State<RequestSender>,
+    body: Result<Json<CopyMoves>, JsonRejection>,
+) -> Result<Json<CopyMovesBegun>, Problem> {
+    let Json(wanted) = body?;
+    let begun = requests.ask(|reply| Request::MoveCopies(wanted, reply));
+    begun.await.map(Json)
+}
+
 /// What this node knows of itself alone.
 #[utoipa::path(get, path = "/v1/self", tag = "nodes", responses(
     (status = 200, description = "The node's own report", body = SelfReport),
@@ -208,6 +250,81 @@ pub(crate) async fn evict(
         .ask(|reply| Request::Evict(id, reply))
         .await
         .map(Json)
+}
+
+/// What draining a node would move, or whether it would be refused. Nothing is done.
+#[utoipa::path(get, path = "/v1/nodes/{id}/drain", tag = "nodes",
+    params(("id" = u64, Path, description = "The node's number")),
+    responses(
+        (status = 200, description = "What would move", body = DrainPlan),
+        (status = "default", description = "What went wrong", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn drain_plan(
+    State(requests): State<RequestSender>,
+    id: Result<Path<u64>, PathRejection>,
+) -> Result<Json<DrainPlan>, Problem> {
+    let Path(id) = id?;
+    let answer = requests.ask(|reply| Request::DrainPlan(id, reply));
+    answer.await.map(Json)
+}
+
+/// Has a node drained: its volumes get other owners at once, its copies are made anew on other
+/// nodes and then taken out. I/O goes on, and no slice ever has fewer copies. Asked again, nothing
+/// changes.
+#[utoipa::path(post, path = "/v1/nodes/{id}/drain", tag = "nodes",
+    params(("id" = u64, Path, description = "The node's number")),
+    responses(
+        (status = 200, description = "The node, with how far it is drained", body = NodeStatus),
+        (status = "default", description = "What went wrong", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn drain(
+    State(requests): State<RequestSender>,
+    id: Result<Path<u64>, PathRejection>,
+) -> Result<Json<NodeStatus>, Problem> {
+    let Path(id) = id?;
+    let answer = requests.ask(|reply| Request::Drain(id, reply));
+    answer.await.map(Json)
+}
+
+/// Lets a node that is drained stay. What has moved already stays where it is.
+#[utoipa::path(delete, path = "/v1/nodes/{id}/drain", tag = "nodes",
+    params(("id" = u64, Path, description = "The node's number")),
+    responses(
+        (status = 200, description = "The node", body = NodeStatus),
+        (status = "default", description = "What went wrong", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn cancel_drain(
+    State(requests): State<RequestSender>,
+    id: Result<Path<u64>, PathRejection>,
+) -> Result<Json<NodeStatus>, Problem> {
+    let Path(id) = id?;
+    let answer = requests.ask(|reply| Request::CancelDrain(id, reply));
+    answer.await.map(Json)
+}
+
+/// Takes a node out of the cluster for good that was drained. Its process notices and ends, and
+/// its data directory is refused from then on.
+#[utoipa::path(post, path = "/v1/nodes/{id}/removal", tag = "nodes",
+    params(("id" = u64, Path, description = "The node's number")),
+    responses(
+        (status = 200, description = "The node after its removal", body = NodeStatus),
+        (status = "default", description = "What went wrong", body = Problem,
+            content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn remove(
+    State(requests): State<RequestSender>,
+    id: Result<Path<u64>, PathRejection>,
+) -> Result<Json<NodeStatus>, Problem> {
+    let Path(id) = id?;
+    let answer = requests.ask(|reply| Request::Remove(id, reply));
+    answer.await.map(Json)
 }
 
 /// Tells a node's scrub what to do: it reads back everything that the node's disk holds.

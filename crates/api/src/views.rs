@@ -17,13 +17,15 @@ use holdfast_wire::VolumeId;
 use crate::peers::{Heard, Silence};
 use crate::service::{age, standstill_text};
 use crate::types::{
-    Authentication, Holder, Integrity, Knowledge, MissingLink, NodeState, NodeStatus, OwnerReport,
-    Redundancy, SelfReport, SliceCopy, SliceStatus, VolumeState, VolumeStatus,
+    Authentication, DrainStatus, Holder, Integrity, Knowledge, MissingLink, NodeState, NodeStatus,
+    OwnerReport, Redundancy, SelfReport, SliceCopy, SliceStatus, VolumeState, VolumeStatus,
 };
 
 mod cluster;
+mod drain;
 
 pub(crate) use cluster::{cluster, to_explain};
+pub(crate) use drain::plan as drain_plan;
 
 /// Names of volumes that a node's status lists.
 const OWNS_MAX: usize = 100;
@@ -152,6 +154,7 @@ pub(crate) fn nodes(seen: &Seen) -> Vec<NodeStatus> {
     }
     let one = |(node, record): (&NodeId, &NodeRecord)| {
         let report = current_report(seen, *node, record);
+        let drain = drain::status(seen, *node);
         let (owned, owns) = owned.remove(node).unwrap_or_default();
         NodeStatus {
             id: node.0,
@@ -162,7 +165,7 @@ pub(crate) fn nodes(seen: &Seen) -> Vec<NodeStatus> {
                 RecordedStatus::Down => NodeState::Down,
                 RecordedStatus::Evicted => NodeState::Evicted,
             },
-            explanation: node_explanation(record, report, silence(seen, *node, report)),
+            explanation: explanation(seen, *node, record, drain.as_ref()),
             incarnation: record.incarnation.0,
             link_address: record.link_address.clone(),
             api_address: record.api_address.clone(),
@@ -177,9 +180,27 @@ pub(crate) fn nodes(seen: &Seen) -> Vec<NodeStatus> {
             space: report.map(|report| report.space),
             links: report.map_or_else(Vec::new, |report| report.links.clone()),
             stalls: report.map(|report| report.stalls.clone()),
+            copies: seen.state.copies_on(*node),
+            copies_bytes: report.and_then(|report| report.copies_bytes),
+            drain,
         }
     };
     seen.state.nodes.iter().map(one).collect()
+}
+
+/// What its state means, and how far it is drained.
+fn explanation(
+    seen: &Seen,
+    node: NodeId,
+    record: &NodeRecord,
+    drain: Option<&DrainStatus>,
+) -> String {
+    let report = current_report(seen, node, record);
+    let state = node_explanation(record, report, silence(seen, node, report));
+    let drain = drain.map(|drain| drain::text(node, drain));
+    let parts = [state].into_iter().chain(drain);
+    let parts: Vec<String> = parts.filter(|part| !part.is_empty()).collect();
+    parts.join("; ")
 }
 
 /// What a node said of its present start: a report of an earlier one says nothing of this.

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod draining;
 mod listing;
 mod store;
 
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+pub(crate) use self::draining::*;
 pub(crate) use self::listing::*;
 pub(crate) use self::store::*;
 use crate::failure::EXIT_CODES;
@@ -79,6 +81,10 @@ pub(crate) enum NodeCommand {
     Show(ShowNodeArgs),
     /// Read back everything a node's disk holds, and heal what it has lost
     Scrub(ScrubArgs),
+    /// Move everything off a node so that it can be removed, while it serves
+    Drain(DrainArgs),
+    /// Take a drained node out for good
+    Remove(RemoveArgs),
     /// Take a node out that will not come back; other nodes get its copies
     Evict(EvictArgs),
 }
@@ -91,7 +97,7 @@ pub(crate) enum ClusterCommand {
     Token(TokenArgs),
     /// How the cluster is, what it waits for, what to do next
     Status(ListArgs),
-    /// Move volumes to other owners so that all nodes bear alike
+    /// Move volumes to other owners so that nodes bear alike, or copies so that they hold alike
     Rebalance(RebalanceArgs),
 }
 
@@ -251,7 +257,20 @@ pub(crate) struct ListArgs {
     pub(crate) output: Format,
 }
 
+const REBALANCE_HELP: &str = "\
+Two things can be spread. Owners: who orders a volume's I/O bears its load; a move copies nothing
+and holds the volume's I/O up for some tens of milliseconds. Copies: what nodes hold; a move copies the
+data to another node and then takes the old copy out, so that no slice ever has fewer. Copies
+move only with --yes; without it the plan is shown, with what it would copy.
+
+Examples:
+  holdfast cluster rebalance --dry-run         owners: what would move
+  holdfast cluster rebalance                   owners: moves them, one after the other
+  holdfast cluster rebalance --copies          copies: what would move
+  holdfast cluster rebalance --copies --yes    copies: begins to move them";
+
 #[derive(Clone, Debug, Args)]
+#[command(after_help = REBALANCE_HELP)]
 pub(crate) struct RebalanceArgs {
     /// Show what would move, and move nothing
     #[arg(long)]
@@ -263,6 +282,12 @@ pub(crate) struct RebalanceArgs {
     #[arg(long, value_name = "on|off", conflicts_with_all = ["dry_run", "all"],
           value_parser = parse_switch)]
     pub(crate) automatic: Option<bool>,
+    /// Copies, so that nodes hold alike, in place of owners
+    #[arg(long, conflicts_with_all = ["all", "automatic"])]
+    pub(crate) copies: bool,
+    /// Move the copies that were shown
+    #[arg(long, requires = "copies", conflicts_with = "dry_run")]
+    pub(crate) yes: bool,
     #[command(flatten)]
     pub(crate) list: ListArgs,
 }

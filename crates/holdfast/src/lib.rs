@@ -48,6 +48,8 @@ pub fn run() -> ExitCode {
         Command::Node(NodeCommand::Start(args)) => return start(&args),
         Command::Node(NodeCommand::List(args)) => commands::node::list(&args),
         Command::Node(NodeCommand::Show(args)) => commands::node::show(&args),
+        Command::Node(NodeCommand::Drain(args)) => commands::node::drain(&args),
+        Command::Node(NodeCommand::Remove(args)) => commands::node::remove(&args),
         Command::Node(NodeCommand::Evict(args)) => commands::node::evict(&args),
         Command::Node(NodeCommand::Scrub(args)) => commands::node::scrub(&args),
         Command::Cluster(command) => commands::cluster::run(&command),

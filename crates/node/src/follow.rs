@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::{Either, join_all, select};
-use holdfast_config::state::{Change, ClusterState, Owner as OwnerRecord, Volumes};
+use holdfast_config::state::{Change, ClusterState, NodeStatus, Owner as OwnerRecord, Volumes};
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::rpc::LinkChange;
 use holdfast_runtime::{DownReason, Incarnation, NodeId};
@@ -51,10 +51,15 @@ impl Node {
             let deleted = held.iter().filter(|volume| is_deleted(&state, **volume));
             self.forget(deleted.copied().collect());
             held.retain(|volume| volume.0 > state.last_volume);
-            seen = Some(state);
+            // One that ends is looked after until it has.
+            let ends = |peer: &NodeId| {
+                let record = state.nodes.get(peer);
+                record.is_some_and(|record| record.status == NodeStatus::Evicted)
+            };
             let unlinked = peers
                 .iter()
-                .any(|(peer, _)| self.context.rpc.peer_up(*peer).is_none());
+                .any(|(peer, _)| ends(peer) || self.context.rpc.peer_up(*peer).is_none());
+            seen = Some(state);
             let news = select(Box::pin(watch.changed()), Box::pin(health.changed()));
             let ended = if unlinked {
                 // It may have moved, which whoever has met it tells.
@@ -83,8 +88,17 @@ impl Node {
             let newer = known.is_none_or(|known| published.incarnation > known);
             newer.then(|| String::from_utf8(address.to_vec()).ok())?
         };
+        // One that was taken out while it runs keeps its links until it has heard of it, and ends;
+        // it gets no new ones.
+        let linked = |node: NodeId| self.context.rpc.peer_up(node).is_some();
+        let ending = state
+            .nodes
+            .iter()
+            .filter(|(node, record)| record.status == NodeStatus::Evicted && linked(**node));
+        let ending = ending.map(|(node, record)| (*node, record));
         let mut peers: Vec<(NodeId, String)> = state
             .members()
+            .chain(ending)
             .map(|(node, record)| {
                 let moved = moved(&node, Some(record.incarnation));
                 (node, moved.unwrap_or_else(|| record.link_address.clone()))

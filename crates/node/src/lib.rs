@@ -20,6 +20,7 @@ mod balance;
 mod config;
 mod connectivity;
 mod device;
+mod drain_meter;
 mod draining;
 mod follow;
 mod fullness;
@@ -38,8 +39,11 @@ mod status;
 mod sweep;
 mod under_way;
 
-pub use balance::{BalanceOptions, BalanceReport, Effort, PlannedMove, Scope};
+pub use balance::{
+    BalanceOptions, BalanceReport, Effort, Holding, PlannedCopy, PlannedMove, Scope, plan_copies,
+};
 pub use device::VolumeDevice;
+pub use drain_meter::DrainWork;
 pub use fullness::{Fullness, FullnessWatch, Thresholds};
 pub use moves::{HOST_PAUSE, MoveCause, MoveError};
 pub use node::{Failure, Node, NodeError};

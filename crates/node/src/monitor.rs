@@ -6,7 +6,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures::future::{Either, LocalBoxFuture, select, select_all};
-use holdfast_config::state::{Change, NodeStatus};
+use holdfast_config::group::voter_count;
+use holdfast_config::state::{Change, ClusterState, NodeStatus};
 use holdfast_gossip::Status;
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Incarnation, Instant, NodeId};
@@ -177,12 +178,21 @@ impl Node {
             let leader = self.group.leader();
             state.mark_unchanged();
             let state_now = self.group.state();
-            let eligible: Vec<NodeId> = state_now.members().map(|(node, _)| node).collect();
+            let members: Vec<NodeId> = state_now.members().map(|(node, _)| node).collect();
             let mut unsettled = false;
             // One that was evicted itself is about to end, and leaves that to its successor.
-            if self.group.is_leader() && eligible.contains(&self.id()) {
-                let result = self.group.reconcile_voters(&eligible, VOTERS_LIMIT).await;
-                if let Err(error) = result {
+            if self.group.is_leader() && members.contains(&self.id()) {
+                // Another one that was stays a learner until it has heard of it, and ends.
+                let ending = self.group.members().into_iter().filter(|node| {
+                    !members.contains(node) && self.context.rpc.reachable(*node).is_some()
+                });
+                let ending: Vec<NodeId> = ending.collect();
+                unsettled = !ending.is_empty();
+                let eligible = eligible(&members, &state_now);
+                let members = [members, ending].concat();
+                let group = &self.group;
+                let reconciling = group.reconcile_members(&members, &eligible, VOTERS_LIMIT);
+                if let Err(error) = reconciling.await {
                     tracing::debug!(%error, "the members of the config group are not settled");
                     unsettled = true;
                 }
@@ -196,6 +206,44 @@ impl Node {
             } else {
                 let _ = select(news, self.context.runtime.sleep(VOTERS_RETRY)).await;
             }
+        }
+    }
+}
+
+/// Members that may vote: without those that are drained, as they will be removed, unless there
+/// would be fewer voters then.
+fn eligible(members: &[NodeId], state: &ClusterState) -> Vec<NodeId> {
+    let stay = members
+        .iter()
+        .filter(|node| !state.draining.contains_key(node));
+    let stay: Vec<NodeId> = stay.copied().collect();
+    match voter_count(stay.len()) < voter_count(members.len()) {
+        true => members.to_vec(),
+        false => stay,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drained_nodes_vote_only_where_voters_would_be_lacking() {
+        for (all, drained, expected) in [
+            (4, &[1][..], &[2, 3, 4][..]),
+            (2, &[1], &[2]),
+            (6, &[1, 6], &[1, 2, 3, 4, 5, 6]),
+            (6, &[6], &[1, 2, 3, 4, 5]),
+            (3, &[3], &[1, 2, 3]),
+            (1, &[1], &[1]),
+        ] {
+            let nodes = |ids: &[u64]| ids.iter().copied().map(NodeId).collect::<Vec<_>>();
+            let mut state = ClusterState::default();
+            state
+                .draining
+                .extend(nodes(drained).into_iter().map(|node| (node, 1)));
+            let all: Vec<NodeId> = (1..=all).map(NodeId).collect();
+            assert_eq!(eligible(&all, &state), nodes(expected), "of {all:?}");
         }
     }
 }

@@ -15,14 +15,15 @@ use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Directory, DiskError, Links, NodeId, Rpc, Runtime};
 use holdfast_store::{RecoveryReport, Store, StoreError, StoreOptions};
 use holdfast_volume::{
-    AccessError, Context, IoError, LeaseClerk, Operation, Owner, Portal, serve_healing,
+    AccessError, COPYING_MAX, Context, IoError, LeaseClerk, Operation, Owner, Portal, serve_healing,
 };
 use holdfast_wire::VolumeId;
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::balance::Measures;
 use crate::config::GroupConfig;
+use crate::drain_meter::DrainMeter;
 use crate::follow::is_deleted;
 use crate::fullness::FullnessWatch;
 use crate::heal::Healing;
@@ -90,6 +91,7 @@ pub struct Node {
     pub(crate) measures: Measures,
     pub(crate) fullness: Cell<FullnessWatch>,
     pub(crate) sweep: Sweep,
+    pub(crate) drain_meter: RefCell<DrainMeter>,
 }
 
 impl Node {
@@ -134,6 +136,8 @@ impl Node {
             holder,
             store,
             leases,
+            copying: Rc::new(Semaphore::new(COPYING_MAX)),
+            copied: Rc::default(),
             bounds: options.volume_bounds,
         };
         let owners: Rc<RefCell<BTreeMap<VolumeId, Rc<Owner>>>> = Rc::default();
@@ -158,6 +162,7 @@ impl Node {
             under_way: UnderWay::default(),
             measures: Measures::default(),
             sweep: Sweep::default(),
+            drain_meter: RefCell::default(),
         });
         node.announce_address();
         node.connect();

@@ -8,10 +8,16 @@ use holdfast_config::state::{Change, ClusterState, Outcome};
 use holdfast_replica::Holder;
 use holdfast_runtime::{Incarnation, NodeId, Rpc, Runtime};
 use holdfast_store::Store;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::bounds::VolumeBounds;
+use crate::copied::CopiedBytes;
 use crate::lease_clerk::LeaseClerk;
+
+/// Copies whose blocks the owners of one node copy at the same time, for all volumes together: a
+/// node that is drained or comes back may concern thousands of them, and reads and writes share
+/// disks and threads with that.
+pub const COPYING_MAX: usize = 4;
 
 /// The config group as an owner sees it.
 pub trait Config {
@@ -42,6 +48,10 @@ pub struct Context {
     pub store: Rc<Store>,
     /// Asks other nodes for leases.
     pub leases: Rc<LeaseClerk>,
+    /// A permit for each copy whose blocks owners of this node may copy at the same time.
+    pub copying: Rc<Semaphore>,
+    /// What owners have copied for nodes that are drained.
+    pub copied: Rc<CopiedBytes>,
     /// When an owner's rarer work is due.
     pub bounds: VolumeBounds,
 }

@@ -24,12 +24,14 @@
 
 mod bounds;
 mod context;
+mod copied;
 mod lease_clerk;
 mod owner;
 mod portal;
 
 pub use bounds::VolumeBounds;
-pub use context::{Config, Context};
+pub use context::{COPYING_MAX, Config, Context};
+pub use copied::{CopiedBytes, DrainKey};
 pub use lease_clerk::LeaseClerk;
 pub use owner::{
     GIVEN_UP_BOUND, HEAL_BLOCKS_MAX, Owner, OwnerStatus, ResyncStatus, Traffic, WaitReason,

@@ -42,6 +42,9 @@ pub struct Look {
     /// What the node does as the owner of these; those that it does not own are left out.
     #[prost(uint64, repeated, tag = "2")]
     pub volumes: Vec<u64>,
+    /// What its copies of each volume take.
+    #[prost(bool, tag = "3")]
+    pub holdings: bool,
 }
 
 /// What a scrub can be told.
@@ -79,6 +82,20 @@ pub struct StatusReply {
     /// Of the volumes that were named, those that the node owns.
     #[prost(message, repeated, tag = "2")]
     pub owners: Vec<OwnerStatus>,
+    /// What its copies of each volume take, if that was wanted.
+    #[prost(message, repeated, tag = "3")]
+    pub holdings: Vec<Holding>,
+}
+
+/// What a node's copies of one volume take.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Holding {
+    /// The volume.
+    #[prost(uint64, tag = "1")]
+    pub volume: u64,
+    /// Bytes.
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
 }
 
 /// A node in brief. Sizes in bytes.
@@ -118,6 +135,29 @@ pub struct NodeSummary {
     /// How long its thread was held.
     #[prost(message, optional, tag = "11")]
     pub stalls: Option<Stalls>,
+    /// Bytes of the copies that the cluster places on it; absent from an older version.
+    #[prost(uint64, optional, tag = "12")]
+    pub copies_bytes: Option<u64>,
+    /// What it does for nodes that are drained.
+    #[prost(message, repeated, tag = "13")]
+    pub drains: Vec<DrainShare>,
+}
+
+/// What a node does for one that is drained.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct DrainShare {
+    /// The node that is drained.
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+    /// Bytes copied by the sender's owners.
+    #[prost(uint64, tag = "2")]
+    pub copied_bytes: u64,
+    /// Of those, bytes in copies that are not in sync yet.
+    #[prost(uint64, tag = "3")]
+    pub unfinished_bytes: u64,
+    /// Bytes a second, within the last minute; absent if that is not known yet.
+    #[prost(uint64, optional, tag = "4")]
+    pub bytes_per_s: Option<u64>,
 }
 
 /// How full a store is, in bytes.
@@ -321,6 +361,7 @@ mod tests {
         let reply = StatusReply {
             summary: Some(NodeSummary::default()),
             owners: vec![OwnerStatus::default()],
+            holdings: Vec::new(),
         };
         assert_ne!(reply.encode_to_vec().first(), Some(&b'{'));
         assert!(StatusReply::default().encode_to_vec().is_empty());

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::problem::Problem;
+
 /// Whether something is known of what only a node itself can tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -68,6 +70,66 @@ pub struct NodeStatus {
     /// How long its thread was held by single steps.
     #[serde(default)]
     pub stalls: Option<Stalls>,
+    /// Copies of slices that it has.
+    #[serde(default)]
+    pub copies: u64,
+    /// Bytes of these copies.
+    #[serde(default)]
+    pub copies_bytes: Option<u64>,
+    /// How far it is drained; absent if it is not.
+    #[serde(default)]
+    pub drain: Option<DrainStatus>,
+}
+
+/// How far a node is drained: its copies are made anew on other nodes, then taken out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DrainStatus {
+    /// When it began, in milliseconds since the Unix epoch.
+    pub since_unix_ms: u64,
+    /// Nothing is left on the node: it can be removed.
+    pub drained: bool,
+    /// Copies that are left on the node.
+    pub copies_left: u64,
+    /// Volumes that it still owns.
+    pub owned_left: u64,
+    /// Bytes that are still to be copied; absent if the node does not say what it holds.
+    pub bytes_left: Option<u64>,
+    /// Bytes that were copied so far. What an owner has copied that ended since is missing.
+    pub bytes_moved: u64,
+    /// Bytes a second, within the last minute; absent if that is not known yet.
+    pub bytes_per_s: Option<u64>,
+    /// Time until the end at this rate; absent if that cannot be told.
+    pub ends_in_s: Option<u64>,
+    /// Why it does not go on, and what can be done: a sentence each. Empty while it does.
+    pub waits_for: Vec<String>,
+}
+
+/// What draining a node would move. Nothing has been done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DrainPlan {
+    /// The node.
+    pub node: u64,
+    /// Copies that would be made anew on other nodes.
+    pub copies: u64,
+    /// Their bytes; absent if the node does not say what it holds.
+    pub bytes: Option<u64>,
+    /// Volumes that would get another owner, at once.
+    pub owned: u64,
+    /// Nodes that would take the copies.
+    pub targets: Vec<DrainTarget>,
+    /// What would hold it up, and what can be done: a sentence each.
+    pub waits_for: Vec<String>,
+    /// Why it would be refused; absent if it would not.
+    pub refused: Option<Problem>,
+}
+
+/// A node that takes copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DrainTarget {
+    /// The node.
+    pub node: u64,
+    /// Bytes that it has room for; absent if it does not say.
+    pub free_bytes: Option<u64>,
 }
 
 /// How long single steps have held a node's thread. Everything else that the node does waits
@@ -213,6 +275,25 @@ pub struct SelfReport {
     /// How long its thread was held by single steps.
     #[serde(default)]
     pub stalls: Stalls,
+    /// Bytes of the copies that the cluster places on it; absent from an older version.
+    #[serde(default)]
+    pub copies_bytes: Option<u64>,
+    /// What it does for nodes that are drained.
+    #[serde(default)]
+    pub drains: Vec<DrainShare>,
+}
+
+/// What one node does for a node that is drained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DrainShare {
+    /// The node that is drained.
+    pub node: u64,
+    /// Bytes copied by this node's owners since the drain, or this node, began.
+    pub copied_bytes: u64,
+    /// Of those, bytes in copies that are not in sync yet.
+    pub unfinished_bytes: u64,
+    /// Bytes a second, within the last minute; absent if that is not known yet.
+    pub bytes_per_s: Option<u64>,
 }
 
 /// The oldest operation of initiators that one node has not answered.

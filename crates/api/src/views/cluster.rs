@@ -11,7 +11,9 @@ use holdfast_runtime::NodeId;
 use holdfast_runtime::host::ClusterId;
 use holdfast_wire::VolumeId;
 
-use super::{Running, Seen, Shared, current_report, node_explanation, nodes, volume, volume_state};
+use super::{
+    Running, Seen, Shared, current_report, drain, node_explanation, nodes, volume, volume_state,
+};
 use crate::peers::Silence;
 use crate::service::{self, standstill_text};
 use crate::types::{ClusterPhase, ClusterStatus, NodeStatus, SpaceLevel, VolumeState};
@@ -137,7 +139,12 @@ pub(crate) fn cluster(seen: &Seen, confirmed: bool) -> ClusterStatus {
              known. Ask again in a moment, then see its log"
         )
     }));
-    explanations.extend(nodes(seen).iter().filter_map(space_explanation));
+    let nodes = nodes(seen);
+    explanations.extend(nodes.iter().filter_map(space_explanation));
+    explanations.extend(nodes.iter().filter_map(|node| {
+        let text = drain::text(NodeId(node.id), node.drain.as_ref()?);
+        Some(format!("node {}: {text}", node.id))
+    }));
     for (_, id) in needy.iter().take(EXPLAINED_MAX) {
         let volume = volume(seen, &shared, *id);
         explanations.extend(volume.map(|one| format!("volume {}: {}", one.name, one.explanation)));

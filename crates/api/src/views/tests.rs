@@ -7,7 +7,7 @@ use super::*;
 use crate::testing::{applied, created, open, three_nodes};
 use crate::types::{ClusterPhase, OldestIo, SpaceLevel, Stalls, StoreUsage};
 
-fn seen(state: ClusterState) -> Seen {
+pub(super) fn seen(state: ClusterState) -> Seen {
     Seen {
         state: Rc::new(state),
         local: NodeId(1),
@@ -131,6 +131,8 @@ fn reported(id: u64, oldest_io: Vec<OldestIo>) -> SelfReport {
         links: Vec::new(),
         oldest_io,
         stalls: Stalls::default(),
+        copies_bytes: None,
+        drains: Vec::new(),
     }
 }
 

@@ -8,6 +8,9 @@
 //!
 //! An even number of voters tolerates no more failures than the odd one below it. Every other
 //! eligible node is a learner: it has the state, and can become a voter at once.
+//!
+//! Members that are not eligible stay learners: such as are about to be taken out, or have been and
+//! shall hear of it. A leader among them hands its office over with its vote.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -53,6 +56,7 @@ pub(super) async fn reconcile<M: Machine>(
     runtime: &Runtime,
     rpc: &Rc<Rpc>,
     raft: &Raft<M>,
+    members: &[NodeId],
     eligible: &[NodeId],
     limit: Duration,
 ) -> Result<(), MembershipError> {
@@ -63,7 +67,7 @@ pub(super) async fn reconcile<M: Machine>(
     let mut metrics = raft.metrics();
     let reconciling = async {
         loop {
-            let members = {
+            let present = {
                 let metrics = metrics.borrow_and_update();
                 if metrics.running_state.is_err() {
                     return Err(MembershipError::Stopped);
@@ -73,7 +77,7 @@ pub(super) async fn reconcile<M: Machine>(
                 }
                 Members::of(&metrics)
             };
-            match members.next_step(node, eligible) {
+            match present.next_step(node, members, eligible) {
                 Step::Settled => return Ok(()),
                 Step::Wait => {
                     if metrics.changed().await.is_err() {
@@ -138,13 +142,13 @@ impl Members {
         }
     }
 
-    fn next_step(&self, leader: NodeId, eligible: &[NodeId]) -> Step {
+    fn next_step(&self, leader: NodeId, members: &[NodeId], eligible: &[NodeId]) -> Step {
         if let Some(voters) = &self.changing_to {
             // Left behind by a leader that is gone: nothing else may change before it is done.
             return Step::Change(ChangeMembers::ReplaceAllVoters(voters.clone()));
         }
         let known = |node: &NodeId| self.voters.contains(node) || self.learners.contains(node);
-        let missing: BTreeMap<NodeId, EmptyNode> = eligible
+        let missing: BTreeMap<NodeId, EmptyNode> = members
             .iter()
             .filter(|node| !known(node))
             .map(|node| (*node, EmptyNode::new()))
@@ -166,7 +170,7 @@ impl Members {
         let strangers: BTreeSet<NodeId> = self
             .learners
             .iter()
-            .filter(|node| !eligible.contains(node))
+            .filter(|node| !members.contains(node))
             .copied()
             .collect();
         if strangers.is_empty() {
@@ -174,6 +178,15 @@ impl Members {
         } else {
             Step::Change(ChangeMembers::RemoveNodes(strangers))
         }
+    }
+}
+
+/// How many of so many eligible nodes vote.
+pub fn voter_count(nodes: usize) -> usize {
+    let most = nodes.min(VOTERS_MAX);
+    match most.is_multiple_of(2) {
+        true => most.saturating_sub(1),
+        false => most,
     }
 }
 
@@ -186,12 +199,7 @@ fn choose_voters(
     eligible: &[NodeId],
 ) -> BTreeSet<NodeId> {
     let distinct: BTreeSet<NodeId> = eligible.iter().copied().collect();
-    let most = distinct.len().min(VOTERS_MAX);
-    let count = if most.is_multiple_of(2) {
-        most - 1
-    } else {
-        most
-    };
+    let count = voter_count(distinct.len());
     let mut ranked: Vec<NodeId> = eligible.to_vec();
     ranked.sort_by_key(|node| {
         (
@@ -250,32 +258,35 @@ mod tests {
     fn a_node_joins_as_learner_then_votes_and_a_stranger_leaves_last() {
         let mut group = members(nodes([1]), nodes([9]));
         let eligible = list([1, 2, 3]);
-        let step = group.next_step(NodeId(1), &eligible);
+        let step = group.next_step(NodeId(1), &eligible, &eligible);
         let learners = [(NodeId(2), EmptyNode::new()), (NodeId(3), EmptyNode::new())];
         assert_eq!(step, Step::Change(ChangeMembers::AddNodes(learners.into())));
 
         group.learners.extend(nodes([2, 3]));
         assert_eq!(
-            group.next_step(NodeId(1), &eligible),
+            group.next_step(NodeId(1), &eligible, &eligible),
             Step::Wait,
             "not caught up"
         );
 
         group.caught_up.extend(nodes([2, 3]));
-        let step = group.next_step(NodeId(1), &eligible);
+        let step = group.next_step(NodeId(1), &eligible, &eligible);
         assert_eq!(
             step,
             Step::Change(ChangeMembers::ReplaceAllVoters(nodes([1, 2, 3])))
         );
 
         group = members(nodes([1, 2, 3]), nodes([9]));
-        let step = group.next_step(NodeId(1), &eligible);
+        let step = group.next_step(NodeId(1), &eligible, &eligible);
         assert_eq!(step, Step::Change(ChangeMembers::RemoveNodes(nodes([9]))));
 
         group.learners.clear();
-        assert_eq!(group.next_step(NodeId(1), &eligible), Step::Settled);
+        assert_eq!(
+            group.next_step(NodeId(1), &eligible, &eligible),
+            Step::Settled
+        );
         group.changing_to = Some(nodes([1, 2]));
-        let step = group.next_step(NodeId(1), &list([1, 2, 3, 4]));
+        let step = group.next_step(NodeId(1), &list([1, 2, 3, 4]), &list([1, 2, 3, 4]));
         let finished = Step::Change(ChangeMembers::ReplaceAllVoters(nodes([1, 2])));
         assert_eq!(
             step, finished,

@@ -50,7 +50,7 @@ use tokio::sync::watch;
 use area::HalfSizes;
 pub use area::{AreaError, Damage};
 pub use error::{BarrierError, GroupError, MembershipError, OptionsError, ProposeError};
-pub use membership::VOTERS_MAX;
+pub use membership::{VOTERS_MAX, voter_count};
 pub use peek::last_known_state;
 pub use types::{Applied, Machine, Proposal, ProposalKey};
 
@@ -427,7 +427,19 @@ impl<M: Machine> Group<M> {
         eligible: &[NodeId],
         limit: Duration,
     ) -> Result<(), MembershipError> {
-        membership::reconcile(&self.runtime, &self.rpc, &self.raft, eligible, limit).await
+        self.reconcile_members(eligible, eligible, limit).await
+    }
+
+    /// The same; members that are not eligible stay, as learners. A leader among them hands its
+    /// office over.
+    pub async fn reconcile_members(
+        &self,
+        members: &[NodeId],
+        eligible: &[NodeId],
+        limit: Duration,
+    ) -> Result<(), MembershipError> {
+        let (runtime, rpc) = (&self.runtime, &self.rpc);
+        membership::reconcile(runtime, rpc, &self.raft, members, eligible, limit).await
     }
 
     /// Says that the leader's process is known to be gone: elect as soon as the voters' leases

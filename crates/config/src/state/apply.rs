@@ -145,6 +145,7 @@ impl ClusterState {
                 incarnations,
                 left_out,
             } => self.opened_but(volume, view, slices, &incarnations, &left_out),
+            Change::MoveCopies { moves } => self.move_copies(&moves),
         };
         self.mend();
         result.unwrap_or_else(Outcome::Refused)

@@ -10,6 +10,19 @@ use super::front::{FrontChange, INITIATORS_MAX, RETIRING_MAX};
 use super::records::{Chap, ClusterIdentity};
 use super::{COPIES_PER_NODE_MAX, STATE_BYTES_MAX};
 
+/// One copy that is to be on another node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyMove {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The slice.
+    pub slice: u32,
+    /// Where the copy is: in sync.
+    pub from: NodeId,
+    /// Where it is to be.
+    pub to: NodeId,
+}
+
 /// One proposal. Whatever it reads (time, randomness, secrets) is in it: applying is pure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Change {
@@ -273,6 +286,12 @@ pub enum Change {
         incarnations: Vec<(NodeId, Incarnation)>,
         /// In-sync copies on these nodes that were not reconciled.
         left_out: Vec<LeftOut>,
+    },
+    /// Copies are to be on other nodes, at most `MOVED_AT_ONCE_MAX`. A move that does not fit the
+    /// slice any more is left out.
+    MoveCopies {
+        /// The moves.
+        moves: Vec<CopyMove>,
     },
 }
 
@@ -564,14 +583,14 @@ pub enum Refusal {
         copies: u32,
     },
     /// The node is not drained, or not completely.
-    #[error(
-        "node {node} has copies of {copies} slices or owns volumes: drain it first, and wait until \
-         nothing is left"
-    )]
+    #[error("node {node} is not drained: it has {copies} copies of slices")]
     NotDrained {
         /// The node.
         node: NodeId,
         /// Copies that it has.
         copies: u64,
     },
+    /// Without the node nothing would be left.
+    #[error("no other node takes part that is not drained: node {0} is the last one")]
+    LastNode(NodeId),
 }

@@ -51,7 +51,7 @@ impl ClusterState {
     }
 
     /// The nodes that take new copies: up, and not to be drained.
-    pub(super) fn placeable(&self) -> Vec<NodeId> {
+    pub fn placeable(&self) -> Vec<NodeId> {
         let takes = |(node, record): &(&NodeId, &NodeRecord)| {
             record.status == NodeStatus::Up && !self.draining.contains_key(*node)
         };

@@ -31,9 +31,11 @@ mod volumes;
 mod tests;
 
 pub use change::{
-    Admission, Change, LeftOut, NodeStart, Outcome, PlacedSlice, Reconciled, Refusal, VolumeSpec,
+    Admission, Change, CopyMove, LeftOut, NodeStart, Outcome, PlacedSlice, Reconciled, Refusal,
+    VolumeSpec,
 };
 pub use front::{Front, FrontChange, Fronts, INITIATORS_MAX, RetiringSecret};
+pub use placement::{DrainProgress, Unplaceable};
 pub use records::{
     Chap, ClusterIdentity, ClusterState, Growth, NodeRecord, NodeStatus, Office, Owner,
     TokenRecord, VolumeRecord,
@@ -60,6 +62,8 @@ pub const PLACED_AT_ONCE_MAX: usize = 4_096;
 /// Most slices in one `PromoteCopies`, and what an owner should put into one `RemoveCopies`; for
 /// the same reasons.
 pub const PROMOTED_AT_ONCE_MAX: usize = 4_096;
+/// Most copies that one `MoveCopies` moves.
+pub const MOVED_AT_ONCE_MAX: usize = 512;
 /// Bytes of the state's snapshot from which on no volume is made and no slice placed. A slice of
 /// three copies counts with nine, so this is some 14.9 million of them. It is half of what a node
 /// has at most for a snapshot and the log behind it, and reaching that would stop the config group.

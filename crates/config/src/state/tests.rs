@@ -10,6 +10,7 @@ use super::*;
 
 mod drain;
 mod eviction;
+mod moves;
 mod thin;
 
 fn identity() -> ClusterIdentity {

@@ -1,4 +1,4 @@
-//! The five nodes: what they are asked, what they use, and how they are killed.
+//! The nodes of a cluster: what they are asked, what they use, and how they are killed.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,7 +23,10 @@ const JOURNAL_BYTES: u64 = 256 << 20;
 /// See the module's header.
 pub(crate) struct Cluster {
     pub(crate) fleet: Fleet,
+    /// The node whose API is asked, counted from zero.
+    pub(crate) asked: usize,
     binary: PathBuf,
+    place: PathBuf,
     /// Clock ticks a second, as the kernel counts processor time.
     ticks: f64,
 }
@@ -54,24 +57,41 @@ impl Use {
 }
 
 impl Cluster {
-    pub(crate) async fn start(binary: PathBuf, directory: PathBuf) -> anyhow::Result<Self> {
+    pub(crate) async fn start(
+        binary: PathBuf,
+        place: PathBuf,
+        nodes: usize,
+    ) -> anyhow::Result<Self> {
         let mut fleet = Fleet::prepare(FleetOptions {
+            nodes,
             home_bytes: HOME_BYTES,
             journal_bytes: JOURNAL_BYTES,
-            ..FleetOptions::new(binary.clone(), directory)
+            ..FleetOptions::new(binary.clone(), place.clone())
         })?;
-        println!("starting five nodes on loopback");
+        println!("starting {nodes} nodes on loopback");
         fleet.found().await?;
         Ok(Self {
             fleet,
+            asked: 0,
             binary,
+            place,
             ticks: rustix::param::clock_ticks_per_second() as f64,
         })
     }
 
-    /// The API of the first node: all requests of a run go over one connection.
+    /// The API of one node, the first unless that is to go: all requests of a run go over one
+    /// connection.
     pub(crate) fn client(&self) -> &Client {
-        self.fleet.client(0)
+        self.fleet.client(self.asked)
+    }
+
+    pub(crate) fn binary(&self) -> PathBuf {
+        self.binary.clone()
+    }
+
+    /// Where the nodes' directories are.
+    pub(crate) fn place(&self) -> PathBuf {
+        self.place.clone()
     }
 
     pub(crate) fn nodes(&self) -> usize {

@@ -22,6 +22,8 @@ const RATE: f64 = 10.0;
 const REGION_BLOCKS: u64 = 256;
 /// Volumes that are filled at the same time.
 const FILLED_AT_ONCE: usize = 16;
+/// One write that fills.
+const FILLED_BYTES: u64 = 256 << 10;
 /// Distance of the blocks that fill a volume: one in each slice.
 const STRIDE: u64 = 1 << 30;
 
@@ -151,6 +153,20 @@ impl Traffic {
         Ok(first)
     }
 
+    /// The longest I/O of those that ended after `moment`, or of all.
+    pub(crate) fn longest_since(&self, moment: Option<Instant>) -> Duration {
+        let mut longest = Duration::ZERO;
+        for volume in &self.volumes {
+            let times = volume.times.borrow();
+            let after = times
+                .iter()
+                .filter(|(_, ended)| moment.is_none_or(|at| *ended >= at));
+            let took = after.map(|(begun, ended)| *ended - *begun).max();
+            longest = longest.max(took.unwrap_or_default());
+        }
+        longest
+    }
+
     /// Ends the load. An I/O that failed or a block that was not as written is an error.
     pub(crate) async fn stop(self) -> anyhow::Result<u64> {
         let mut operations = 0;
@@ -200,5 +216,33 @@ pub(crate) async fn fill(
         count += 1;
         progress(count);
     }
+    Ok(())
+}
+
+/// Writes so many bytes into each of these slices of a volume.
+pub(crate) async fn fill_slices(
+    portals: &[SocketAddr],
+    target: String,
+    slices: Vec<u64>,
+    bytes: u64,
+) -> anyhow::Result<()> {
+    let disk = open(portals, &target).await?;
+    for slice in slices {
+        // Behind the blocks that the load uses.
+        let (mut offset, end) = (
+            slice * STRIDE + STRIDE / 2,
+            slice * STRIDE + STRIDE / 2 + bytes,
+        );
+        while offset < end {
+            let length = FILLED_BYTES
+                .min(end - offset)
+                .next_multiple_of(BLOCK_BYTES as u64);
+            let data = Bytes::from(vec![slice as u8 | 1; length as usize]);
+            let written = disk.write(offset, data).await;
+            written.with_context(|| format!("writing to slice {slice} of {target}"))?;
+            offset += length;
+        }
+    }
+    disk.close().await?;
     Ok(())
 }

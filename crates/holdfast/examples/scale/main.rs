@@ -11,6 +11,7 @@
 )]
 
 mod cluster;
+mod drained;
 mod figures;
 mod load;
 mod points;
@@ -24,6 +25,7 @@ use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
 use cluster::Cluster;
+use drained::Held;
 use points::Bench;
 
 /// Measures what thousands of volumes cost five nodes on loopback.
@@ -33,7 +35,7 @@ struct Arguments {
     /// The `holdfast` to measure
     #[arg(long, value_name = "PATH")]
     binary: PathBuf,
-    /// Points to measure, by number [default: 1,2,3,4,5,6,8]
+    /// Points to measure, by number [default: all]
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u8).range(1..=8))]
     points: Vec<u8>,
     /// Volumes at points 2, 3, 4, 5 and 8; point 6 has ten times as many
@@ -44,6 +46,14 @@ struct Arguments {
     #[arg(long, value_name = "GIB", default_value_t = 1024,
           value_parser = clap::value_parser!(u64).range(1..=1024))]
     size_gib: u64,
+    /// Slices of which the node has a copy that is drained at point 7
+    #[arg(long, value_name = "N", default_value_t = 2000,
+          value_parser = clap::value_parser!(u64).range(1..=20_000))]
+    held_slices: u64,
+    /// What it holds in them, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 5 << 10,
+          value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    held_mib: u64,
     /// Also write the rows to this file, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -63,14 +73,18 @@ Points:
   4  all nodes are killed and started: every volume opens
   5  4 KiB in each of 20,000 slices, then 1 to 4 again; what each used slice costs
   6  listings with ten thousand volumes
-  7  draining a node (not built yet)
+  7  of six other nodes one that holds 5 GiB in 2,000 slices is drained under load and removed
   8  everything is deleted: memory, facts and config state come back
 
 Examples:
   cargo xtask bench scale
-  cargo xtask bench scale --points 1,2 --volumes 100 --json scale.json";
+  cargo xtask bench scale --points 1,2 --volumes 100 --json scale.json
+  cargo xtask bench scale --points 7 --held-slices 100 --held-mib 256";
 
-const ALL: [u8; 7] = [1, 2, 3, 4, 5, 6, 8];
+/// All points but the seventh measure five nodes.
+const NODES: usize = 5;
+
+const ALL: [u8; 8] = [1, 2, 3, 4, 5, 6, 7, 8];
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -128,8 +142,12 @@ async fn measure(
     points: &[u8],
     arguments: &Arguments,
 ) -> anyhow::Result<table::Table> {
-    let cluster = Cluster::start(binary, place).await?;
-    let mut bench = Bench::new(cluster, arguments.volumes, arguments.size_gib);
+    let cluster = Cluster::start(binary, place, NODES).await?;
+    let held = Held {
+        slices: arguments.held_slices,
+        mib: arguments.held_mib,
+    };
+    let mut bench = Bench::new(cluster, arguments.volumes, arguments.size_gib, held);
     for point in points {
         bench.point(*point).await;
     }

@@ -1,6 +1,7 @@
 //! The points, as the issue states them, each with its bounds.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -9,6 +10,7 @@ use holdfast_api::{Client, NewOwner, VolumeStatus, WhichVolumes};
 use tokio::time::{Instant, sleep};
 
 use crate::cluster::{Cluster, Use};
+use crate::drained::Held;
 use crate::figures;
 use crate::load::{Traffic, fill};
 use crate::table::{Bound, Row, Table};
@@ -50,10 +52,12 @@ pub(crate) struct Bench {
     empty: Option<(Use, u64)>,
     /// Loads so far: each has blocks of its own.
     loads: u64,
+    /// What the node to be drained holds.
+    held: Held,
 }
 
 impl Bench {
-    pub(crate) fn new(cluster: Cluster, volumes: u32, size_gib: u64) -> Self {
+    pub(crate) fn new(cluster: Cluster, volumes: u32, size_gib: u64, held: Held) -> Self {
         Self {
             cluster,
             volumes,
@@ -62,7 +66,21 @@ impl Bench {
             within: "",
             empty: None,
             loads: 0,
+            held,
         }
+    }
+
+    pub(crate) fn held(&self) -> Held {
+        self.held
+    }
+
+    /// Where directories of nodes go.
+    pub(crate) fn place(&self) -> PathBuf {
+        self.cluster.place()
+    }
+
+    pub(crate) fn binary(&self) -> PathBuf {
+        self.cluster.binary()
     }
 
     /// Measures one point. What goes wrong is a row that has missed its bound.
@@ -75,7 +93,7 @@ impl Bench {
             4 => self.power_cut().await,
             5 => Box::pin(self.with_data()).await,
             6 => self.listings().await,
-            7 => Err(anyhow::anyhow!("draining is not built yet")),
+            7 => Box::pin(self.drained()).await,
             8 => self.deleted().await,
             _ => Err(anyhow::anyhow!("there is no such point")),
         };
@@ -110,7 +128,7 @@ impl Bench {
         }
     }
 
-    fn row(
+    pub(crate) fn row(
         &mut self,
         point: u8,
         what: &str,

@@ -46,6 +46,10 @@ struct Move {
 struct Outcome {
     automatic: bool,
     moves: Vec<Move>,
+    /// Bytes that the moves copy.
+    bytes: u64,
+    /// For how long the moves hold I/O up in all, about.
+    held_up_ms: u64,
     /// The nodes afterwards.
     nodes: Vec<NodeBurden>,
     placed: Vec<String>,
@@ -94,6 +98,7 @@ async fn run(client: &Client, args: &RebalanceArgs) -> Result<Outcome, Failure> 
     let which = WhichMoves { all: args.all };
     let balance = client.balance(which).await?;
     let planned = balance.moves.clone();
+    let cost = (balance.bytes, balance.held_up_ms);
     if args.dry_run {
         let shown = planned.into_iter().map(|planned| Move {
             planned,
@@ -112,7 +117,9 @@ async fn run(client: &Client, args: &RebalanceArgs) -> Result<Outcome, Failure> 
         let fate = make(client, &planned).await?;
         moves.push(Move { planned, fate });
     }
-    Ok(outcome(client.balance(which).await?, moves))
+    let mut outcome = outcome(client.balance(which).await?, moves);
+    (outcome.bytes, outcome.held_up_ms) = cost;
+    Ok(outcome)
 }
 
 /// Makes one move and waits until the new owner serves.
@@ -149,6 +156,8 @@ async fn make(client: &Client, planned: &BalanceMove) -> Result<Fate, Failure> {
 fn outcome(balance: Balance, moves: Vec<Move>) -> Outcome {
     Outcome {
         automatic: balance.automatic,
+        bytes: balance.bytes,
+        held_up_ms: balance.held_up_ms,
         moves,
         nodes: balance.nodes,
         placed: balance.placed,
@@ -174,6 +183,14 @@ fn explain(outcome: &Outcome, args: &RebalanceArgs) {
         false => "off",
     };
     tell(&format!("volumes move by themselves: {automatic}"));
+    let (moves, held_up_ms) = (outcome.moves.len(), outcome.held_up_ms);
+    if moves > 0 {
+        tell(&format!(
+            "{moves} moves: {} bytes are copied; I/O is held up for about {held_up_ms} ms in all, \
+             one volume after the other",
+            outcome.bytes
+        ));
+    }
     if outcome.moves.is_empty() && args.automatic.is_none() {
         tell("no move would make the load more even");
     }

@@ -13,6 +13,7 @@ pub(crate) fn run(command: &ClusterCommand) -> Result<(), Failure> {
         ClusterCommand::Init(args) => init(args),
         ClusterCommand::Token(args) => token(args),
         ClusterCommand::Status(args) => status(args),
+        ClusterCommand::Rebalance(args) if args.copies => super::copies::rebalance(args),
         ClusterCommand::Rebalance(args) => super::balance::rebalance(args),
     }
 }

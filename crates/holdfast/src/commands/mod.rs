@@ -2,6 +2,8 @@
 
 mod balance;
 pub(crate) mod cluster;
+mod copies;
+mod draining;
 mod moving;
 pub(crate) mod node;
 pub(crate) mod store;

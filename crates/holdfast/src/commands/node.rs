@@ -1,4 +1,4 @@
-//! `holdfast node list`, `show` and `scrub`.
+//! `holdfast node list`, `show`, `scrub` and `evict`.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -8,7 +8,9 @@ use holdfast_api::{
 };
 
 use super::{confirm, facts, list_pages, with_client, word};
-use crate::cli::{EvictArgs, ListNodesArgs, ScrubArgs, ScrubChoice, ShowNodeArgs};
+use crate::cli::{
+    DrainArgs, EvictArgs, ListNodesArgs, RemoveArgs, ScrubArgs, ScrubChoice, ShowNodeArgs,
+};
 use crate::failure::Failure;
 use crate::output::{About, Listing, print};
 use crate::quantity::{show_duration, show_size};
@@ -32,7 +34,7 @@ pub(crate) fn list(args: &ListNodesArgs) -> Result<(), Failure> {
         let leader = if node.leader { " (leader)" } else { "" };
         vec![
             format!("{}{leader}", node.id),
-            word(node.state),
+            state(node),
             node.portal_address.clone(),
             links(node),
             space(node),
@@ -71,14 +73,15 @@ pub(crate) fn show(args: &ShowNodeArgs) -> Result<(), Failure> {
             (None, false) => format!("to node {}: being made", link.node),
         })
         .collect();
-    let rows = facts(vec![
+    let mut lines = vec![
         ("node", node.id.to_string()),
-        ("state", word(node.state)),
+        ("state", state(&node)),
         ("why", node.explanation.clone()),
         ("starts", node.incarnation.to_string()),
         ("version", node.version.clone()),
         ("leader", if node.leader { "yes" } else { "no" }.into()),
         ("owns", owns(&node, OWNS_SHOWN)),
+        ("copies", copies(&node)),
         ("used", space(&node)),
         ("reclaimable", reclaimable(&node)),
         (
@@ -94,8 +97,17 @@ pub(crate) fn show(args: &ShowNodeArgs) -> Result<(), Failure> {
         ("API address", node.api_address.clone()),
         ("portal address", node.portal_address.clone()),
         ("links", link_lines.join("\n")),
-    ]);
-    print(About::Look, args.list.output, &node, rows)
+    ];
+    lines.extend(super::draining::drain_lines(&node));
+    print(About::Look, args.list.output, &node, facts(lines))
+}
+
+pub(crate) fn drain(args: &DrainArgs) -> Result<(), Failure> {
+    super::draining::drain(args)
+}
+
+pub(crate) fn remove(args: &RemoveArgs) -> Result<(), Failure> {
+    super::draining::remove(args)
 }
 
 pub(crate) fn evict(args: &EvictArgs) -> Result<(), Failure> {
@@ -151,6 +163,24 @@ pub(crate) fn scrub(args: &ScrubArgs) -> Result<(), Failure> {
         Some(_) => About::Change("the scrub was told"),
     };
     print(about, args.list.output, &node, rows)
+}
+
+/// Its state, and whether it is drained.
+fn state(node: &NodeStatus) -> String {
+    let state = word(node.state);
+    match &node.drain {
+        None => state,
+        Some(drain) if drain.drained => format!("{state}, drained"),
+        Some(_) => format!("{state}, draining"),
+    }
+}
+
+/// The copies that a node has.
+fn copies(node: &NodeStatus) -> String {
+    match node.copies_bytes {
+        Some(bytes) => format!("{} of {}", node.copies, show_size(bytes)),
+        None => node.copies.to_string(),
+    }
 }
 
 /// The volumes that a node owns, by name as long as they are few.
@@ -223,13 +253,6 @@ fn pass_line(pass: &ScrubPass) -> String {
         damaged_blocks,
         ..
     } = pass;
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    let ago = |unix_ms: u64| {
-        let age = now.saturating_sub(Duration::from_millis(unix_ms));
-        format!("{} ago", show_duration(age))
-    };
     let when = match pass.ended_unix_ms {
         Some(ended) => format!("ended {}", ago(ended)),
         None => format!("begun {}", ago(pass.begun_unix_ms)),
@@ -238,6 +261,15 @@ fn pass_line(pass: &ScrubPass) -> String {
         "{when}: {} read, {damaged_blocks} blocks damaged",
         show_size(*bytes)
     )
+}
+
+/// How long ago a moment was.
+pub(super) fn ago(unix_ms: u64) -> String {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let age = now.saturating_sub(Duration::from_millis(unix_ms));
+    format!("{} ago", show_duration(age))
 }
 
 fn links(node: &NodeStatus) -> String {

@@ -26,6 +26,9 @@ const FOUNDING_LIMIT: Duration = Duration::from_secs(10);
 const PORTAL_PAUSE: Duration = Duration::from_secs(1);
 /// How often it is looked whether the other nodes refuse this one.
 const REFUSAL_PERIOD: Duration = Duration::from_secs(1);
+/// Most other nodes have to say for so long that they know no such node: one that has just been
+/// admitted is heard of sooner.
+const UNKNOWN_FOR: Duration = Duration::from_secs(10);
 
 /// Serves until told to stop, or until the node fails.
 pub(super) async fn run(mut process: Process, founder: Founder) -> Result<(), Failure> {
@@ -171,6 +174,7 @@ async fn serve(
     let mut portal_due = process.runtime.now();
     let mut failure = node.failure();
     let mut state = node.watch();
+    let mut unknown = std::pin::pin!(unknown_to_others(&process.runtime, node, links));
     let end = loop {
         state.mark_unchanged();
         if let Some(portal) = &mut portal {
@@ -201,6 +205,7 @@ async fn serve(
             _ = process.stop.wait_for(|stop| *stop) => break End::Told,
             failed = failed(&mut failure) => break End::Failed(Failure::of(failed)),
             () = refused_by_others(&process.runtime, links) => break End::Failed(ghost(node)),
+            () = &mut unknown => break End::Failed(Failure::of(Refusal::Evicted(node.id()))),
             error = portal_ended(&mut portal) => {
                 tracing::error!(%error, "the iSCSI portal listens no more");
                 portal = None;
@@ -338,6 +343,28 @@ async fn refused_by_others(runtime: &Runtime, links: &HostLinks) {
             links.peer_unlinked().await;
         }
         if unlinked.any(|peer| peer.problem.as_ref() == Some(&refusal)) {
+            return;
+        }
+        runtime.sleep_roughly(REFUSAL_PERIOD).await;
+    }
+}
+
+/// Resolves when most other nodes have said for a while that they know no such node, although it is
+/// registered as far as it knows: it was taken out while no link led to it.
+async fn unknown_to_others(runtime: &Runtime, node: &Node, links: &HostLinks) {
+    let refusal = LinkProblem::RefusedByPeer(LinkRefusal::UnknownNode);
+    let mut since = None;
+    loop {
+        let status = links.status();
+        let refuse = status
+            .iter()
+            .filter(|peer| peer.up.is_none() && peer.problem.as_ref() == Some(&refusal));
+        let is_unknown = node.is_registered() && refuse.count() * 2 > status.len();
+        let now = runtime.now();
+        let first = *since.get_or_insert(now);
+        if !is_unknown {
+            since = None;
+        } else if now.saturating_since(first) >= UNKNOWN_FOR {
             return;
         }
         runtime.sleep_roughly(REFUSAL_PERIOD).await;

@@ -15,6 +15,7 @@
 //! * the config group judges each move by the view for which it was planned: of a move and a
 //!   takeover the first in the log wins.
 
+mod copies;
 mod plan;
 
 use std::cell::RefCell;
@@ -34,6 +35,7 @@ use crate::moves::MoveCause;
 use crate::node::Node;
 use plan::{Borne, Rates, Survey};
 
+pub use copies::{Holding, PlannedCopy, plan_copies};
 pub use plan::{Effort, PlannedMove};
 
 const MOVE_LIMIT: Duration = Duration::from_secs(10);
@@ -214,6 +216,11 @@ impl Node {
             if let Err(error) = self.gossip.publish(LOAD_KEY, Bytes::from(encoded)) {
                 tracing::debug!(%error, "this node's load is not published");
             }
+            self.drain_meter.borrow_mut().measure(
+                runtime.now(),
+                &self.group.state().draining,
+                &self.context.copied,
+            );
             runtime.sleep_roughly(MEASURE_EVERY).await;
         }
     }

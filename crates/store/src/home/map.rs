@@ -12,8 +12,8 @@
 //! * `occupied` is exact: it has the blocks whose newest fact takes space.
 //!
 //! Memory: 32 bytes for each extent in a table and about 90 for the occupied blocks of each
-//! extent, so some 120 MiB for each TiB that is wholly written; recent facts, the cache of leaves
-//! and what is read ahead are bounded by constants.
+//! extent, so some 120 MiB for each TiB that is wholly written; some 40 for each slice; recent
+//! facts, the cache of leaves and what is read ahead are bounded by constants.
 //!
 //! Tested with the whole store: `tests/home.rs`.
 
@@ -135,6 +135,8 @@ pub(super) struct Map {
     promised: BTreeMap<ExtentKey, Blocks>,
     /// How many blocks are one or the other.
     claimed: u64,
+    /// The same slice by slice, of slices that have any.
+    claimed_of: BTreeMap<SliceKey, u64>,
     /// How many are occupied.
     occupied_blocks: u64,
 }
@@ -235,13 +237,27 @@ impl Map {
     fn change(&mut self, key: ExtentKey, change: impl FnOnce(&mut Blocks, &mut Blocks)) {
         let mut occupied = self.occupied.get(&key).copied().unwrap_or_default();
         let mut promised = self.promised.get(&key).copied().unwrap_or_default();
-        self.claimed -= occupied.union(&promised).count();
+        let before = occupied.union(&promised).count();
         self.occupied_blocks -= occupied.count();
         change(&mut occupied, &mut promised);
-        self.claimed += occupied.union(&promised).count();
+        let after = occupied.union(&promised).count();
         self.occupied_blocks += occupied.count();
         put(&mut self.occupied, key, occupied);
         put(&mut self.promised, key, promised);
+        self.claim(key.slice, before, after);
+    }
+
+    /// An extent of the slice claims `after` blocks in place of `before`.
+    fn claim(&mut self, slice: SliceKey, before: u64, after: u64) {
+        if before == after {
+            return;
+        }
+        self.claimed = self.claimed - before + after;
+        let of_slice = self.claimed_of.entry(slice).or_default();
+        *of_slice = *of_slice - before + after;
+        if *of_slice == 0 {
+            self.claimed_of.remove(&slice);
+        }
     }
 
     /// Blocks of an extent that take space.
@@ -257,6 +273,11 @@ impl Map {
     /// Blocks that take space, or will.
     pub(super) fn claimed(&self) -> u64 {
         self.claimed
+    }
+
+    /// The same of one slice.
+    pub(super) fn claimed_of(&self, slice: SliceKey) -> u64 {
+        self.claimed_of.get(&slice).copied().unwrap_or(0)
     }
 
     pub(super) fn occupied_blocks(&self) -> u64 {

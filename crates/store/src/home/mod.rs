@@ -220,6 +220,11 @@ impl Home {
         self.map.borrow().slices()
     }
 
+    /// Blocks of a slice that take space, or will once the journal is emptied.
+    pub(crate) fn claimed_blocks(&self, slice: SliceKey) -> u64 {
+        self.map.borrow().claimed_of(slice)
+    }
+
     /// Slices of one volume of which the home holds anything: one look-up for each.
     pub(crate) fn slices_of(&self, volume: u64) -> Vec<SliceKey> {
         let map = self.map.borrow();

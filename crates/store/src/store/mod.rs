@@ -517,6 +517,11 @@ impl Store {
         found
     }
 
+    /// Bytes that the blocks of a slice take, those that are still in the journal included.
+    pub fn slice_bytes(&self, slice: SliceKey) -> u64 {
+        self.inner.home.claimed_blocks(slice) * BLOCK_BYTES as u64
+    }
+
     /// How full the store is.
     pub fn usage(&self) -> Usage {
         let home = self.inner.home.usage();

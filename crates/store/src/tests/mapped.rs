@@ -40,6 +40,7 @@ fn a_block_is_mapped_from_its_write_to_its_zeroing_in_the_journal_and_in_the_hom
         assert_eq!(whole(&store).await, two);
         store.flush().await.unwrap();
         assert_eq!(whole(&store).await, two, "in the home");
+        assert_eq!(store.slice_bytes(SLICE), 2 * 4096);
         assert_eq!(
             store.mapped(SLICE, 6, 4, 8).await.unwrap(),
             runs(&[(true, 1), (false, 3)])
@@ -57,6 +58,7 @@ fn a_block_is_mapped_from_its_write_to_its_zeroing_in_the_journal_and_in_the_hom
         drop(store);
         let (store, _) = open(&runtime, &directory).await;
         assert_eq!(whole(&store).await, one, "after a restart");
+        assert_eq!(store.slice_bytes(SLICE), 4096);
         let outside = store.mapped(SLICE, BLOCKS - 1, 2, 8).await;
         assert!(matches!(outside, Err(StoreError::OutOfRange { .. })));
     });

@@ -283,6 +283,11 @@ impl Owner {
         }
     }
 
+    /// Copies that it brings up to date now: slice, node, and blocks copied so far.
+    pub fn resyncs_under_way(&self) -> Vec<(u32, NodeId, u64)> {
+        self.resyncs.under_way()
+    }
+
     /// Runs a task that ends with the owner.
     fn spawn(self: &Rc<Self>, name: &'static str, future: impl Future<Output = ()> + 'static) {
         let owner = self.clone();

@@ -26,7 +26,7 @@ use holdfast_config::state::{Change, CopyStatus, Outcome, SliceRecord};
 use holdfast_replica::stream::Role;
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::reach::{self, Row};
-use holdfast_runtime::{Incarnation, NodeId};
+use holdfast_runtime::{Incarnation, NodeId, PAGE_BYTES};
 use holdfast_wire::Seq;
 use holdfast_wire::replica::{BlockVersion, JoinedSlice, StreamStart};
 use tokio::sync::Notify;
@@ -89,6 +89,14 @@ impl Resyncs {
 
     pub(crate) fn statuses(&self) -> Vec<ResyncStatus> {
         self.statuses.borrow().values().cloned().collect()
+    }
+
+    /// Copies that are not in sync yet, with the blocks copied so far.
+    pub(crate) fn under_way(&self) -> Vec<(u32, NodeId, u64)> {
+        let statuses = self.statuses.borrow();
+        let under_way = statuses.values().filter(|status| !status.finished);
+        let under_way = under_way.map(|status| (status.slice, status.node, status.blocks));
+        under_way.collect()
     }
 
     fn begin(&self, target: Target, base: Seq) {
@@ -325,6 +333,8 @@ impl Owner {
     }
 
     async fn copy_difference(&self, target: Target, base: Seq) -> Option<()> {
+        // All owners of the node take turns: copies that are begun are ended first.
+        let _turn = self.context.copying.acquire().await.ok()?;
         let mut from_block = 0;
         loop {
             if from_block > 0 {
@@ -343,11 +353,21 @@ impl Owner {
                 self.calls.install(copy, intact, changed.data).await?;
                 self.copy_lost(target, source, lost).await?;
                 self.resyncs.note(target, |status| status.blocks += copied);
+                self.note_copied(target, copied);
             }
             let first_only = planted::is_active(Bug::FirstPageOnly);
             if changed.complete || from_block >= self.slice_blocks() || first_only {
                 return Some(());
             }
+        }
+    }
+
+    fn note_copied(&self, target: Target, blocks: u64) {
+        let state = self.context.config.state();
+        let record = state.volumes.get(&self.volume);
+        if let Some(slice) = record.and_then(|record| record.slices.get(target.slice)) {
+            let bytes = blocks * PAGE_BYTES as u64;
+            self.context.copied.note(&state, slice, target.node, bytes);
         }
     }
 

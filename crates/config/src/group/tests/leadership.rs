@@ -227,6 +227,36 @@ fn a_group_grows_from_one_to_five_voters_and_replaces_one() {
 }
 
 #[test]
+fn a_leader_that_is_not_eligible_any_more_hands_its_office_over_and_follows_on() {
+    simulate(12, |world| async move {
+        grown(&world, 4).await;
+        let leader = agreed_leader(&world).await;
+        let group = world.group(leader);
+        let giving_up = async move {
+            let others = nodes(4).into_iter().filter(|node| *node != leader);
+            let others: Vec<NodeId> = others.collect();
+            group.reconcile_members(&nodes(4), &others, LIMIT).await
+        };
+        let gave_up = world.run_on(leader, giving_up).await.expect("alive");
+        assert!(
+            matches!(gave_up, Ok(()) | Err(MembershipError::NotLeader(_))),
+            "{gave_up:?}"
+        );
+        loop {
+            world.sleep(Duration::from_millis(100)).await;
+            let led = agreed_leader(&world).await;
+            if led != leader {
+                break;
+            }
+        }
+        assert!(!world.group(leader).voters().contains(&leader));
+        let members: BTreeSet<NodeId> = nodes(4).into_iter().collect();
+        assert_eq!(world.group(leader).members(), members);
+        settled(&world).await;
+    });
+}
+
+#[test]
 fn only_the_leader_changes_the_membership() {
     simulate(10, |world| async move {
         grown(&world, 3).await;

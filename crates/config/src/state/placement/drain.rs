@@ -74,6 +74,9 @@ impl ClusterState {
             .members()
             .filter(|(other, record)| stays(*other, record));
         let nodes = nodes.count() as u32;
+        if nodes == 0 {
+            return Err(Refusal::LastNode(node));
+        }
         let mut volumes = self.volumes.values();
         match volumes.find(|volume| volume.copies > nodes) {
             None => Ok(()),
@@ -199,6 +202,10 @@ impl ClusterState {
         if !self.is_drained(node) && !planted::is_active(Bug::RemoveUndrained) {
             let copies = self.copies_on(node);
             return Err(Refusal::NotDrained { node, copies });
+        }
+        // Those that were there when the drain began may have been evicted since.
+        if self.placeable().is_empty() {
+            return Err(Refusal::LastNode(node));
         }
         self.draining.remove(&node);
         self.disk_failures.remove(&node);

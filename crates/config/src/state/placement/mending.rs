@@ -5,6 +5,7 @@
 //! | a stale copy on an evicted node | it moves to a node that is up and has none |
 //! | fewer copies than the volume wants | a stale copy is added on such a node |
 //! | a copy on a node that is drained | see [`super::drain`] |
+//! | more copies than the volume wants | see [`super::moves`] |
 //! | a copy in sync on an evicted node | nothing, until its owner takes it out |
 //! | one of these, and no such node | it waits until a node comes up |
 //!
@@ -82,9 +83,11 @@ impl ClusterState {
         let Some(record) = self.volumes.get(&volume) else {
             return;
         };
-        let touched = slices
-            .iter()
-            .filter(|(_, slice)| self.is_broken(record, slice) || self.is_drained_in_part(slice));
+        let touched = slices.iter().filter(|(_, slice)| {
+            self.is_broken(record, slice)
+                || self.is_drained_in_part(slice)
+                || self.without_surplus(record, slice).is_some()
+        });
         let touched = touched.map(|(index, _)| (volume, *index)).collect();
         self.mending.touch(touched);
         self.volumes.update(volume, |record| {
@@ -198,8 +201,9 @@ impl ClusterState {
             changed = true;
         }
         let mended: SliceRecord = copies.into_iter().collect();
-        let without_drained = self.without_drained(record, &mended);
-        without_drained.or_else(|| changed.then_some(mended))
+        let fewer = self.without_drained(record, &mended);
+        let fewer = fewer.or_else(|| self.without_surplus(record, &mended));
+        fewer.or_else(|| changed.then_some(mended))
     }
 
     fn is_drained_in_part(&self, slice: &SliceRecord) -> bool {

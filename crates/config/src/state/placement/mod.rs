@@ -8,6 +8,9 @@ mod eviction;
 mod first_write;
 mod layouts;
 mod mending;
+mod moves;
+mod progress;
 
 pub(super) use layouts::Layouts;
 pub(super) use mending::Mending;
+pub use progress::{DrainProgress, Unplaceable};

@@ -141,12 +141,25 @@ fn a_stale_copy_stays_until_as_many_others_are_in_sync_as_are_wanted() {
     };
     state.apply(change);
     assert_eq!(state.apply(drain(5)), Outcome::Done);
+    let held = on(&state, 5);
     go_on(&mut state);
-    assert_ne!(on(&state, 5), [], "its node may be back at any moment");
-    promote_all(&mut state);
-    assert_eq!(on(&state, 5), []);
-    let mut slices = state.volumes[&DB].slices.values();
-    assert!(slices.all(|slice| slice.copies().len() == 3));
+    assert_eq!(
+        on(&state, 5),
+        held,
+        "it comes back sooner than a new one is made"
+    );
+    // It is back, in sync again, or it stays away: the drain ends in either way.
+    let mut back = state.clone();
+    assert_eq!(back.apply(start(5, 2)), Outcome::Done);
+    if !back.volumes[&DB].open {
+        open(&mut back);
+    }
+    for mut state in [state, back] {
+        promote_all(&mut state);
+        assert_eq!(on(&state, 5), []);
+        let slices = state.volumes[&DB].slices.values();
+        assert!(slices.clone().all(|slice| slice.in_sync().count() == 3));
+    }
 }
 
 #[test]
@@ -324,4 +337,75 @@ fn a_large_drain_goes_on_in_bounded_parts() {
     let all = 512 + go_on(&mut state);
     assert!(all >= held, "{all} of {held}");
     assert_eq!(state.copies_on(NodeId(5)), before, "nothing is in sync yet");
+}
+
+#[test]
+fn what_a_drain_waits_for_is_told_by_slices() {
+    let mut state = drained(5);
+    let node = NodeId(5);
+    let all = on(&state, 5).len() as u64;
+    let progress = state.drain_progress(node);
+    assert_eq!((progress.copies, progress.owned), (all, 0));
+    assert!(progress.made_on.is_empty() && progress.without_place.is_none());
+    go_on(&mut state);
+    let progress = state.drain_progress(node);
+    assert_eq!(progress.made_on.values().sum::<u64>(), all);
+    assert!(progress.wait_for_down.is_empty());
+
+    // One of those that take copies dies, and the volume has to be taken over.
+    let (dead, made) = progress.made_on.into_iter().next().expect("a target");
+    let mut without = state.clone();
+    without.apply(down(dead));
+    if without.volumes[&DB].open {
+        let progress = without.drain_progress(node);
+        assert_eq!(progress.wait_for_down, [(dead, made)].into());
+    }
+    without.volumes.update(DB, |record| record.open = false);
+    let progress = without.drain_progress(node);
+    assert_eq!(progress.not_serving, Some((all, DB)));
+
+    promote_all(&mut state);
+    assert_eq!(state.drain_progress(node), DrainProgress::default());
+}
+
+#[test]
+fn slices_that_no_node_can_take_are_counted_and_one_is_named() {
+    let mut state = drained(5);
+    for node in [2, 3] {
+        state.apply(down(NodeId(node)));
+        if !state.volumes[&DB].open {
+            open(&mut state);
+        }
+    }
+    go_on(&mut state);
+    let (count, volume, slice) = state
+        .drain_progress(NodeId(5))
+        .without_place
+        .expect("three nodes are left for three copies, two of them down");
+    assert_eq!(volume, DB);
+    let slices = state.volumes[&DB].slices.values();
+    let stuck =
+        slices.filter(|slice| slice.status(NodeId(5)).is_some() && slice.copies().len() == 3);
+    assert_eq!(count, stuck.count() as u64);
+    assert!(state.volumes[&DB].slices[slice].status(NodeId(5)).is_some());
+    let down_now = [2, 3].map(|node| (NodeId(node), Unplaceable::Down));
+    let drains = (NodeId(5), Unplaceable::Drained);
+    assert_eq!(state.unplaceable(), [down_now[0], down_now[1], drains]);
+}
+
+#[test]
+fn the_last_node_is_neither_drained_nor_removed() {
+    let mut state = cluster();
+    state.apply(Change::DeleteVolume { volume: DB });
+    for node in 1..=4 {
+        assert_eq!(state.apply(drain(node)), Outcome::Done);
+    }
+    let last = Outcome::Refused(Refusal::LastNode(NodeId(5)));
+    assert_eq!(state.apply(drain(5)), last);
+    // The one that was to be left is gone.
+    state.apply(down(NodeId(5)));
+    let last = Outcome::Refused(Refusal::LastNode(NodeId(1)));
+    assert_eq!(state.apply(remove(1)), last);
+    assert_eq!(state.apply(start(5, 2)), Outcome::Done);
+    assert_eq!(state.apply(remove(1)), Outcome::Done);
 }
