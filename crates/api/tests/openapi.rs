@@ -17,7 +17,7 @@ fn the_checked_in_document_is_current() {
 fn every_path_says_what_goes_wrong_as_a_problem() {
     let document: serde_json::Value = serde_json::from_str(&holdfast_api::document()).unwrap();
     let paths = document["paths"].as_object().unwrap();
-    assert_eq!(paths.len(), 13);
+    assert_eq!(paths.len(), 16);
     for (path, methods) in paths {
         for (method, operation) in methods.as_object().unwrap() {
             let problem = &operation["responses"]["default"]["content"]["application/problem+json"];

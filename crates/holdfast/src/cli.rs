@@ -259,9 +259,9 @@ pub(crate) struct ListArgs {
 
 const REBALANCE_HELP: &str = "\
 Two things can be spread. Owners: who orders a volume's I/O bears its load; a move copies nothing
-and holds the volume's I/O up for some tens of milliseconds. Copies: what nodes hold; a move copies the
-data to another node and then takes the old copy out, so that no slice ever has fewer. Copies
-move only with --yes; without it the plan is shown, with what it would copy.
+and holds the volume's I/O up for some tens of milliseconds. Copies: what nodes hold; a move
+copies the data to another node and then takes the old copy out, so that no slice ever has
+fewer. Copies move only with --yes; without it the plan is shown, with what it would copy.
 
 Examples:
   holdfast cluster rebalance --dry-run         owners: what would move

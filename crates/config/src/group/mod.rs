@@ -480,18 +480,18 @@ impl<M: Machine> Group<M> {
 
 /// openraft's timer ticks at every member, every 1.5 of its heartbeat intervals. Only leaders need
 /// heartbeats, and those come from [`keep_beating`]. What is left for the timer is a leader that
-/// has removed itself from the members: it notices at the next tick, after the others have
+/// has given its vote away: it notices at the next tick, after the others have
 /// elected.
 const OPENRAFT_TICK_HEARTBEATS: u32 = 20;
 
-/// Lets a leader speak. One that is no member any more falls silent, so that the others elect.
+/// Lets a leader speak. One that has no vote any more falls silent, so that the others elect.
 async fn keep_beating<M: Machine>(runtime: Runtime, node: NodeId, raft: Raft<M>, timing: Timing) {
     let mut metrics = raft.server_metrics();
     loop {
         let leads = {
             let metrics = metrics.borrow_and_update();
             let membership = metrics.membership_config.membership();
-            metrics.state.is_leader() && membership.get_node(&node).is_some()
+            metrics.state.is_leader() && membership.voter_ids().any(|voter| voter == node)
         };
         if !leads {
             if metrics.changed().await.is_err() {

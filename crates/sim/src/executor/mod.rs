@@ -104,8 +104,8 @@ pub enum Halt {
         /// The tasks polled last.
         tasks: Vec<String>,
     },
-    /// A task looks at too much in one go: with a thousand times as much, as clusters have, it would
-    /// hold its node's thread.
+    /// A task looks at too much in one go: with a thousand times as much, as clusters have, it
+    /// would hold its node's thread.
     #[error("{task} looked at {units} things in one go at {} s", Timestamp(*.at_ns))]
     Hold {
         /// Virtual time in nanoseconds.
@@ -587,9 +587,9 @@ impl State {
     }
 }
 
-/// Tasks that may look at every used slice of a volume, or of the store: a node that starts, and has
-/// nothing else to do yet; a takeover, which asks about each of them, and the config state, which
-/// judges its outcome: some 50 ns for each.
+/// Tasks that may look at every used slice of a volume, or of the store, some 50 ns for each: a node
+/// that starts, and has nothing else to do yet; a takeover, which asks about each of them, and the
+/// config state, which judges its outcome.
 const SLICE_BY_SLICE: [&str; 3] = ["main", "owner-takeover", "raft"];
 
 /// How many of the last polled tasks a livelock report looks at.

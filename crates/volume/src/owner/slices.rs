@@ -72,7 +72,7 @@ impl SliceTable {
         }
     }
 
-    /// Counts a slice's required copies anew; what they are is to be compared with the config state.
+    /// Counts a slice's required copies anew; they are to be compared with the config state.
     fn note_members(&self, slice: &mut Slice) {
         let mut required = self.required.borrow_mut();
         for node in slice.counted.drain(..) {

@@ -334,7 +334,7 @@ fn kills_at_any_moment_while_the_halves_double_leave_a_readable_log() {
         });
         grown_to.extend(sizes);
     }
-    assert!(grown_to.len() > 3, "{grown_to:?}");
+    assert!(grown_to.len() > 2, "{grown_to:?}");
 }
 
 #[test]

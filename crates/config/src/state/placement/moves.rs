@@ -7,8 +7,8 @@
 //!
 //! | a slice with more copies than its volume wants | what happens |
 //! |---|---|
-//! | as many in sync as wanted, or more | the others go: stale ones, then those that are listed first |
-//! | fewer | nothing: the owner brings the stale ones up to date |
+//! | more in sync than wanted | the others go: stale ones, then those that are listed first |
+//! | as many, or fewer | nothing: the owner brings the stale ones up to date |
 //! | a copy on a node that is drained | see [`super::drain`] |
 //!
 //! So a copy goes in the change that makes the other one count, and no slice ever has fewer.
@@ -83,14 +83,14 @@ impl ClusterState {
         if slice.copies().len() <= wanted || slice.copies().any(drained) {
             return None;
         }
-        let mut surplus = slice.in_sync().count().checked_sub(wanted)?;
-        let left = slice.copies().filter(|copy| match copy.status {
-            CopyStatus::Stale => false,
-            CopyStatus::InSync if surplus > 0 => {
-                surplus -= 1;
-                false
-            }
-            CopyStatus::InSync => true,
+        let counts =
+            |copy: CopyRecord| copy.status == CopyStatus::InSync && !self.is_evicted(copy.node);
+        let counting = slice.copies().filter(|copy| counts(*copy)).count();
+        let mut surplus = counting.checked_sub(wanted).filter(|more| *more > 0)?;
+        let left = slice.copies().filter(|copy| {
+            let goes = counts(*copy) && surplus > 0;
+            surplus -= usize::from(goes);
+            !goes && copy.status == CopyStatus::InSync
         });
         Some(left.collect())
     }

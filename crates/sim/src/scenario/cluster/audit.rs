@@ -37,7 +37,7 @@ const AUDITOR: u64 = 99;
 
 /// Watches the cluster from outside.
 pub(super) struct Audit {
-    workload: Rc<Workload>,
+    pub(super) workload: Rc<Workload>,
     ownership: RefCell<Ownership>,
     memory: RefCell<MemoryBound>,
     /// Digest of the config state by applied index: the same on every node.
@@ -49,7 +49,7 @@ pub(super) struct Audit {
     /// Volumes whose last complete copy was damaged: honestly out of service.
     lost: RefCell<BTreeSet<usize>>,
     turn: Cell<usize>,
-    drains: Redundancy,
+    pub(super) drains: Redundancy,
 }
 
 impl Audit {
@@ -83,28 +83,6 @@ impl Audit {
                     self.workload.object(failure);
                 }
             }
-        }
-    }
-
-    /// Looks at every state that the node applies, for ever.
-    pub(super) async fn keep_watching(self: Rc<Self>, id: NodeId) {
-        let nodes = &self.workload.nodes;
-        let runtime = nodes.simulation.runtime();
-        let is_gone =
-            |node| self.is_lost_machine(node) || nodes.simulation.disks(node).have_failed();
-        loop {
-            let Some((_, node)) = nodes.get(id) else {
-                runtime.sleep(SAMPLE_EVERY).await;
-                continue;
-            };
-            let mut watch = node.watch();
-            let index = *watch.borrow_and_update();
-            if let Err(failure) = self.drains.look(index, &node.state(), is_gone) {
-                self.workload.object(failure);
-            }
-            drop(node);
-            // A process that was killed says nothing more.
-            let _ = runtime.timeout(SAMPLE_EVERY, watch.changed()).await;
         }
     }
 
@@ -217,7 +195,7 @@ impl Audit {
         }
     }
 
-    fn is_lost_machine(&self, node: NodeId) -> bool {
+    pub(super) fn is_lost_machine(&self, node: NodeId) -> bool {
         let doom = self.workload.nodes.shape.doom.as_ref();
         doom.is_some_and(|doom| doom.node == node)
     }
@@ -291,11 +269,6 @@ impl Audit {
         let lost = self.lost.borrow();
         lost.iter()
             .any(|lost| self.workload.volumes[*lost] == volume)
-    }
-
-    /// Changes of the config state that were looked at one by one.
-    pub(super) fn judged(&self) -> u64 {
-        self.drains.judged()
     }
 
     /// How many volumes went out of service because of damage.

@@ -146,6 +146,8 @@ async fn ask(workload: &Workload, random: &Random, change: Change) -> Option<Out
     answer?.ok().flatten()
 }
 
+/// How long a node that does not run, or says nothing, is left alone.
+const LOOK_AFTER: Duration = Duration::from_millis(100);
 /// States of which the one before, or after, may still be seen.
 const KEPT: usize = 64;
 
@@ -194,6 +196,35 @@ impl Redundancy {
             }
         }
         Ok(())
+    }
+}
+
+impl Audit {
+    /// Looks at every state that the node applies, for ever.
+    pub(super) async fn keep_watching(self: Rc<Self>, id: NodeId) {
+        let nodes = &self.workload.nodes;
+        let runtime = nodes.simulation.runtime();
+        let is_gone =
+            |node| self.is_lost_machine(node) || nodes.simulation.disks(node).have_failed();
+        loop {
+            let Some((_, node)) = nodes.get(id) else {
+                runtime.sleep(LOOK_AFTER).await;
+                continue;
+            };
+            let mut watch = node.watch();
+            let index = *watch.borrow_and_update();
+            if let Err(failure) = self.drains.look(index, &node.state(), is_gone) {
+                self.workload.object(failure);
+            }
+            drop(node);
+            // A process that was killed says nothing more.
+            let _ = runtime.timeout(LOOK_AFTER, watch.changed()).await;
+        }
+    }
+
+    /// Changes of the config state that were looked at one by one.
+    pub(super) fn judged(&self) -> u64 {
+        self.drains.judged()
     }
 }
 
