@@ -61,12 +61,12 @@ impl Node {
         loop {
             watch.mark_unchanged();
             let state = self.group.state();
-            let waited_for = state.volumes.values().any(|volume| {
-                volume.open
-                    && volume
-                        .slices
-                        .values()
-                        .any(|slice| slice.is_in_sync(self.id()) && slice.in_sync().count() > 1)
+            let mut held = state.volumes.held_by(self.id());
+            let waited_for = held.any(|volume| {
+                let volume = &state.volumes[&volume];
+                // As many as are alone may all be here: nobody takes those out.
+                let in_sync = volume.slices.held_by(self.id()).in_sync as usize;
+                volume.open && in_sync > volume.slices.with_one_in_sync()
             });
             if !waited_for || watch.changed().await.is_err() {
                 return;

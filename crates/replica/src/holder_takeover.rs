@@ -14,11 +14,15 @@ use holdfast_wire::replica::{
 };
 use holdfast_wire::{Seq, SliceKey, View};
 use tokio::sync::OwnedMutexGuard;
+use tokio::task::yield_now;
 
 use crate::grants::Predecessor;
 use crate::holder::{Answer, Holder, refused};
 use crate::messages;
 use crate::receive::Receiver;
+
+/// Slices of a fence that are reported before others have their turn.
+const SLICES_AT_ONCE: usize = 256;
 
 impl Holder {
     /// Promises the view, ends earlier streams, waits out earlier leases, then reports. A set-up
@@ -29,7 +33,10 @@ impl Holder {
         // A later fence may have come meanwhile; then this one must not be answered.
         self.check_view(fence.volume, fence.view)?;
         let mut copies = Vec::with_capacity(fence.slices.len());
-        for slice in &fence.slices {
+        for (count, slice) in fence.slices.iter().enumerate() {
+            if count % SLICES_AT_ONCE == SLICES_AT_ONCE - 1 {
+                yield_now().await;
+            }
             let slice = SliceKey {
                 volume: fence.volume,
                 slice: *slice,

@@ -587,10 +587,10 @@ impl State {
     }
 }
 
-/// Tasks that may look at every used slice of a volume, or of the store, some 50 ns for each: a node
-/// that starts, and has nothing else to do yet; a takeover, which asks about each of them, and the
-/// config state, which judges its outcome.
-const SLICE_BY_SLICE: [&str; 3] = ["main", "owner-takeover", "raft"];
+/// Tasks that may look at every used slice of a volume, or of the store, some 50 ns for each: a
+/// node that starts, and has nothing else to do yet; a takeover, which asks about each of them, and
+/// the config state, which judges its outcome.
+const SLICE_BY_SLICE: [&str; 4] = ["main", "owner-takeover", "owner-takeover-step", "raft"];
 
 /// How many of the last polled tasks a livelock report looks at.
 const RECENT: u64 = 64;
