@@ -162,7 +162,6 @@ fn a_drain_that_waits_says_for_what_and_can_be_cancelled() {
 }
 
 #[test]
-#[ignore = "fails: node 4 does not come to hold what the plan says within a minute"]
 fn copies_move_back_to_a_node_that_holds_nothing() {
     alone(async |folder| {
         let fleet = cluster(folder, 4).await;

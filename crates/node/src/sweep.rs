@@ -12,7 +12,7 @@
 //! |---|---|
 //! | a state decided after the first look does not place it here | it may count by now |
 //! | no owner has begun to set it up since that look | a decision may lie behind it that is not seen here yet: it is looked at again |
-//! | it holds something, or the volume has got a later view than was promised here | an owner may have made it empty for a slice that it is about to place: left until the next start |
+//! | it holds something, or joins, or the volume has got a later view than was promised here | an owner may have made it empty for a slice that it is about to place: left until the next start |
 //!
 //! The third condition is about the moment of the first look: what was empty then may have been
 //! placed, and written to, since the barrier.

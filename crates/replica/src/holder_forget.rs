@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::reach::{self, Row};
-use holdfast_store::StoreError;
+use holdfast_store::{CopyState, StoreError};
 use holdfast_wire::{Seq, SliceKey, View};
 use tokio::sync::Mutex;
 
@@ -18,8 +18,9 @@ pub struct Seen(BTreeMap<SliceKey, Standing>);
 struct Standing {
     /// The newest stream that an owner had begun to set up.
     newest: Option<(View, u64)>,
-    /// Whether it held nothing.
-    is_empty: bool,
+    /// Whether it held nothing, and counted: as an owner makes a copy of a slice that it is about
+    /// to have placed. One that joins has been placed before.
+    is_fresh: bool,
 }
 
 /// A slice that the cluster does not place here.
@@ -79,7 +80,9 @@ impl Holder {
         let newest = self.newest_session.borrow();
         let standing = |slice: SliceKey| Standing {
             newest: newest.get(&slice).copied(),
-            is_empty: self.store.last_seq(slice) == Seq(0) && self.store.base(slice) == Seq(0),
+            is_fresh: self.store.copy_state(slice) == CopyState::InSync
+                && self.store.last_seq(slice) == Seq(0)
+                && self.store.base(slice) == Seq(0),
         };
         let seen = slices.into_iter().map(|slice| (slice, standing(slice)));
         Seen(seen.collect())
@@ -105,7 +108,7 @@ impl Holder {
                 again.push(slice);
                 continue;
             }
-            let may_be_placed = standing.is_some_and(|standing| standing.is_empty)
+            let may_be_placed = standing.is_some_and(|standing| standing.is_fresh)
                 && self.store.promised(slice.volume) >= view;
             if may_be_placed && !planted::is_active(Bug::SweepEmptyCopies) {
                 reach::note(Row::SweepLeftEmpty);
