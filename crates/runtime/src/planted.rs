@@ -318,9 +318,7 @@ impl Bug {
             | Self::VoteUnsynced
             | Self::PassOverRefused
             | Self::FullIsFailure
-            | Self::SweepEmptyCopies
             | Self::SweepWithoutBarrier
-            | Self::SweepOverSetUp
             | Self::DrainDropsEarly
             | Self::RemoveUndrained => Finder::Cluster,
             Self::NeverRelay | Self::RelayInOwnName | Self::TrustRumour | Self::GrantToDeaf => {
@@ -349,6 +347,8 @@ impl Bug {
             | Self::TruncateNothingAhead
             | Self::StableBeyondHeld
             | Self::ForgetCarriedFacts
+            | Self::SweepEmptyCopies
+            | Self::SweepOverSetUp
             | Self::ForgetUnknownPromotion => Finder::Nobody,
         }
     }
