@@ -152,9 +152,8 @@ impl Client {
 
     /// Takes a node out for good.
     pub async fn evict(&self, id: u64) -> Result<NodeStatus, ClientError> {
-        let url = self.url(&["v1", "nodes", &id.to_string()]);
-        let request = self.http.request(Method::DELETE, url);
-        self.decode(self.send(request).await?).await
+        self.bare(Method::DELETE, &["v1", "nodes", &id.to_string()])
+            .await
     }
 
     /// What draining a node would move.
@@ -164,30 +163,26 @@ impl Client {
 
     /// Has a node drained.
     pub async fn drain(&self, id: u64) -> Result<NodeStatus, ClientError> {
-        let url = self.url(&["v1", "nodes", &id.to_string(), "drain"]);
-        let request = self.http.request(Method::POST, url);
-        self.decode(self.send(request).await?).await
+        self.bare(Method::POST, &["v1", "nodes", &id.to_string(), "drain"])
+            .await
     }
 
     /// Lets a node that is drained stay.
     pub async fn cancel_drain(&self, id: u64) -> Result<NodeStatus, ClientError> {
-        let url = self.url(&["v1", "nodes", &id.to_string(), "drain"]);
-        let request = self.http.request(Method::DELETE, url);
-        self.decode(self.send(request).await?).await
+        self.bare(Method::DELETE, &["v1", "nodes", &id.to_string(), "drain"])
+            .await
     }
 
     /// Takes a node out for good that was drained.
     pub async fn remove_node(&self, id: u64) -> Result<NodeStatus, ClientError> {
-        let url = self.url(&["v1", "nodes", &id.to_string(), "removal"]);
-        let request = self.http.request(Method::POST, url);
-        self.decode(self.send(request).await?).await
+        self.bare(Method::POST, &["v1", "nodes", &id.to_string(), "removal"])
+            .await
     }
 
     /// Lets a node begin anew with its longest stalls.
     pub async fn forget_stalls(&self, id: u64) -> Result<NodeStatus, ClientError> {
-        let url = self.url(&["v1", "nodes", &id.to_string(), "stalls"]);
-        let request = self.http.request(Method::DELETE, url);
-        self.decode(self.send(request).await?).await
+        self.bare(Method::DELETE, &["v1", "nodes", &id.to_string(), "stalls"])
+            .await
     }
 
     /// One page of volumes.
@@ -277,7 +272,16 @@ impl Client {
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T, ClientError> {
-        let request = self.http.request(Method::GET, self.url(path));
+        self.bare(Method::GET, path).await
+    }
+
+    /// A request without a body.
+    async fn bare<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &[&str],
+    ) -> Result<T, ClientError> {
+        let request = self.http.request(method, self.url(path));
         self.decode(self.send(request).await?).await
     }
 

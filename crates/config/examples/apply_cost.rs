@@ -9,16 +9,19 @@
     reason = "a measurement of the machine, by its clock"
 )]
 
+mod common;
+
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use holdfast_config::state::{
-    Admission, Change, ClusterIdentity, ClusterState, FrontChange, NodeStart, NodeStatus, Outcome,
-    PlacedSlice, Progress, Reconciled, VolumeSpec,
-};
+use holdfast_config::state::{Change, ClusterState, FrontChange};
 use holdfast_reservation::{Action, Nexus, Request};
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::VolumeId;
+
+use common::{
+    Size, cluster, create, done, median, opened, place, shown, slices_of, snapshot, start,
+};
 
 /// A change may cost so many times more in the large state: trees are some levels deeper, and
 /// caches colder.
@@ -27,13 +30,17 @@ const FACTOR_MAX: f64 = 4.0;
 const NEGLIGIBLE: Duration = Duration::from_micros(20);
 /// Longest that one piece of a snapshot may take.
 const PIECE_MAX: Duration = Duration::from_millis(5);
-/// Each change is applied to clones of the same state, as the node that publishes it does.
-const ROUNDS: usize = 200;
-const NODES: u64 = 5;
+const VOLUME_BYTES: u64 = 1 << 40;
 
 fn main() {
-    let small = cluster(10, 10);
-    let large = cluster(10_000, 10);
+    let size = |volumes| Size {
+        nodes: 5,
+        volumes,
+        volume_bytes: VOLUME_BYTES,
+        slices: 10,
+    };
+    let small = Rc::new(cluster(&size(10)));
+    let large = Rc::new(cluster(&size(10_000)));
     println!("| change | bytes in the log | 10 volumes | 10,000 volumes | factor |");
     println!("|---|---|---|---|---|");
     let mut failed = Vec::new();
@@ -53,121 +60,8 @@ fn main() {
         }
     }
     rare(&large);
-    snapshot(&large, &mut failed);
+    print_snapshot(&large, &mut failed);
     assert!(failed.is_empty(), "{}", failed.join("; "));
-}
-
-/// Nodes, and open volumes with so many slices each in sync on three of them.
-fn cluster(volumes: u64, slices: u32) -> ClusterState {
-    let mut state = ClusterState::default();
-    done(
-        &mut state,
-        Change::Found {
-            cluster: ClusterIdentity {
-                id: [7; 16],
-                name: "cost".into(),
-                authority: vec![1; 1_000],
-            },
-            uuid: [1; 16],
-            link_address: "h1:1".into(),
-        },
-    );
-    for node in 2..=NODES as u8 {
-        let secret_hash = [node; 32];
-        let expires_unix_ms = 10;
-        done(
-            &mut state,
-            Change::AddToken {
-                secret_hash,
-                expires_unix_ms,
-            },
-        );
-        let admission = Admission {
-            secret_hash,
-            uuid: [node; 16],
-            link_address: "h:1".into(),
-            now_unix_ms: 5,
-        };
-        done(&mut state, Change::Admit(admission));
-    }
-    for node in 1..=NODES {
-        done(&mut state, start(node, 1));
-    }
-    for number in 1..=volumes {
-        done(&mut state, create(&format!("volume-{number}")));
-        let volume = VolumeId(number);
-        let change = opened(&state, volume);
-        done(&mut state, change);
-        let change = place(&state, volume, 1..slices);
-        done(&mut state, change);
-    }
-    state
-}
-
-fn done(state: &mut ClusterState, change: Change) {
-    let outcome = state.apply(change);
-    assert!(!matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
-}
-
-fn start(node: u64, incarnation: u64) -> Change {
-    Change::NodeStarted(NodeStart {
-        node: NodeId(node),
-        uuid: [node as u8; 16],
-        incarnation: Incarnation(incarnation),
-        link_address: "h:1".into(),
-        api_address: "h:2".into(),
-        portal_address: "h:3".into(),
-        version: "1".into(),
-    })
-}
-
-fn create(name: &str) -> Change {
-    Change::CreateThinVolume {
-        spec: VolumeSpec {
-            name: name.into(),
-            size_bytes: 1 << 40,
-            logical_block_bytes: 512,
-            copies: 3,
-            slice_bytes: 1 << 30,
-            chap: None,
-            naa_random: 1,
-            now_unix_ms: 1,
-        },
-        front: FrontChange::default(),
-    }
-}
-
-fn starts(state: &ClusterState) -> Vec<(NodeId, Incarnation)> {
-    let up = state.nodes.iter();
-    let up = up.filter(|(_, record)| record.status == NodeStatus::Up);
-    up.map(|(node, record)| (*node, record.incarnation))
-        .collect()
-}
-
-fn opened(state: &ClusterState, volume: VolumeId) -> Change {
-    let record = &state.volumes[&volume];
-    let slices = record.slices.values();
-    Change::Opened {
-        volume,
-        view: record.view,
-        reconciled: Reconciled {
-            slices: slices.map(|slice| slice.in_sync().collect()).collect(),
-            incarnations: starts(state),
-        },
-    }
-}
-
-fn place(state: &ClusterState, volume: VolumeId, slices: std::ops::Range<u32>) -> Change {
-    let slices = slices.map(|index| PlacedSlice {
-        index,
-        nodes: state.wanted_nodes(volume, index, &Default::default()),
-    });
-    Change::PlaceSlices {
-        volume,
-        view: state.volumes[&volume].view,
-        slices: slices.collect(),
-        incarnations: starts(state),
-    }
 }
 
 /// One of each kind that comes often.
@@ -210,7 +104,7 @@ fn changes(state: &ClusterState) -> Vec<(&'static str, Change)> {
         slices.map(|(index, _)| index)
     };
     vec![
-        ("create a volume", create("another")),
+        ("create a volume", create("another", VOLUME_BYTES)),
         ("delete a volume", Change::DeleteVolume { volume }),
         (
             "resize a volume",
@@ -266,24 +160,6 @@ fn changes(state: &ClusterState) -> Vec<(&'static str, Change)> {
         ),
         ("a node registers again", start(2, 1)),
     ]
-}
-
-/// Median time of applying the change to a state that somebody else holds too.
-fn median(state: &ClusterState, change: &Change) -> Duration {
-    let published = Rc::new(state.clone());
-    let mut times: Vec<Duration> = (0..ROUNDS)
-        .map(|_| {
-            let mut held = published.clone();
-            let change = change.clone();
-            let began = Instant::now();
-            let outcome = Rc::make_mut(&mut held).apply(change);
-            let took = began.elapsed();
-            assert!(!matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
-            took
-        })
-        .collect();
-    times.sort_unstable();
-    times[ROUNDS / 2]
 }
 
 /// Changes whose work is in proportion to what they concern: all that one node has.
@@ -348,64 +224,28 @@ fn timed(name: &str, state: &mut ClusterState, change: Change) {
     drop(published);
 }
 
-fn snapshot(state: &ClusterState, failed: &mut Vec<String>) {
-    let mut bytes = Vec::new();
-    let (mut pieces, mut longest) = (0, Duration::ZERO);
-    let mut writer = state.pieces();
-    let began = Instant::now();
-    loop {
-        let piece_began = Instant::now();
-        let Some(piece) = writer.next() else { break };
-        bytes.extend_from_slice(&piece);
-        longest = longest.max(piece_began.elapsed());
-        pieces += 1;
-    }
-    let took = began.elapsed();
-    let (mut read, mut rest) = (ClusterState::default(), &bytes[..]);
-    let (began, mut longest_read) = (Instant::now(), Duration::ZERO);
-    loop {
-        let piece_began = Instant::now();
-        let (progress, following) = read.take_up(rest).expect("a section");
-        longest_read = longest_read.max(piece_began.elapsed());
-        rest = following;
-        if progress == Progress::Complete {
-            break;
-        }
-    }
-    let reading = began.elapsed();
-    assert!(read == *state, "what was written is what is read");
-    let slices: usize = state
-        .volumes
-        .values()
-        .map(|record| record.slices.len())
-        .sum();
+fn print_snapshot(state: &ClusterState, failed: &mut Vec<String>) {
+    let cost = snapshot(state);
     println!();
     println!(
-        "| snapshot of {} volumes, {slices} slices | |",
-        state.volumes.len()
+        "| snapshot of {} volumes, {} slices | |",
+        state.volumes.len(),
+        slices_of(state)
     );
     println!("|---|---|");
-    println!("| bytes | {} |", bytes.len());
+    println!("| bytes | {} |", cost.bytes);
     println!(
-        "| written in | {} in {pieces} pieces, the longest {} |",
-        shown(took),
-        shown(longest)
+        "| written in | {} in {} pieces, the longest {} |",
+        shown(cost.made_in),
+        cost.pieces,
+        shown(cost.longest_made)
     );
     println!(
         "| read in | {}, the longest piece {} |",
-        shown(reading),
-        shown(longest_read)
+        shown(cost.read_in),
+        shown(cost.longest_read)
     );
-    if longest.max(longest_read) > PIECE_MAX {
+    if cost.longest_made.max(cost.longest_read) > PIECE_MAX {
         failed.push("a piece of a snapshot takes too long".into());
-    }
-}
-
-fn shown(time: Duration) -> String {
-    let microseconds = time.as_secs_f64() * 1e6;
-    if microseconds < 1_000.0 {
-        format!("{microseconds:.1} µs")
-    } else {
-        format!("{:.1} ms", microseconds / 1e3)
     }
 }

@@ -86,14 +86,11 @@ impl Node {
 
     /// All that the store holds may be of no use.
     async fn sweep_all(&self) {
-        let mut next = Some(SliceKey {
-            volume: 0,
-            slice: 0,
-        });
+        let mut next = Some(SliceKey::default());
         while let Some(first) = next {
             let store = &self.context.store;
             let slices = store.slices_from(first, DROPPED_AT_ONCE_MAX);
-            next = slices.last().and_then(following);
+            next = slices.last().and_then(|last| last.next());
             self.sweep.add(slices);
             yield_now().await;
         }
@@ -142,16 +139,6 @@ impl Node {
                 Vec::new()
             }
         }
-    }
-}
-
-fn following(last: &SliceKey) -> Option<SliceKey> {
-    let SliceKey { volume, slice } = *last;
-    match slice.checked_add(1) {
-        Some(slice) => Some(SliceKey { volume, slice }),
-        None => volume
-            .checked_add(1)
-            .map(|volume| SliceKey { volume, slice: 0 }),
     }
 }
 

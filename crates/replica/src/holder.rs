@@ -428,30 +428,21 @@ impl Holder {
             // An idle stream's owner makes sure that its stable position is known here.
             return Ok(Bytes::new());
         }
-        self.check_complete(slice)?;
+        self.check_complete(slice, Row::ReadJoining)?;
         let data = self.store.read(slice, first_block, blocks).await;
-        self.check_still_complete(slice)?;
+        self.check_complete(slice, Row::ReadGivenBack)?;
         data.map_err(refused)
     }
 
-    /// The same after a read: what was given back meanwhile reads as zeroes.
-    pub(crate) fn check_still_complete(&self, slice: SliceKey) -> Result<(), ReplicaRefusal> {
-        match self.store.copy_state(slice) {
-            CopyState::InSync => Ok(()),
-            CopyState::Joining { .. } | CopyState::Absent => {
-                reach::note(Row::ReadGivenBack);
-                Err(ReplicaRefusal::SessionStale)
-            }
-        }
-    }
-
     /// Refuses to be a source while this copy joins: it takes the stream, and lacks what came
-    /// before. An owner may still hold it for the copy in sync that it was a moment ago.
-    pub(crate) fn check_complete(&self, slice: SliceKey) -> Result<(), ReplicaRefusal> {
+    /// before. An owner may still hold it for the copy in sync that it was a moment ago. Asked
+    /// again after a read: what was given back meanwhile reads as zeroes. A refusal counts as
+    /// `row`.
+    pub(crate) fn check_complete(&self, slice: SliceKey, row: Row) -> Result<(), ReplicaRefusal> {
         match self.store.copy_state(slice) {
             CopyState::InSync => Ok(()),
             CopyState::Joining { .. } | CopyState::Absent => {
-                reach::note(Row::ReadJoining);
+                reach::note(row);
                 Err(ReplicaRefusal::SessionStale)
             }
         }

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use holdfast_runtime::PAGE_BYTES;
 use holdfast_runtime::planted::{self, Bug};
+use holdfast_runtime::reach::Row;
 use holdfast_store::{Copied, CopiedBlock, CopyState};
 use holdfast_wire::replica::{
     Changed, FinishMany, Install, JoinBegin, JoinFinish, JoinMany, JoinedSlice, ReadVersions,
@@ -113,7 +114,7 @@ impl Holder {
         };
         self.check_view(changed.volume, changed.view)?;
         self.raise_stable(slice, View(changed.view), Seq(changed.stable))?;
-        self.check_complete(slice)?;
+        self.check_complete(slice, Row::ReadJoining)?;
         let limit = changed.limit.clamp(1, 1024) as usize;
         let found = self
             .store
@@ -126,7 +127,7 @@ impl Holder {
             .read_versions(slice, &numbers)
             .await
             .map_err(refused)?;
-        self.check_still_complete(slice)?;
+        self.check_complete(slice, Row::ReadGivenBack)?;
         let (blocks, payload) = messages::versions(copied);
         Ok((
             ReplicaReply {
@@ -146,9 +147,9 @@ impl Holder {
         };
         self.check_view(read.volume, read.view)?;
         self.raise_stable(slice, View(read.view), Seq(read.stable))?;
-        self.check_complete(slice)?;
+        self.check_complete(slice, Row::ReadJoining)?;
         let versions = self.store.read_versions(slice, &read.blocks).await;
-        self.check_still_complete(slice)?;
+        self.check_complete(slice, Row::ReadGivenBack)?;
         let mut intact = versions.map_err(refused)?;
         intact.retain(|version| version.content != Copied::Lost);
         let (blocks, payload) = messages::versions(intact);

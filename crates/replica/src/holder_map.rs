@@ -1,5 +1,6 @@
 //! The holder's answer to an owner that asks which blocks are mapped.
 
+use holdfast_runtime::reach::Row;
 use holdfast_store::MappedRun;
 use holdfast_wire::mapped::{MapBlocks, MappedBlocks, MappedRange};
 use holdfast_wire::replica::{ReplicaRefusal, ReplicaReply};
@@ -28,13 +29,16 @@ impl Holder {
             let (first, blocks) = (range.first_block, range.blocks);
             let stable = Seq(range.stable);
             let known = self.raise_stable(slice, View(map.view), stable);
-            let told = match known.and_then(|()| self.check_complete(slice)) {
+            let told = match known.and_then(|()| self.check_complete(slice, Row::ReadJoining)) {
                 Ok(()) => self
                     .store
                     .mapped(slice, first, blocks, map.runs_max as usize)
                     .await
                     .map_err(refused)
-                    .and_then(|runs| self.check_still_complete(slice).map(|()| runs)),
+                    .and_then(|runs| {
+                        self.check_complete(slice, Row::ReadGivenBack)
+                            .map(|()| runs)
+                    }),
                 Err(refusal) => Err(refusal),
             };
             ranges.push(told.map_or_else(|_| MappedRange::default(), in_turn));

@@ -45,6 +45,19 @@ pub struct SliceKey {
     pub slice: u32,
 }
 
+impl SliceKey {
+    /// The key behind this one; `None` if there is none.
+    pub fn next(self) -> Option<Self> {
+        let Self { volume, slice } = self;
+        match slice.checked_add(1) {
+            Some(slice) => Some(Self { volume, slice }),
+            None => volume
+                .checked_add(1)
+                .map(|volume| Self { volume, slice: 0 }),
+        }
+    }
+}
+
 impl fmt::Display for VolumeId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}", self.0)

@@ -214,7 +214,7 @@ impl ClusterState {
     }
 
     /// Whether the node was taken out for good, or never was one.
-    pub(super) fn is_evicted(&self, node: NodeId) -> bool {
+    pub fn is_evicted(&self, node: NodeId) -> bool {
         let record = self.nodes.get(&node);
         record.is_none_or(|record| record.status == NodeStatus::Evicted)
     }

@@ -34,23 +34,14 @@ impl ExtentKey {
         }
     }
 
-    /// The first key of a volume.
-    pub(crate) fn first_of(volume: u64) -> Self {
-        let slice = SliceKey { volume, slice: 0 };
+    /// The first key of a slice.
+    pub(crate) fn first_of(slice: SliceKey) -> Self {
         Self { slice, extent: 0 }
     }
 
     /// The first key behind all of a slice; `None` if there is none.
     pub(crate) fn first_behind(slice: SliceKey) -> Option<Self> {
-        let (volume, number) = match slice.slice.checked_add(1) {
-            Some(number) => (slice.volume, number),
-            None => (slice.volume.checked_add(1)?, 0),
-        };
-        let slice = SliceKey {
-            volume,
-            slice: number,
-        };
-        Some(Self { slice, extent: 0 })
+        slice.next().map(Self::first_of)
     }
 
     /// The lowest key there is.

@@ -225,42 +225,15 @@ impl Home {
         self.map.borrow().claimed_of(slice)
     }
 
-    /// Slices of one volume of which the home holds anything: one look-up for each.
-    pub(crate) fn slices_of(&self, volume: u64) -> Vec<SliceKey> {
-        let map = self.map.borrow();
-        let mut found = Vec::new();
-        let mut next = Some(ExtentKey::first_of(volume));
-        while let Some(from) = next {
-            let Some(key) = map.extent_from(from).filter(|k| k.slice.volume == volume) else {
-                break;
-            };
-            found.push(key.slice);
-            next = ExtentKey::first_behind(key.slice);
-        }
-        found
-    }
-
-    /// The same of all volumes, from one slice on: `limit` at most.
-    pub(crate) fn slices_from(&self, first: SliceKey, limit: usize) -> Vec<SliceKey> {
-        let map = self.map.borrow();
-        let mut found = Vec::new();
-        let mut next = Some(ExtentKey {
-            slice: first,
-            extent: 0,
-        });
-        while let Some(key) = next.and_then(|from| map.extent_from(from))
-            && found.len() < limit
-        {
-            found.push(key.slice);
-            next = ExtentKey::first_behind(key.slice);
-        }
-        found
-    }
-
-    /// The first volume from this one on of which the home holds anything.
-    pub(crate) fn volume_from(&self, volume: u64) -> Option<u64> {
-        let key = self.map.borrow().extent_from(ExtentKey::first_of(volume))?;
-        Some(key.slice.volume)
+    /// Slices from one on of which the home holds anything, ascending: one look-up for each.
+    pub(crate) fn slices_from(&self, first: SliceKey) -> impl Iterator<Item = SliceKey> + '_ {
+        let mut next = Some(first);
+        std::iter::from_fn(move || {
+            let from = ExtentKey::first_of(next?);
+            let found = self.map.borrow().extent_from(from)?.slice;
+            next = found.next();
+            Some(found)
+        })
     }
 
     /// Whether reads have met something of the map that was damaged.

@@ -474,7 +474,8 @@ impl Store {
         self.inner.facts.with(|facts| {
             keys.extend(facts.slices_in(range).map(|(key, _)| key));
         });
-        keys.extend(self.inner.home.slices_of(volume));
+        let at_home = self.inner.home.slices_from(*slices_of(volume).start());
+        keys.extend(at_home.take_while(|slice| slice.volume == volume));
         keys.into_iter().collect()
     }
 
@@ -489,7 +490,7 @@ impl Store {
             let with_facts = facts.slices_in(first..).map(|(key, _)| key);
             keys.extend(with_facts.take(limit));
         });
-        keys.extend(self.inner.home.slices_from(first, limit));
+        keys.extend(self.inner.home.slices_from(first).take(limit));
         // Behind the first so many, one source may have more that another has not told of.
         keys.into_iter().take(limit).collect()
     }
@@ -507,7 +508,11 @@ impl Store {
                     slices.range(first..).next().map(|(key, _)| key.volume),
                     facts.slices_in(first..).next().map(|(k, _)| k.volume),
                     facts.promised_from(from),
-                    self.inner.home.volume_from(from),
+                    self.inner
+                        .home
+                        .slices_from(first)
+                        .next()
+                        .map(|key| key.volume),
                 ];
                 let volume = held.into_iter().flatten().min();
                 found.extend(volume);

@@ -33,10 +33,9 @@ use tokio::sync::Notify;
 
 use super::calls::{CopiedBlocks, CopyPlace, Difference};
 use super::slice::Slice;
+use super::slices::LOOKED_AT_ONCE;
 use super::{Owner, ResyncStatus};
 
-/// Slices that are looked through at once for copies of one node to bring back together.
-const LOOKED_AT_ONCE: usize = 256;
 /// Of them, those whose blocks are copied at the same time.
 const COPIED_AT_ONCE: usize = 4;
 /// Pause before a resync that failed is begun again.

@@ -110,10 +110,8 @@ impl Slice {
     /// Where the whole stable history is: the copies in sync. One that is being promoted counts
     /// for acknowledgements and not yet for reads.
     pub(crate) fn sources(&self) -> Vec<NodeId> {
-        let nodes = self.stream.required();
-        nodes
-            .filter(|node| !self.promoting.contains(node))
-            .collect()
+        let promoted = |node: &NodeId| !self.promoting.contains(node);
+        self.stream.required().filter(promoted).collect()
     }
 
     /// Changes whenever a copy came, went, got another role, or its promotion was decided.

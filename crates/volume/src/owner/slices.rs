@@ -21,7 +21,7 @@ use super::slice::Slice;
 pub(crate) const ANCHOR: u32 = 0;
 
 /// Slices that are looked at before others have their turn: some ten microseconds.
-const LOOKED_AT_ONCE: usize = 256;
+pub(super) const LOOKED_AT_ONCE: usize = 256;
 
 /// See the module's header.
 #[derive(Default)]
@@ -159,10 +159,9 @@ impl SliceTable {
     }
 
     /// Takes a slice in, in the place of what was known of it before.
-    pub(crate) fn insert(&self, slice: Slice) {
+    pub(crate) fn insert(&self, mut slice: Slice) {
         let index = slice.key.slice;
         let settled = slice.is_settled();
-        let mut slice = slice;
         let mut slices = self.by_index.borrow_mut();
         if let Some(before) = slices.remove(&index) {
             slice.counted = before.counted;

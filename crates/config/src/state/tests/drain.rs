@@ -76,6 +76,19 @@ fn drained(node: u64) -> ClusterState {
     state
 }
 
+/// Node 5 is drained while two of the other four are down, and all is done that can be.
+fn drained_without_room() -> ClusterState {
+    let mut state = drained(5);
+    for node in [2, 3] {
+        state.apply(down(NodeId(node)));
+        if !state.volumes[&DB].open {
+            open(&mut state);
+        }
+    }
+    go_on(&mut state);
+    state
+}
+
 #[test]
 fn changes_of_a_drain_keep_their_numbers_in_the_log() {
     let changes = [drain(1), cancel(1), remove(1), Change::ContinueDrain];
@@ -184,14 +197,7 @@ fn a_copy_on_an_evicted_node_is_none_for_which_a_drained_one_goes() {
 
 #[test]
 fn where_no_node_is_left_it_waits_until_one_comes() {
-    let mut state = drained(5);
-    for node in [2, 3] {
-        state.apply(down(NodeId(node)));
-        if !state.volumes[&DB].open {
-            open(&mut state);
-        }
-    }
-    go_on(&mut state);
+    let mut state = drained_without_room();
     let lacks = |state: &ClusterState| {
         let slices = state.volumes[&DB].slices.values();
         let held = slices.filter(|slice| slice.status(NodeId(5)).is_some());
@@ -370,14 +376,7 @@ fn what_a_drain_waits_for_is_told_by_slices() {
 
 #[test]
 fn slices_that_no_node_can_take_are_counted_and_one_is_named() {
-    let mut state = drained(5);
-    for node in [2, 3] {
-        state.apply(down(NodeId(node)));
-        if !state.volumes[&DB].open {
-            open(&mut state);
-        }
-    }
-    go_on(&mut state);
+    let state = drained_without_room();
     let (count, volume, slice) = state
         .drain_progress(NodeId(5))
         .without_place

@@ -179,7 +179,7 @@ impl Audit {
         let Some(state) = self.newest_state() else {
             return Ok(());
         };
-        let mut evicted = state.nodes.keys().filter(|node| is_evicted(&state, **node));
+        let mut evicted = state.nodes.keys().filter(|node| state.is_evicted(**node));
         let unjust = evicted.find(|node| {
             let has_reason = self.is_lost_machine(**node)
                 || nodes.is_doomed(**node)
@@ -253,7 +253,7 @@ impl Audit {
             .as_ref()
             .and_then(|state| state.volumes.get(&self.workload.volumes[volume]));
         let gone = |id: NodeId| {
-            Some(id) == victim || state.as_ref().is_some_and(|state| is_evicted(state, id))
+            Some(id) == victim || state.as_ref().is_some_and(|state| state.is_evicted(id))
         };
         self.workload.damage_was_done()
             && record.is_some_and(|record| {
@@ -325,7 +325,7 @@ impl Audit {
             return false;
         };
         let nodes = &self.workload.nodes;
-        let evicted = |id: NodeId| is_evicted(&state, id);
+        let evicted = |id: NodeId| state.is_evicted(id);
         let present = |id: NodeId| !evicted(id) && !nodes.is_doomed(id);
         let healthy = |id: NodeId| Some(id) != nodes.shape.victim;
         let damaged = self.workload.damage_was_done();
@@ -657,11 +657,6 @@ fn is_of_no_use(state: &ClusterState, node: NodeId, store: &Store, slice: SliceK
     let is_here = placed.is_some_and(|placed| placed.status(node).is_some());
     let is_empty = store.last_seq(slice) == Seq(0) && store.base(slice) == Seq(0);
     !is_here && !is_empty
-}
-
-fn is_evicted(state: &ClusterState, node: NodeId) -> bool {
-    let record = state.nodes.get(&node);
-    record.is_some_and(|record| record.status == NodeStatus::Evicted)
 }
 
 /// A block that damage has taken from every copy is the same in all of them: lost.

@@ -73,14 +73,8 @@ fn any(workload: &Workload, random: &Random) -> Option<(NodeId, Rc<Node>)> {
 
 /// `None` if nobody knows what came of it.
 async fn propose(workload: &Workload, random: &Random, change: Change) -> Option<Outcome> {
-    let simulation = &workload.nodes.simulation;
-    let (id, node) = any(workload, random)?;
-    let weak = Rc::downgrade(&node);
-    drop(node);
-    let call = simulation.call(id, "deleter", async move {
-        weak.upgrade()?.propose(change, LIMIT).await.ok()
-    });
-    simulation.runtime().timeout(LIMIT * 2, call).await?.ok()?
+    let id = random.pick(&workload.nodes.with_process()).copied()?;
+    workload.nodes.ask(id, "deleter", change, LIMIT).await
 }
 
 async fn write(workload: &Workload, random: &Random, volume: VolumeId) {

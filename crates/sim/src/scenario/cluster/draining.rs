@@ -132,18 +132,11 @@ fn object(workload: &Workload, doing: &str, node: NodeId, outcome: &Outcome) {
     workload.object(Failure::oracle("draining", what));
 }
 
-/// One request through one node; `None` if its outcome is open.
+/// One request through any node; `None` if its outcome is open.
 async fn ask(workload: &Workload, random: &Random, change: Change) -> Option<Outcome> {
-    let simulation = &workload.nodes.simulation;
-    let id = random.pick(&workload.nodes.with_process()).copied()?;
-    let (_, node) = workload.nodes.get(id)?;
-    let weak = Rc::downgrade(&node);
-    drop(node);
-    let call = simulation.call(id, "drainer", async move {
-        weak.upgrade()?.propose(change, PROPOSAL_LIMIT).await.ok()
-    });
-    let answer = simulation.runtime().timeout(PROPOSAL_LIMIT * 2, call).await;
-    answer?.ok().flatten()
+    let nodes = &workload.nodes;
+    let id = random.pick(&nodes.with_process()).copied()?;
+    nodes.ask(id, "drainer", change, PROPOSAL_LIMIT).await
 }
 
 /// How long a node that does not run, or says nothing, is left alone.
@@ -235,7 +228,7 @@ fn expect_kept(
     was: &VolumeRecord,
     is: &VolumeRecord,
 ) -> Result<(), Failure> {
-    let out = is_out(state, node);
+    let out = state.is_evicted(node);
     for (index, earlier) in was.slices.iter() {
         let Some(slice) = is.slices.get(index) else {
             continue;
@@ -246,12 +239,12 @@ fn expect_kept(
         }
         let others = slice
             .in_sync()
-            .filter(|other| *other != node && !is_out(state, *other));
+            .filter(|other| *other != node && !state.is_evicted(*other));
         // One entry of the log may hold several changes.
         let fallen = |other: &NodeId| {
             *other != node
-                && !is_out(before, *other)
-                && (slice.status(*other) == Some(CopyStatus::Stale) || is_out(state, *other))
+                && !before.is_evicted(*other)
+                && (slice.status(*other) == Some(CopyStatus::Stale) || state.is_evicted(*other))
         };
         let fallen = earlier.in_sync().filter(fallen).count();
         if others.count() + fallen < is.copies as usize {
@@ -263,11 +256,6 @@ fn expect_kept(
         }
     }
     Ok(())
-}
-
-fn is_out(state: &ClusterState, node: NodeId) -> bool {
-    let record = state.nodes.get(&node);
-    record.is_none_or(|record| record.status == NodeStatus::Evicted)
 }
 
 /// Every drain ends for which there are nodes.

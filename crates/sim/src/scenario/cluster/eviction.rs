@@ -4,7 +4,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use holdfast_config::state::{Change, Outcome, Refusal};
-use holdfast_runtime::NodeId;
 
 use super::client::Workload;
 use super::shape::Doom;
@@ -28,7 +27,8 @@ pub(super) async fn evict(workload: Rc<Workload>, doom: Doom) {
             runtime.sleep(RETRY_PAUSE).await;
             continue;
         };
-        match ask(&workload, node, doom.node).await {
+        let evict = Change::Evict { node: doom.node };
+        match nodes.ask(node, "operator", evict, PROPOSAL_LIMIT).await {
             Some(Outcome::Done) => {
                 workload.note_evicted();
                 return;
@@ -51,18 +51,4 @@ pub(super) async fn evict(workload: Rc<Workload>, doom: Doom) {
             .sleep(random.duration(Duration::ZERO, RETRY_PAUSE))
             .await;
     }
-}
-
-/// One request through one node; `None` if its outcome is open.
-async fn ask(workload: &Workload, id: NodeId, doomed: NodeId) -> Option<Outcome> {
-    let (_, node) = workload.nodes.get(id)?;
-    let weak = Rc::downgrade(&node);
-    drop(node);
-    let simulation = &workload.nodes.simulation;
-    let call = simulation.call(id, "operator", async move {
-        let change = Change::Evict { node: doomed };
-        weak.upgrade()?.propose(change, PROPOSAL_LIMIT).await.ok()
-    });
-    let answer = simulation.runtime().timeout(PROPOSAL_LIMIT * 2, call).await;
-    answer?.ok().flatten()
 }

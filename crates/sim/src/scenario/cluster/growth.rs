@@ -32,7 +32,12 @@ pub(super) async fn grow(workload: Rc<Workload>, index: usize, growth: Growth) {
             workload.note_grown(index);
             return;
         }
-        match ask(&workload, node, volume, size_bytes).await {
+        let resize = Change::ResizeVolume {
+            volume,
+            expected_bytes: None,
+            size_bytes,
+        };
+        match nodes.ask(node, "grower", resize, PROPOSAL_LIMIT).await {
             // Too few nodes: the operator tries again.
             None | Some(Outcome::Done | Outcome::Refused(Refusal::TooFewNodes { .. })) => {}
             Some(outcome) => {
@@ -51,27 +56,4 @@ fn size_at(workload: &Workload, node: NodeId, volume: VolumeId) -> Option<u64> {
     let (_, node) = workload.nodes.get(node)?;
     let state = node.state();
     state.volumes.get(&volume).map(|record| record.size_bytes)
-}
-
-/// One request through one node; `None` if its outcome is open.
-async fn ask(
-    workload: &Workload,
-    id: NodeId,
-    volume: VolumeId,
-    size_bytes: u64,
-) -> Option<Outcome> {
-    let simulation = &workload.nodes.simulation;
-    let (_, node) = workload.nodes.get(id)?;
-    let weak = Rc::downgrade(&node);
-    drop(node);
-    let call = simulation.call(id, "grower", async move {
-        let change = Change::ResizeVolume {
-            volume,
-            expected_bytes: None,
-            size_bytes,
-        };
-        weak.upgrade()?.propose(change, PROPOSAL_LIMIT).await.ok()
-    });
-    let answer = simulation.runtime().timeout(PROPOSAL_LIMIT * 2, call).await;
-    answer?.ok().flatten()
 }

@@ -258,6 +258,25 @@ impl Nodes {
         }
     }
 
+    /// Has one node propose a change, as an operator does who has some patience; `None` if nobody
+    /// knows what came of it.
+    pub(super) async fn ask(
+        &self,
+        id: NodeId,
+        operator: &'static str,
+        change: Change,
+        limit: Duration,
+    ) -> Option<Outcome> {
+        let (_, node) = self.get(id)?;
+        let weak = Rc::downgrade(&node);
+        drop(node);
+        let call = self.simulation.call(id, operator, async move {
+            weak.upgrade()?.propose(change, limit).await.ok()
+        });
+        let answer = self.simulation.runtime().timeout(limit * 2, call).await;
+        answer?.ok().flatten()
+    }
+
     /// Founds the cluster, lets every node join, and creates the volumes.
     pub(super) async fn found(self: &Rc<Self>) -> Result<Vec<VolumeId>, Failure> {
         let first = NodeId(1);
