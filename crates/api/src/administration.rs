@@ -81,7 +81,7 @@ impl Administration {
             }
             Request::CopyBalance(reply) => reply.send(Ok(self.copy_balance().await)).is_ok(),
             Request::MoveCopies(moves, reply) => reply.send(self.move_copies(moves).await).is_ok(),
-            Request::OwnReport(reply) => reply.send(Ok(self.own_report())).is_ok(),
+            Request::OwnReport(reply) => reply.send(Ok(self.own_report(true))).is_ok(),
             Request::Nodes(which, reply) => reply.send(self.nodes(&which).await).is_ok(),
             Request::Node(id, reply) => reply.send(self.one_node(id).await).is_ok(),
             Request::Evict(id, reply) => reply.send(self.evict(id).await).is_ok(),
@@ -119,8 +119,10 @@ impl Administration {
     /// How the cluster is.
     pub async fn cluster(&self) -> ClusterStatus {
         let confirmed = self.confirm().await;
-        let volumes = views::to_explain(&self.node.state());
-        let heard = self.hear(&volumes).await;
+        let state = self.node.state();
+        let volumes = views::to_explain(&state);
+        // How far a drain is, is said in bytes.
+        let heard = self.hear(&volumes, !state.draining.is_empty()).await;
         views::cluster(&self.seen(heard), confirmed)
     }
 
@@ -164,13 +166,13 @@ impl Administration {
         })
     }
 
-    fn own_report(&self) -> SelfReport {
-        reports::own_report(&self.node, &self.links)
+    fn own_report(&self, copies: bool) -> SelfReport {
+        reports::own_report(&self.node, &self.links, copies)
     }
 
     async fn nodes(&self, which: &WhichNodes) -> Result<NodePage, Problem> {
         self.confirm_first_page(which.cursor.as_deref()).await;
-        let heard = self.hear(&[]).await;
+        let heard = self.hear(&[], true).await;
         let mut nodes = views::nodes(&self.seen(heard));
         nodes.retain(|node| which.evicted || node.state != NodeState::Evicted);
         listing::nodes(nodes, which)
@@ -185,12 +187,14 @@ impl Administration {
         }
         let heard = match state.draining.contains_key(&node) {
             // How far that is, all nodes know together.
-            true => self.hear(&[]).await,
+            true => self.hear(&[], true).await,
             false => {
                 let rpc = &self.node.context().rpc;
                 let wanted = BTreeSet::from([node]);
                 let no_volumes = BTreeMap::new();
-                self.peers.ask(rpc, &state, &wanted, &no_volumes).await
+                (self.peers)
+                    .ask(rpc, &state, &wanted, &no_volumes, true)
+                    .await
             }
         };
         self.shown_node(node, heard)
@@ -212,7 +216,7 @@ impl Administration {
         self.confirm().await;
         let node = NodeId(id);
         self.known(node)?;
-        let heard = self.hear(&[]).await;
+        let heard = self.hear(&[], true).await;
         Ok(views::drain_plan(&self.seen(heard), node))
     }
 
@@ -301,7 +305,7 @@ impl Administration {
         self.confirm_first_page(which.cursor.as_deref()).await;
         let (ids, next_cursor) = listing::volumes(&self.node.state(), which)?;
         // Owners say what they do, and every node for how long its initiators wait.
-        let heard = self.hear(&ids).await;
+        let heard = self.hear(&ids, false).await;
         let seen = self.seen(heard);
         let shared = Shared::of(&seen);
         let ids = ids.into_iter();
@@ -317,7 +321,7 @@ impl Administration {
         self.confirm().await;
         let state = self.node.state();
         let (id, _) = self.find(&state, name)?;
-        let heard = self.hear(&[id]).await;
+        let heard = self.hear(&[id], false).await;
         self.shown_volume(id, heard)
             .ok_or_else(|| unknown_volume(name))
     }
@@ -548,8 +552,9 @@ impl Administration {
         }
     }
 
-    /// What all nodes say of themselves, and the owners of these volumes of what they do.
-    async fn hear(&self, volumes: &[VolumeId]) -> Heard {
+    /// What all nodes say of themselves, and the owners of these volumes of what they do; with what
+    /// the nodes' copies take, if `copies` says so.
+    async fn hear(&self, volumes: &[VolumeId], copies: bool) -> Heard {
         let state = self.node.state();
         let mut by_owner: BTreeMap<NodeId, Vec<u64>> = BTreeMap::new();
         for volume in volumes {
@@ -560,7 +565,9 @@ impl Administration {
         }
         let wanted = state.nodes.keys().copied().collect();
         let rpc = &self.node.context().rpc;
-        let mut heard = self.peers.ask(rpc, &state, &wanted, &by_owner).await;
+        let mut heard = (self.peers)
+            .ask(rpc, &state, &wanted, &by_owner, copies)
+            .await;
         for volume in volumes {
             if let Some(status) = self.node.owner_status(*volume) {
                 let report = reports::owner_report(&self.node, &status);
@@ -571,7 +578,8 @@ impl Administration {
     }
 
     fn seen(&self, mut heard: Heard) -> Seen {
-        heard.reports.insert(self.node.id(), self.own_report());
+        let own = self.own_report(heard.copies);
+        heard.reports.insert(self.node.id(), own);
         Seen {
             state: self.node.state(),
             local: self.node.id(),

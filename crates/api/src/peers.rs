@@ -64,6 +64,8 @@ pub(crate) struct Heard {
     /// What owners said of the volumes that were named.
     pub(crate) owners: BTreeMap<VolumeId, OwnerReport>,
     pub(crate) silences: BTreeMap<NodeId, Silence>,
+    /// Whether nodes were asked what their copies take.
+    pub(crate) copies: bool,
 }
 
 impl Heard {
@@ -115,7 +117,7 @@ fn answer(node: &Node, links: &HostLinks, asked: &[u8]) -> Option<Vec<u8>> {
         let mut owners = node.owner_statuses();
         owners.truncate(OLDER_OWNERS_MAX);
         let older = OlderReport {
-            report: reports::own_report(node, links),
+            report: reports::own_report(node, links, true),
             owners: owners
                 .iter()
                 .map(|status| reports::owner_report(node, status))
@@ -135,7 +137,9 @@ fn answer(node: &Node, links: &HostLinks, asked: &[u8]) -> Option<Vec<u8>> {
             summary()
         }
     };
-    let summary = look.summary.then(|| reports::own_report(node, links));
+    let summary = look
+        .summary
+        .then(|| reports::own_report(node, links, look.copies));
     let owners = look.volumes.iter();
     let owners = owners.filter_map(|volume| node.owner_status(VolumeId(*volume)));
     let reply = StatusReply {
@@ -158,6 +162,7 @@ fn summary() -> Look {
         summary: true,
         volumes: Vec::new(),
         holdings: false,
+        copies: true,
     }
 }
 
@@ -177,7 +182,8 @@ pub(crate) struct Peers {
 }
 
 impl Peers {
-    /// Asks these nodes, except this one, how they are, and owners what they do for `volumes`. A
+    /// Asks these nodes, except this one, how they are, owners what they do for `volumes`, and, if
+    /// `copies` says so, what the nodes' copies take. A
     /// node that said nothing just now is not waited for again: pages of a listing follow one
     /// another faster than it would come to itself.
     pub(crate) async fn ask(
@@ -186,6 +192,7 @@ impl Peers {
         state: &ClusterState,
         wanted: &BTreeSet<NodeId>,
         volumes: &BTreeMap<NodeId, Vec<u64>>,
+        copies: bool,
     ) -> Heard {
         let now = ambient::current().now();
         let others = state.nodes.iter();
@@ -195,6 +202,7 @@ impl Peers {
                 summary: true,
                 volumes: volumes.get(node).cloned().unwrap_or_default(),
                 holdings: false,
+                copies,
             };
             let silent = self.silent.borrow().get(node).copied();
             let silent = silent.is_some_and(|(incarnation, since)| {
@@ -211,7 +219,10 @@ impl Peers {
                 (*node, record.incarnation, silent, answer)
             }
         });
-        let mut heard = Heard::default();
+        let mut heard = Heard {
+            copies,
+            ..Heard::default()
+        };
         for (node, incarnation, was_silent, answer) in join_all(asked).await {
             let mut silent = self.silent.borrow_mut();
             match &answer {

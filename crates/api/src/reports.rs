@@ -24,8 +24,9 @@ const OLDEST_IO_MAX: usize = 1000;
 /// Resyncs that an owner lists.
 const RESYNCS_MAX: usize = 64;
 
-/// What this node knows of itself alone.
-pub(crate) fn own_report(node: &Node, links: &HostLinks) -> SelfReport {
+/// What this node knows of itself alone; with what its copies take only if `copies` says so: that
+/// costs a look-up for each used slice.
+pub(crate) fn own_report(node: &Node, links: &HostLinks, copies: bool) -> SelfReport {
     let report = node.report();
     let stalls = node.context().runtime.stalls();
     SelfReport {
@@ -69,7 +70,7 @@ pub(crate) fn own_report(node: &Node, links: &HostLinks) -> SelfReport {
             count: stalls.count,
             measured_ms: stalls.measured.as_millis() as u64,
         },
-        copies_bytes: Some(node.copies_bytes()),
+        copies_bytes: copies.then(|| node.copies_bytes()),
         drains: (node.drain_work().into_iter())
             .map(|work| DrainShare {
                 node: work.node.0,

@@ -1,6 +1,8 @@
 //! What a holder gives up: volumes that were deleted, and copies that are placed elsewhere.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use holdfast_runtime::planted::{self, Bug};
@@ -41,6 +43,15 @@ pub struct Dropped {
     pub again: Vec<SliceKey>,
 }
 
+/// Takes what is kept of these slices out of `kept`: the cost is theirs, whatever else is kept.
+fn take_out<V>(kept: &RefCell<BTreeMap<SliceKey, V>>, slices: &RangeInclusive<SliceKey>) {
+    let mut kept = kept.borrow_mut();
+    drop(
+        kept.extract_if(slices.clone(), |_, _| true)
+            .collect::<Vec<_>>(),
+    );
+}
+
 impl Seen {
     /// The slices, ascending.
     pub fn slices(&self) -> impl Iterator<Item = SliceKey> + '_ {
@@ -52,27 +63,19 @@ impl Holder {
     /// Forgets what is in memory about a volume that is known to be deleted, once what was being
     /// set up of it has ended: after this nothing of it is taken in.
     pub async fn forget_volume(&self, volume: u64) {
-        let of_volume = |slice: &SliceKey| slice.volume == volume;
-        self.receiving
-            .borrow_mut()
-            .retain(|slice, _| !of_volume(slice));
+        let of_volume = SliceKey::all_of(volume);
+        take_out(&self.receiving, &of_volume);
         let under_way: Vec<Arc<Mutex<()>>> = {
             let setting_up = self.setting_up.borrow();
-            let turns = setting_up.iter().filter(|(slice, _)| of_volume(slice));
+            let turns = setting_up.range(of_volume.clone());
             turns.map(|(_, turn)| turn.clone()).collect()
         };
         for turn in under_way {
             drop(turn.lock().await);
         }
-        self.receiving
-            .borrow_mut()
-            .retain(|slice, _| !of_volume(slice));
-        self.newest_session
-            .borrow_mut()
-            .retain(|slice, _| !of_volume(slice));
-        self.setting_up
-            .borrow_mut()
-            .retain(|slice, _| !of_volume(slice));
+        take_out(&self.receiving, &of_volume);
+        take_out(&self.newest_session, &of_volume);
+        take_out(&self.setting_up, &of_volume);
     }
 
     /// Notes how slices stand, for [`Holder::drop_copies`] to find out what has changed since.

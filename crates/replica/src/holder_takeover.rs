@@ -78,16 +78,18 @@ impl Holder {
         }
         // Nothing from an earlier owner is taken or acknowledged any more. What is on its way
         // into the journal may still become durable: `reconcile` drops it.
-        let is_earlier = |(slice, receiver): (&SliceKey, &Receiver<_>)| {
-            slice.volume == fence.volume && receiver.view < view
+        let earlier: Vec<_> = {
+            let mut receiving = self.receiving.borrow_mut();
+            let is_earlier = |_: &SliceKey, receiver: &mut Receiver<_>| {
+                receiver.view < view && !planted::is_active(Bug::FenceKeepsStreams)
+            };
+            let of_volume = SliceKey::all_of(fence.volume);
+            receiving.extract_if(of_volume, is_earlier).collect()
         };
-        if self.receiving.borrow().iter().any(is_earlier) {
+        if !earlier.is_empty() {
             reach::note(Row::FenceStopsStream);
         }
-        self.receiving.borrow_mut().retain(|slice, receiver| {
-            let kept = planted::is_active(Bug::FenceKeepsStreams);
-            slice.volume != fence.volume || receiver.view >= view || kept
-        });
+        drop(earlier);
         loop {
             let death = self.death.notified();
             let now = self.runtime.now();

@@ -1,6 +1,7 @@
 //! The numbers that name things between nodes.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +47,12 @@ pub struct SliceKey {
 }
 
 impl SliceKey {
+    /// All keys that slices of a volume may have.
+    pub fn all_of(volume: u64) -> RangeInclusive<Self> {
+        let key = |slice| Self { volume, slice };
+        key(0)..=key(u32::MAX)
+    }
+
     /// The key behind this one; `None` if there is none.
     pub fn next(self) -> Option<Self> {
         let Self { volume, slice } = self;

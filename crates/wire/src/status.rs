@@ -45,6 +45,9 @@ pub struct Look {
     /// What its copies of each volume take.
     #[prost(bool, tag = "3")]
     pub holdings: bool,
+    /// In the summary: what its copies take together. Costs a look-up for each of them.
+    #[prost(bool, tag = "4")]
+    pub copies: bool,
 }
 
 /// What a scrub can be told.

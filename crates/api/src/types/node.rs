@@ -275,7 +275,8 @@ pub struct SelfReport {
     /// How long its thread was held by single steps.
     #[serde(default)]
     pub stalls: Stalls,
-    /// Bytes of the copies that the cluster places on it; absent from an older version.
+    /// Bytes of the copies that the cluster places on it; absent from an older version, and where
+    /// nobody asked for them.
     #[serde(default)]
     pub copies_bytes: Option<u64>,
     /// What it does for nodes that are drained.

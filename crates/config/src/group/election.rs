@@ -8,7 +8,7 @@
 //! * the timeout is drawn afresh each time, counts from the arrival of the leader's last message
 //!   and fires on the millisecond;
 //! * before a term is spent, the voters are asked whether they would grant it. A voter that has
-//!   heard a leader within the lease says when to ask again;
+//!   heard a leader of late says when to ask again;
 //! * proof that the leader's process is gone shortens the wait to the rest of the lease.
 //!
 //! Safety is Raft's own and depends on none of this.
@@ -189,7 +189,7 @@ impl<M: Machine> Elector<M> {
                 }
                 Some((voter, Ok(Response::Probe(Verdict::Later(rest_us))))) => {
                     willing.insert(voter);
-                    wait = wait.max(Duration::from_micros(rest_us).min(self.timing.lease));
+                    wait = wait.max(Duration::from_micros(rest_us).min(self.timing.calm));
                 }
                 Some((_, Ok(_refused))) => {}
                 Some((voter, Err(error))) => {

@@ -311,7 +311,7 @@ impl<M: Machine> Forwarder<M> {
     /// How long one attempt may take before the leader is taken for lost: longer than an
     /// election, so that a healthy leader is not asked twice.
     fn attempt_limit(&self) -> Duration {
-        self.timing.election_most * 2
+        self.timing.election_most * 3 / 2
     }
 
     /// A core that has ended applies nothing more: whatever this node asked for, it would never
@@ -361,11 +361,14 @@ impl<M: Machine> Forwarder<M> {
     /// After a failed attempt with `leader`: until another leads, but at least a moment, and not
     /// much longer, as the failure may have been a lost message.
     async fn wait_for_leader(&self, leader: Option<NodeId>) {
-        self.runtime.sleep(self.timing.heartbeat / 20).await;
+        self.runtime.sleep(self.timing.heartbeat / 40).await;
         let mut metrics = self.raft.server_metrics();
         let changed = metrics.wait_for(|metrics| {
             metrics.current_leader.is_some() && metrics.current_leader != leader
         });
-        let _ = self.runtime.timeout(self.timing.heartbeat, changed).await;
+        let _ = self
+            .runtime
+            .timeout(self.timing.heartbeat / 2, changed)
+            .await;
     }
 }

@@ -133,9 +133,9 @@ impl Default for GroupOptions {
     fn default() -> Self {
         Self {
             may_create: true,
-            heartbeat: Duration::from_millis(100),
-            election_least: Duration::from_millis(350),
-            election_most: Duration::from_millis(500),
+            heartbeat: Duration::from_millis(200),
+            election_least: Duration::from_millis(600),
+            election_most: Duration::from_millis(850),
             half_bytes: HALF_BYTES,
             half_bytes_max: HALF_BYTES_MAX,
             snapshot_after: 1024,
@@ -162,9 +162,10 @@ impl GroupOptions {
         }
         Ok(Timing {
             heartbeat: self.heartbeat,
+            lease: self.heartbeat * 9 / 8,
             // Longer than a healthy leader's silence of 1.5 heartbeats and the way to a shared
             // wake-up, shorter than any wait for an election, so that its end holds up none.
-            lease: self.heartbeat * 9 / 4,
+            calm: self.heartbeat * 9 / 4,
             election_least: self.election_least,
             election_most: self.election_most,
         })

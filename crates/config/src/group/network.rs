@@ -271,7 +271,7 @@ impl<M: Machine> RaftNetwork<Types<M>> for Client<M> {
         _option: RPCOption,
     ) -> Result<AppendEntriesResponse<NodeId>, AnyRpcError> {
         // openraft's own limit is its heartbeat interval, which is none here.
-        let limit = self.pulse.timing().heartbeat;
+        let limit = self.pulse.timing().heartbeat / 2;
         let action = RPCTypes::AppendEntries;
         if let Err(error) = self.check_leading(&rpc.vote) {
             return Err(self.rpc_error(action, limit, error));

@@ -16,13 +16,15 @@ use holdfast_runtime::{Instant, NodeId, Runtime};
 use openraft::metrics::RaftDataMetrics;
 use tokio::sync::{Notify, watch};
 
-/// The group's times. `heartbeat < lease < election_least < election_most` holds.
+/// The group's times. `heartbeat < lease < calm < election_least < election_most` holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Timing {
     /// A leader speaks every 1.5 of these.
     pub(super) heartbeat: Duration,
-    /// A voter refuses its vote for so long after it has heard a leader.
+    /// A voter cannot vote for so long after it has heard a leader: openraft refuses.
     pub(super) lease: Duration,
+    /// A voter would not, unless it knows that the leader's process is gone.
+    pub(super) calm: Duration,
     /// Least silence after which a voter tries to replace the leader.
     pub(super) election_least: Duration,
     /// Silence before which it does, drawn evenly from the least on.
@@ -48,6 +50,7 @@ pub(super) struct Pulse {
     metrics: RefCell<Option<watch::Receiver<RaftDataMetrics<NodeId>>>>,
     probed: RefCell<BTreeMap<NodeId, Instant>>,
     leader_gone: Notify,
+    known_gone: Cell<bool>,
     promised: Cell<Option<(NodeId, Instant)>>,
     heard_again: Notify,
 }
@@ -66,6 +69,7 @@ impl Pulse {
             metrics: RefCell::default(),
             probed: RefCell::default(),
             leader_gone: Notify::new(),
+            known_gone: Cell::default(),
             promised: Cell::default(),
             heard_again: Notify::new(),
         }
@@ -82,6 +86,7 @@ impl Pulse {
     /// A leader has spoken.
     pub(super) fn hear(&self) {
         self.heard.set(self.runtime.now());
+        self.known_gone.set(false);
     }
 
     /// What a leader has said is done. Those who wait for its silence begin anew, in this same
@@ -101,15 +106,20 @@ impl Pulse {
         self.heard.get()
     }
 
-    /// How long openraft refuses its vote yet, because a leader has spoken. It does so at the
-    /// very end of the lease too.
+    /// How long this node refuses its vote yet, because a leader has spoken. openraft does so at
+    /// the very end of the lease too.
     pub(super) fn rest_of_lease(&self) -> Duration {
-        let end = self.heard.get() + self.timing.lease + Duration::from_micros(1);
+        let lease = match self.known_gone.get() {
+            true => self.timing.lease,
+            false => self.timing.calm,
+        };
+        let end = self.heard.get() + lease + Duration::from_micros(1);
         end.saturating_since(self.runtime.now())
     }
 
     /// Somebody knows that the leader's process is gone.
     pub(super) fn report_leader_gone(&self) {
+        self.known_gone.set(true);
         self.leader_gone.notify_one();
     }
 

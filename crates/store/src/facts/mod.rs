@@ -39,7 +39,7 @@ pub(crate) use self::load::{Found, Loaded, load};
 use self::snapshot::Pass;
 pub(crate) use self::space::area_options;
 use self::space::{Chain, SLOT_BYTES, SLOTS_MIN, Space};
-pub(crate) use self::state::{Edit, FactsState, Removal, Scope, Void, slices_of};
+pub(crate) use self::state::{Edit, FactsState, Removal, Scope, Void};
 use crate::bounds::StoreBounds;
 use crate::error::StoreError;
 use crate::poison::Poison;

@@ -60,16 +60,10 @@ impl Scope {
     /// The lowest and the highest slice that it may cover.
     pub(crate) fn bounds(self) -> RangeInclusive<SliceKey> {
         match self {
-            Self::Volume(volume) => slices_of(volume),
+            Self::Volume(volume) => SliceKey::all_of(volume),
             Self::Slice(key) => key..=key,
         }
     }
-}
-
-/// All keys that slices of a volume may have.
-pub(crate) fn slices_of(volume: u64) -> RangeInclusive<SliceKey> {
-    let key = |slice| SliceKey { volume, slice };
-    key(0)..=key(u32::MAX)
 }
 
 /// Everything of `scope` in batches before `before_lsn`, and in the home until `cleared`, is

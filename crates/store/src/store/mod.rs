@@ -26,7 +26,7 @@ use tokio::sync::{Mutex, Notify};
 
 use crate::bounds::StoreBounds;
 use crate::error::StoreError;
-use crate::facts::{Change, Facts, Scope, slices_of};
+use crate::facts::{Change, Facts, Scope};
 use crate::home::Home;
 use crate::journal::Journal;
 use crate::journal::index::SliceIndex;
@@ -467,14 +467,17 @@ impl Store {
     /// Slices of one volume this store knows anything about, ascending. Costs what there is of
     /// that volume.
     pub fn slices_of(&self, volume: u64) -> Vec<SliceKey> {
-        let range = slices_of(volume);
+        let range = SliceKey::all_of(volume);
         let slices = self.inner.slices.borrow();
         let mut keys: BTreeSet<SliceKey> = slices.range(range.clone()).map(|(k, _)| *k).collect();
         drop(slices);
         self.inner.facts.with(|facts| {
             keys.extend(facts.slices_in(range).map(|(key, _)| key));
         });
-        let at_home = self.inner.home.slices_from(*slices_of(volume).start());
+        let at_home = self
+            .inner
+            .home
+            .slices_from(*SliceKey::all_of(volume).start());
         keys.extend(at_home.take_while(|slice| slice.volume == volume));
         keys.into_iter().collect()
     }
@@ -503,7 +506,7 @@ impl Store {
         self.inner.facts.with(|facts| {
             let mut next = Some(0);
             while let Some(from) = next {
-                let first = *slices_of(from).start();
+                let first = *SliceKey::all_of(from).start();
                 let held = [
                     slices.range(first..).next().map(|(key, _)| key.volume),
                     facts.slices_in(first..).next().map(|(k, _)| k.volume),

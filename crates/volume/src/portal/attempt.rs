@@ -52,7 +52,7 @@ const FORGOTTEN_AFTER: Duration = Duration::from_millis(950);
 const _: () = assert!(HELD_FOR.as_millis() < FORGOTTEN_AFTER.as_millis());
 const _: () = assert!(SHOWN_AFTER.as_millis() < FORGOTTEN_AFTER.as_millis());
 /// A node that has heard nothing of a majority for so long is cut off: a leader that has died
-/// is replaced in half the time.
+/// is replaced before, in 850 ms.
 pub const CUT_OFF_AFTER: Duration = Duration::from_millis(1300);
 /// Ticks for which it has to last: a process that stood still finds itself out of touch when it
 /// wakes, and the news that say otherwise unread.

@@ -28,12 +28,12 @@ fn failover(seed: u64, end_leader: impl Fn(&Rc<World>, NodeId) + 'static) -> Dur
 }
 
 #[test]
-fn a_silent_leader_is_replaced_within_600_ms() {
+fn a_silent_leader_is_replaced_within_900_ms() {
     let worst = (0..400)
         .map(|seed| failover(seed, |world, leader| world.vanish(leader)))
         .max();
     println!("silent leader: at most {worst:?} of 400 runs");
-    assert!(worst < Some(Duration::from_millis(600)), "{worst:?}");
+    assert!(worst < Some(Duration::from_millis(900)), "{worst:?}");
 }
 
 #[test]
@@ -300,14 +300,14 @@ fn contradictory_options_are_refused() {
         ),
         (
             GroupOptions {
-                heartbeat: ms(117),
+                heartbeat: ms(201),
                 ..options()
             },
             OptionsError::ElectionTooSoon,
         ),
         (
             GroupOptions {
-                election_most: ms(300),
+                election_most: ms(600),
                 ..options()
             },
             OptionsError::ElectionEmpty,
@@ -337,8 +337,8 @@ fn an_idle_group_sends_heartbeats_and_nothing_else() {
         let frames = (world.frames() - frames) as f64 / 30.0;
         let polls = (world.polls() - polls) as f64 / 30.0;
         println!("idle, whole group, a second: {frames:.1} frames, {polls:.1} polls of tasks");
-        // Four followers, a request and an answer each, every 150 ms.
-        assert!(frames < 56.0, "{frames}");
+        // Four followers, a request and an answer each, every 300 ms.
+        assert!(frames < 28.0, "{frames}");
         // A dozen polls carry a heartbeat and its answer; timers are the rest.
         assert!(polls < 500.0, "{polls}");
     });
