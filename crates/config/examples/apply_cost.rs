@@ -199,10 +199,11 @@ fn rare(state: &ClusterState) {
         done(&mut state, change);
     }
     timed(
-        "it is evicted, 60,000 copies move",
+        "it is evicted, with 60,000 copies",
         &mut state,
         Change::Evict { node },
     );
+    timed("512 of these move", &mut state, Change::Mend);
     state.check();
 }
 

@@ -201,7 +201,7 @@ impl Node {
         runtime.spawn("node-monitor", self.clone().keep_monitoring());
         runtime.spawn("node-voters", self.clone().keep_voters());
         runtime.spawn("node-grace", self.clone().keep_ending_grace());
-        runtime.spawn("node-draining", self.clone().keep_draining());
+        runtime.spawn("node-mending", self.clone().keep_mending());
         runtime.spawn("node-sweep", self.clone().keep_sweeping());
         runtime.spawn("node-load", self.clone().keep_measuring());
         runtime.spawn("node-balance", self.clone().keep_balancing());

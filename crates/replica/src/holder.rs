@@ -292,12 +292,10 @@ impl Holder {
                 self.on_reconcile(&reconcile, payload).await,
             ),
             Some(Body::ReadBlocks(read)) => (read.volume, self.on_read(&read).await),
-            Some(Body::JoinBegin(begin)) => (begin.volume, self.on_join_begin(&begin).await),
             Some(Body::Changed(changed)) => (changed.volume, self.on_changed(&changed).await),
             Some(Body::Install(install)) => {
                 (install.volume, self.on_install(&install, payload).await)
             }
-            Some(Body::JoinFinish(finish)) => (finish.volume, self.on_join_finish(&finish).await),
             Some(Body::ReadVersions(read)) => (read.volume, self.on_read_versions(&read).await),
             Some(Body::MapBlocks(map)) => (map.volume, self.on_map_blocks(&map).await),
             Some(Body::BeginStreams(begin)) => (begin.volume, self.on_begin_streams(&begin).await),

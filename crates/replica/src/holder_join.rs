@@ -8,8 +8,8 @@ use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::reach::Row;
 use holdfast_store::{Copied, CopiedBlock, CopyState};
 use holdfast_wire::replica::{
-    Changed, FinishMany, Install, JoinBegin, JoinFinish, JoinMany, JoinedSlice, ReadVersions,
-    ReplicaRefusal, ReplicaReply, SlicePosition, StreamStart,
+    Changed, FinishMany, Install, JoinMany, JoinedSlice, ReadVersions, ReplicaRefusal,
+    ReplicaReply, SlicePosition, StreamStart,
 };
 use holdfast_wire::{Seq, SliceKey, View};
 
@@ -18,30 +18,8 @@ use crate::messages;
 use crate::receive::Receiver;
 
 impl Holder {
-    /// Drops what no other copy may have, and begins to take the stream.
-    pub(crate) async fn on_join_begin(&self, begin: &JoinBegin) -> Answer {
-        let slice = SliceKey {
-            volume: begin.volume,
-            slice: begin.slice,
-        };
-        let view = View(begin.view);
-        self.promise(begin.volume, view).await?;
-        let start = StreamStart {
-            slice: begin.slice,
-            session: begin.session,
-            next: begin.next,
-        };
-        let base = self.join(slice, view, start).await?;
-        Ok((
-            ReplicaReply {
-                base: base.0,
-                ..ReplicaReply::default()
-            },
-            Bytes::new(),
-        ))
-    }
-
-    /// The same for many copies; each that fails is left out of the answer.
+    /// As stale copies: drops what no other copy may have, and begins to take the stream. Each that
+    /// fails is left out of the answer.
     pub(crate) async fn on_join_many(&self, join: &JoinMany) -> Answer {
         let view = View(join.view);
         self.promise(join.volume, view).await?;
@@ -201,18 +179,8 @@ impl Holder {
         Ok((reply, Bytes::new()))
     }
 
-    /// As a joining copy: everything up to `stable` is here now.
-    pub(crate) async fn on_join_finish(&self, finish: &JoinFinish) -> Answer {
-        let joined = JoinedSlice {
-            slice: finish.slice,
-            session: finish.session,
-            stable: finish.stable,
-        };
-        self.finish(finish.volume, finish.view, joined).await?;
-        Ok((ReplicaReply::default(), Bytes::new()))
-    }
-
-    /// The same for many copies; each that fails is left out of the answer.
+    /// As joining copies: everything up to `stable` is here now. Each that fails is left out of the
+    /// answer.
     pub(crate) async fn on_finish_many(&self, finish: &FinishMany) -> Answer {
         let finishing = finish.slices.iter().map(|joined| async move {
             let finished = self.finish(finish.volume, finish.view, *joined).await;

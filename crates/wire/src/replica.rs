@@ -44,7 +44,7 @@ pub struct Append {
     /// The owner's view.
     #[prost(uint64, tag = "3")]
     pub view: u64,
-    /// The owner's number for this copy's stream, from `Reconcile` or `JoinBegin`.
+    /// The owner's number for this copy's stream, from `Reconcile` or `JoinMany`.
     #[prost(uint64, tag = "4")]
     pub session: u64,
     /// All in-sync copies hold the stream up to here.
@@ -298,8 +298,8 @@ pub struct TellStable {
     pub slices: Vec<SlicePosition>,
 }
 
-/// Owner to stale copies on one node: become joining ones. What [`JoinBegin`] does, for many; the
-/// answer says for which, and their bases ([`ReplicaReply::bases`]).
+/// Owner to stale copies on one node: become joining ones. The answer says which did, and their
+/// bases ([`ReplicaReply::bases`]).
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct JoinMany {
     /// Volume.
@@ -328,8 +328,8 @@ pub struct JoinedSlice {
     pub stable: u64,
 }
 
-/// Owner to joining copies on one node: what [`JoinFinish`] says, for many. The answer names the
-/// slices that are in sync now ([`ReplicaReply::begun`]).
+/// Owner to joining copies on one node: they hold everything up to `stable` now. The answer names
+/// the slices that are in sync now ([`ReplicaReply::begun`]).
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct FinishMany {
     /// Volume.
@@ -364,26 +364,6 @@ pub struct ReadBlocks {
     /// Number of blocks.
     #[prost(uint32, tag = "6")]
     pub blocks: u32,
-}
-
-/// Owner to a stale copy: become a joining one.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct JoinBegin {
-    /// Volume.
-    #[prost(uint64, tag = "1")]
-    pub volume: u64,
-    /// Slice.
-    #[prost(uint32, tag = "2")]
-    pub slice: u32,
-    /// The owner's view.
-    #[prost(uint64, tag = "3")]
-    pub view: u64,
-    /// The stream's number.
-    #[prost(uint64, tag = "4")]
-    pub session: u64,
-    /// First position of the stream that the copy will get.
-    #[prost(uint64, tag = "5")]
-    pub next: u64,
 }
 
 /// Owner to an in-sync copy: which blocks changed after a position?
@@ -473,26 +453,6 @@ pub struct ReadVersions {
     pub blocks: Vec<u32>,
 }
 
-/// Owner to a joining copy: you hold everything up to `stable` now.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct JoinFinish {
-    /// Volume.
-    #[prost(uint64, tag = "1")]
-    pub volume: u64,
-    /// Slice.
-    #[prost(uint32, tag = "2")]
-    pub slice: u32,
-    /// The owner's view.
-    #[prost(uint64, tag = "3")]
-    pub view: u64,
-    /// The stream's number.
-    #[prost(uint64, tag = "4")]
-    pub session: u64,
-    /// The owner's stable position.
-    #[prost(uint64, tag = "5")]
-    pub stable: u64,
-}
-
 /// A volume in a view.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct VolumeView {
@@ -526,7 +486,7 @@ pub struct ReplicaRequest {
     /// Which.
     #[prost(
         oneof = "replica_request::Body",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15"
+        tags = "1, 2, 3, 4, 6, 7, 9, 10, 11, 12, 13, 14, 15"
     )]
     pub body: Option<replica_request::Body>,
 }
@@ -534,8 +494,8 @@ pub struct ReplicaRequest {
 /// Bodies of [`ReplicaRequest`].
 pub mod replica_request {
     use super::{
-        BeginStreams, Changed, Fence, FetchRecord, FinishMany, Install, JoinBegin, JoinFinish,
-        JoinMany, Lease, Oneof, ReadBlocks, ReadVersions, Reconcile, TellStable,
+        BeginStreams, Changed, Fence, FetchRecord, FinishMany, Install, JoinMany, Lease, Oneof,
+        ReadBlocks, ReadVersions, Reconcile, TellStable,
     };
 
     /// Which request.
@@ -553,18 +513,12 @@ pub mod replica_request {
         /// Read for the owner.
         #[prost(message, tag = "4")]
         ReadBlocks(ReadBlocks),
-        /// Resync, first step.
-        #[prost(message, tag = "5")]
-        JoinBegin(JoinBegin),
         /// Resync: the difference.
         #[prost(message, tag = "6")]
         Changed(Changed),
         /// Resync: copied blocks.
         #[prost(message, tag = "7")]
         Install(Install),
-        /// Resync, last step.
-        #[prost(message, tag = "8")]
-        JoinFinish(JoinFinish),
         /// Leases of the owner.
         #[prost(message, tag = "9")]
         Lease(Lease),
@@ -626,9 +580,6 @@ pub struct ReplicaReply {
     /// Answer to `FetchRecord`.
     #[prost(message, optional, tag = "4")]
     pub record: Option<RecordHeader>,
-    /// Answer to `JoinBegin`: the copy holds everything up to here.
-    #[prost(uint64, tag = "5")]
-    pub base: u64,
     /// Answer to `Changed`, and to `ReadVersions`: of those asked for, the intact ones.
     #[prost(message, repeated, tag = "6")]
     pub blocks: Vec<BlockVersion>,

@@ -65,7 +65,7 @@ fn what_is_left_is_what_the_node_holds_without_what_others_have_copied() {
     let mut state = four_nodes();
     assert_eq!(status(&seen(state.clone()), NodeId(3)), None);
     drain(&mut state, 3);
-    applied(&mut state, Change::ContinueDrain);
+    applied(&mut state, Change::Mend);
     let mut seen = seen(state);
     let first = status(&seen, NodeId(3)).expect("drained");
     assert_eq!((first.since_unix_ms, first.copies_left), (77, 2));
@@ -113,7 +113,7 @@ fn what_it_waits_for_names_the_nodes_and_what_to_do() {
     ] {
         let mut state = state.clone();
         if is_added {
-            applied(&mut state, Change::ContinueDrain);
+            applied(&mut state, Change::Mend);
         }
         applied(&mut state, down.clone());
         let drained = status(&seen(state), NodeId(3)).expect("drained");
@@ -122,7 +122,7 @@ fn what_it_waits_for_names_the_nodes_and_what_to_do() {
         };
         assert!(wait.contains(words), "{wait}");
     }
-    applied(&mut state, Change::ContinueDrain);
+    applied(&mut state, Change::Mend);
     let mut seen = seen(state);
     let mut full = seen.heard.reports[&NodeId(1)].clone();
     (full.id, full.space) = (4, SpaceLevel::Critical);

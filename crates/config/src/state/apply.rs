@@ -137,7 +137,7 @@ impl ClusterState {
             Change::Drain { node, now_unix_ms } => self.drain(node, now_unix_ms),
             Change::CancelDrain { node } => self.cancel_drain(node),
             Change::RemoveNode { node } => self.remove_node(node),
-            Change::ContinueDrain => Ok(self.continue_drain()),
+            Change::Mend => Ok(self.mend_more()),
             Change::OpenedBut {
                 volume,
                 view,
@@ -229,7 +229,6 @@ impl ClusterState {
         record.api_address = start.api_address;
         record.portal_address = start.portal_address;
         record.version = start.version;
-        self.mending.node_came();
         if restarted {
             self.settle_restart(node);
         } else if !was_running {

@@ -270,9 +270,9 @@ pub enum Change {
         /// The node.
         node: NodeId,
     },
-    /// The next bounded part of what there is to do for nodes that are drained. The leader proposes
-    /// it until it has changed nothing.
-    ContinueDrain,
+    /// Mends the next slices, so many and no more, that lack a copy, or have one on a node that is
+    /// drained or evicted. The leader proposes it until it has changed nothing.
+    Mend,
     /// The same as `Opened`, with as many bytes as there are nodes and ranges of copies that were
     /// left out, however many slices the volume has.
     OpenedBut {

@@ -92,6 +92,22 @@ pub(super) fn cluster() -> ClusterState {
     state
 }
 
+/// Everything that a leader would propose; answers how many slices each part was about.
+pub(super) fn mend(state: &mut ClusterState) -> Vec<u32> {
+    let mut parts = Vec::new();
+    while state.has_to_mend() {
+        let Outcome::Placed { slices } = state.apply(Change::Mend) else {
+            panic!("another outcome");
+        };
+        state.check();
+        if slices == 0 {
+            break;
+        }
+        parts.push(slices);
+    }
+    parts
+}
+
 pub(super) fn open(state: &mut ClusterState) {
     let volume = &state.volumes[&VolumeId(1)];
     let running: Vec<_> = state

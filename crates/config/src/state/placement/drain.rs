@@ -13,9 +13,7 @@
 //! | fewer others in sync, and the copy itself is stale | it stays: when its node is back, it is in sync sooner than a new one |
 //! | no node to add one on | it stays, until a node comes up |
 //!
-//! A node may have copies of very many slices. So `Drain` only marks it; the leader then proposes
-//! `ContinueDrain`, which adds a bounded number of copies, until one changes nothing, and again
-//! when nodes have changed.
+//! `Drain` only marks the node, and the slices are seen to in bounded parts ([`super::mending`]).
 
 use std::rc::Rc;
 
@@ -26,9 +24,6 @@ use holdfast_wire::VolumeId;
 use crate::state::change::{Outcome, Refusal};
 use crate::state::records::{ClusterState, NodeRecord, NodeStatus, VolumeRecord};
 use crate::state::slices::{CopyStatus, SliceRecord};
-
-/// Most slices that one `ContinueDrain` changes: a millisecond or two.
-const DRAINED_AT_ONCE_MAX: usize = 512;
 
 impl ClusterState {
     /// Copies that a node has of all volumes, whatever they count for: what is left of a drain.
@@ -89,42 +84,6 @@ impl ClusterState {
         }
     }
 
-    /// Adds copies elsewhere for some slices of drained nodes.
-    pub(in crate::state) fn continue_drain(&mut self) -> Outcome {
-        let takers = self.placeable();
-        let mut slices = Vec::new();
-        for node in self.draining.keys() {
-            for volume in self.volumes.held_by(*node) {
-                let room = DRAINED_AT_ONCE_MAX - slices.len();
-                let record = &self.volumes[&volume];
-                let held = record.slices.iter();
-                let held = held.filter(|(_, slice)| {
-                    slice.status(*node).is_some() && self.can_drain(record, slice, &takers)
-                });
-                slices.extend(held.take(room).map(|(index, _)| (volume, index)));
-                if slices.len() == DRAINED_AT_ONCE_MAX {
-                    break;
-                }
-            }
-        }
-        slices.sort_unstable();
-        slices.dedup();
-        let count = slices.len() as u32;
-        self.mending.touch(slices);
-        Outcome::Placed { slices: count }
-    }
-
-    /// Whether something about the slice can be done for the drain now.
-    fn can_drain(&self, record: &VolumeRecord, slice: &SliceRecord, takers: &[NodeId]) -> bool {
-        let stays = slice
-            .copies()
-            .filter(|copy| !self.draining.contains_key(&copy.node));
-        if stays.count() < record.copies as usize {
-            return takers.iter().any(|node| slice.status(*node).is_none());
-        }
-        self.without_drained(record, slice).is_some()
-    }
-
     /// The slice without the copies on drained nodes that are not needed any more; `None` if all
     /// are.
     pub(super) fn without_drained(
@@ -172,7 +131,6 @@ impl ClusterState {
                 self.set_slices(volume, fewer);
             }
         }
-        self.mending.node_came();
         Ok(Outcome::Done)
     }
 

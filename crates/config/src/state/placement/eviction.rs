@@ -5,8 +5,8 @@
 //! it up to date like every stale copy.
 //!
 //! A copy moves once it is out of the in-sync set (its owner in office takes it out, as in-sync
-//! sets change by the owner's word alone), and a node is up that has none of the slice
-//! ([`super::mending`]). Until then it stays where it was, as one that is missing.
+//! sets change by the owner's word alone), and a node is up that has none of the slice, in bounded
+//! parts ([`super::mending`]). Until then it stays where it was, as one that is missing.
 
 use std::rc::Rc;
 
@@ -61,7 +61,6 @@ impl ClusterState {
         }
         self.disk_failures.remove(&node);
         self.draining.remove(&node);
-        self.displace(node);
         self.settle_down(node);
         Ok(Outcome::Done)
     }

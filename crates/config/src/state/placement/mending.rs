@@ -9,36 +9,36 @@
 //! | a copy in sync on an evicted node | nothing, until its owner takes it out |
 //! | one of these, and no such node | it waits until a node comes up |
 //!
-//! Every change is followed by a look at the slices that it touched, and at those that wait if a
-//! node came up with it; never at others. Where a copy goes, it begins stale and empty, and the
-//! owner brings it up to date like every stale copy.
+//! Every change is followed by a look at the slices that it touched, never at others. But a node
+//! that is evicted or drained may have copies of very many slices, and a node that comes up may be
+//! what very many wait for. So that change only marks it. The leader then proposes `Mend`, which
+//! looks after a bounded number of slices, until one changes nothing, and again when nodes have
+//! changed. Where a copy goes, it begins stale and empty, and the owner brings it up to date like
+//! every stale copy.
 
 use std::collections::BTreeSet;
 
 use holdfast_runtime::NodeId;
 use holdfast_wire::VolumeId;
 
-use crate::state::records::{ClusterState, VolumeRecord};
+use crate::state::change::Outcome;
+use crate::state::records::{ClusterState, NodeStatus, VolumeRecord};
 use crate::state::slices::{CopyRecord, CopyStatus, SharedSet, SliceRecord};
+
+/// Most slices that one `Mend` changes: a millisecond or two.
+const MENDED_AT_ONCE_MAX: usize = 512;
 
 /// What has to be mended. Derived from the rest of the state, and empty but for what waits between
 /// two changes.
 #[derive(Clone, Default)]
 pub(in crate::state) struct Mending {
-    /// All slices with something to mend for which no node is there.
+    /// All slices with fewer copies than their volumes want.
     waiting: SharedSet<(VolumeId, u32)>,
     /// Slices with something to mend that this change has touched.
     touched: BTreeSet<(VolumeId, u32)>,
-    /// A node takes copies that did not before this change.
-    node_came: bool,
 }
 
 impl Mending {
-    /// A node takes copies from now on.
-    pub(in crate::state) fn node_came(&mut self) {
-        self.node_came = true;
-    }
-
     /// These slices may have something to mend.
     pub(super) fn touch(&mut self, slices: Vec<(VolumeId, u32)>) {
         self.touched.extend(slices);
@@ -97,35 +97,89 @@ impl ClusterState {
         });
     }
 
-    /// The node's copies count for nothing from now on.
-    pub(super) fn displace(&mut self, node: NodeId) {
-        let mut stale = Vec::new();
-        for volume in self.volumes.held_by(node) {
-            let slices = self.volumes[&volume].slices.iter();
-            let slices = slices.filter(|(_, slice)| slice.status(node) == Some(CopyStatus::Stale));
-            stale.extend(slices.map(|(index, _)| (volume, index)));
-        }
-        self.mending.touched.extend(stale);
-    }
-
     /// Notes what waits in a state that was read.
     pub(in crate::state) fn note_waiting(&mut self, volume: VolumeId, indexes: &[u32]) {
         let record = &self.volumes[&volume];
-        let broken = indexes.iter().copied().filter(|index| {
+        let lacking = indexes.iter().copied().filter(|index| {
             let slice = record.slices.get(*index);
-            slice.is_some_and(|slice| self.is_broken(record, slice))
+            slice.is_some_and(|slice| lacks_copies(record, slice))
         });
-        let broken: Vec<u32> = broken.collect();
-        let broken = broken.into_iter().map(|index| (volume, index));
-        self.mending.waiting.extend(broken);
+        let lacking = lacking.map(|index| (volume, index));
+        self.mending.waiting.extend(lacking);
+    }
+
+    /// Whether a slice lacks a copy, or has one where it counts for nothing or is not to stay.
+    /// There may be no node yet for what is to be done.
+    pub fn has_to_mend(&self) -> bool {
+        !self.mending.waiting.is_empty() || self.vacated().next().is_some()
+    }
+
+    /// Nodes whose copies are to be elsewhere, as far as they have any.
+    fn vacated(&self) -> impl Iterator<Item = NodeId> + '_ {
+        let evicted = |node: &NodeId| self.nodes[node].status == NodeStatus::Evicted;
+        let nodes = self.nodes.keys().copied();
+        nodes.filter(move |node| {
+            (evicted(node) || self.draining.contains_key(node))
+                && self.volumes.held_by(*node).next().is_some()
+        })
+    }
+
+    /// Mends the next slices of those for which that is possible; answers how many.
+    pub(in crate::state) fn mend_more(&mut self) -> Outcome {
+        let takers = self.placeable();
+        let waiting = self.mending.waiting.iter().copied();
+        let lacking = waiting.filter(|(volume, index)| {
+            let record = &self.volumes[volume];
+            self.can_mend(record, &record.slices[*index], &takers)
+        });
+        let mut slices: BTreeSet<_> = lacking.take(MENDED_AT_ONCE_MAX).collect();
+        for node in self.vacated() {
+            for volume in self.volumes.held_by(node) {
+                let room = MENDED_AT_ONCE_MAX - slices.len();
+                if room == 0 {
+                    break;
+                }
+                let record = &self.volumes[&volume];
+                let held = record.slices.iter();
+                let held = held.filter(|(index, slice)| {
+                    slice.status(node).is_some()
+                        && !slices.contains(&(volume, *index))
+                        && self.can_mend(record, slice, &takers)
+                });
+                let held: Vec<_> = held.take(room).map(|(index, _)| (volume, index)).collect();
+                slices.extend(held);
+            }
+        }
+        let count = slices.len() as u32;
+        self.mending.touched.extend(slices);
+        Outcome::Placed { slices: count }
+    }
+
+    /// Whether [`Self::mended`] changes something.
+    fn can_mend(&self, record: &VolumeRecord, slice: &SliceRecord, takers: &[NodeId]) -> bool {
+        match self.stays_enough(record, slice.copies()) {
+            false => takers.iter().any(|node| slice.status(*node).is_none()),
+            true => {
+                slice.copies().any(|copy| self.is_displaced(copy))
+                    || self.without_drained(record, slice).is_some()
+            }
+        }
+    }
+
+    /// Whether there are as many copies as wanted, without those that are to go.
+    fn stays_enough(
+        &self,
+        record: &VolumeRecord,
+        copies: impl Iterator<Item = CopyRecord>,
+    ) -> bool {
+        let stays = copies
+            .filter(|copy| !self.is_displaced(*copy) && !self.draining.contains_key(&copy.node));
+        stays.count() >= record.copies as usize
     }
 
     /// Mends what can be mended now; see the module's header.
     pub(in crate::state) fn mend(&mut self) {
-        let mut slices = std::mem::take(&mut self.mending.touched);
-        if std::mem::take(&mut self.mending.node_came) {
-            slices.extend(self.mending.waiting.iter().copied());
-        }
+        let slices = std::mem::take(&mut self.mending.touched);
         if slices.is_empty() {
             return;
         }
@@ -144,7 +198,7 @@ impl ClusterState {
             return;
         };
         let mended = self.mended(volume, record, index, takers);
-        let waits = self.is_broken(record, mended.as_ref().unwrap_or(slice));
+        let waits = lacks_copies(record, mended.as_ref().unwrap_or(slice));
         if let Some(mended) = mended {
             let taken_out = mended.in_sync().count() < slice.in_sync().count();
             self.view.0 += u64::from(taken_out);
@@ -170,10 +224,7 @@ impl ClusterState {
         let mut changed = false;
         loop {
             let displaced = copies.iter().position(|copy| self.is_displaced(*copy));
-            let stays = copies.iter().filter(|copy| {
-                !self.is_displaced(**copy) && !self.draining.contains_key(&copy.node)
-            });
-            let enough = stays.count() >= record.copies as usize;
+            let enough = self.stays_enough(record, copies.iter().copied());
             if enough && let Some(place) = displaced {
                 // Another one was added when its node was drained.
                 copies.remove(place);
@@ -214,8 +265,7 @@ impl ClusterState {
     }
 
     fn is_broken(&self, record: &VolumeRecord, slice: &SliceRecord) -> bool {
-        slice.copies().len() < record.copies as usize
-            || slice.copies().any(|copy| self.is_displaced(copy))
+        lacks_copies(record, slice) || slice.copies().any(|copy| self.is_displaced(copy))
     }
 
     fn is_displaced(&self, copy: CopyRecord) -> bool {
@@ -225,8 +275,8 @@ impl ClusterState {
     /// Asserts that what waits is what looking at every slice gives.
     pub(in crate::state) fn check_mending(&self) {
         let slices = self.volumes.iter().flat_map(|(id, record)| {
-            let broken = move |slice: &SliceRecord| self.is_broken(record, slice);
-            let slices = record.slices.iter().filter(move |(_, slice)| broken(slice));
+            let slices = record.slices.iter();
+            let slices = slices.filter(move |(_, slice)| lacks_copies(record, slice));
             slices.map(|(index, _)| (*id, index))
         });
         assert!(
@@ -234,4 +284,8 @@ impl ClusterState {
             "slices to be mended"
         );
     }
+}
+
+fn lacks_copies(record: &VolumeRecord, slice: &SliceRecord) -> bool {
+    slice.copies().len() < record.copies as usize
 }

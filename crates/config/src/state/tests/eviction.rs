@@ -5,6 +5,7 @@ use super::*;
 fn evict(state: &mut ClusterState, node: u64) -> Outcome {
     let outcome = state.apply(Change::Evict { node: NodeId(node) });
     state.check();
+    mend(state);
     outcome
 }
 
@@ -99,9 +100,44 @@ fn a_copy_without_another_place_waits_for_a_node() {
         Outcome::Admitted(NodeId(6)),
         "a number is not given twice"
     );
+    assert!(state.has_to_mend(), "and there is no node for it");
     assert_eq!(state.apply(start(6, 1)), Outcome::Done);
+    assert_eq!(mend(&mut state), [4]);
     assert_eq!(copies_on(&state, NodeId(6)), left);
-    state.check();
+    assert!(!state.has_to_mend());
+}
+
+#[test]
+fn a_large_eviction_goes_on_in_bounded_parts_also_for_who_reads_the_state_in_between() {
+    let mut state = cluster();
+    let volume = VolumeId(2);
+    state.apply(Change::CreateVolume(VolumeSpec {
+        size_bytes: 4 << 30,
+        ..spec("large")
+    }));
+    let on_5 = |state: &ClusterState| state.volumes[&volume].slices.held_by(NodeId(5)).copies;
+    let held = on_5(&state);
+    assert!(held > 512, "{held}");
+    state.apply(down(NodeId(5)));
+    state.volumes.update(volume, |record| {
+        for (index, slice) in record.slices.clone().iter() {
+            let stale = slice.with_status(NodeId(5), CopyStatus::Stale);
+            record.slices.set(index, stale.unwrap_or(slice.clone()));
+        }
+    });
+    assert_eq!(
+        state.apply(Change::Evict { node: NodeId(5) }),
+        Outcome::Done
+    );
+    assert_eq!(on_5(&state), held, "the change itself only marks the node");
+    assert_eq!(state.apply(Change::Mend), Outcome::Placed { slices: 512 });
+    assert_eq!(on_5(&state), held - 512);
+    let mut read = read_back(&state);
+    assert!(read.has_to_mend());
+    let parts = mend(&mut state);
+    assert_eq!(mend(&mut read), parts);
+    assert_eq!(read, state);
+    assert_eq!(on_5(&state), 0);
 }
 
 /// Makes every copy on a running node one in sync.

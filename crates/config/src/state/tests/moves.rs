@@ -145,7 +145,7 @@ fn a_node_that_is_lost_on_either_end_of_a_move_leaves_three_copies() {
         } else {
             assert_eq!(state.apply(Change::Evict { node: lost }), Outcome::Done);
         }
-        state.check();
+        mend(&mut state);
         let slice = &state.volumes[&DB].slices[0];
         assert_eq!((slice.copies().len(), slice.in_sync().count()), (3, 3));
         assert_eq!(slice.status(lost), None);
@@ -166,9 +166,7 @@ fn a_target_or_a_source_that_is_drained_during_a_move_ends_with_three_copies() {
         if !state.volumes[&DB].open {
             open(&mut state);
         }
-        while state.apply(Change::ContinueDrain) != (Outcome::Placed { slices: 0 }) {
-            state.check();
-        }
+        mend(&mut state);
         let stale = |state: &ClusterState| {
             let slice = state.volumes[&DB].slices[0].clone();
             let stale = slice.copies().find(|copy| copy.status == CopyStatus::Stale);

@@ -396,7 +396,7 @@ fn a_slice_with_too_few_copies_gets_the_rest_when_a_node_comes() {
         })
         .collect();
     assert_eq!(evicted, [1, 2, 3], "two nodes are left");
-    state.check();
+    mend(&mut state);
     let change = place(&state, &[(9, &[4, 5])]);
     assert_eq!(state.apply(change), Outcome::Done);
     assert_eq!(state.volumes[&THIN].slices[9].copies().len(), 2);
@@ -415,6 +415,7 @@ fn a_slice_with_too_few_copies_gets_the_rest_when_a_node_comes() {
         state.apply(Change::Admit(admission));
         assert_eq!(state.volumes[&THIN].slices[9].copies().len(), 2);
         state.apply(start(6, 1));
+        mend(&mut state);
         let slices = &state.volumes[&THIN].slices;
         assert_eq!(slices[9].status(NodeId(6)), Some(CopyStatus::Stale));
         assert_eq!(

@@ -1,6 +1,6 @@
-//! The leader carries on with what there is to do for nodes that are drained, part by part, until
-//! a part changes nothing. Then it waits for nodes to change: one that came up can take copies for
-//! which there was no place.
+//! The leader sees to it that copies which are missing, or on nodes that are drained or evicted, are
+//! made elsewhere: part by part, until a part changes nothing. Then it waits for nodes to change:
+//! one that came up can take copies for which there was no place.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -35,7 +35,7 @@ impl Occasion {
 }
 
 impl Node {
-    pub(crate) async fn keep_draining(self: Rc<Self>) {
+    pub(crate) async fn keep_mending(self: Rc<Self>) {
         let mut watch = self.group.watch();
         let mut done: Option<Occasion> = None;
         loop {
@@ -45,13 +45,12 @@ impl Node {
             let news = select(Box::pin(elected), Box::pin(watch.changed()));
             let state = self.state();
             let is_done = done.as_ref().is_some_and(|done| done.is_still(&state));
-            if state.draining.is_empty() || is_done || !self.group.is_leader() {
+            if is_done || !self.group.is_leader() || !state.has_to_mend() {
                 drop(state);
                 news.await;
                 continue;
             }
-            let change = Change::ContinueDrain;
-            match self.group.propose(change, PROPOSAL_LIMIT).await {
+            match self.group.propose(Change::Mend, PROPOSAL_LIMIT).await {
                 Ok(Outcome::Placed { slices: 0 }) => done = Some(Occasion::of(&state)),
                 Ok(
                     Outcome::Placed { .. }
@@ -62,7 +61,7 @@ impl Node {
                     | Outcome::Refused(_),
                 ) => {}
                 Err(error) => {
-                    tracing::debug!(%error, "going on with a drain again");
+                    tracing::debug!(%error, "mending copies again");
                     self.context.runtime.sleep_roughly(RETRY_PAUSE).await;
                 }
             }
