@@ -50,6 +50,8 @@ pub(super) struct Counts {
     pub(super) grown: Cell<u64>,
     pub(super) evicted: Cell<u64>,
     pub(super) drained: Cell<u64>,
+    /// Copies that began to move.
+    pub(super) relocated: Cell<u64>,
     pub(super) removed: Cell<u64>,
     pub(super) moved: Cell<u64>,
     pub(super) deleted: Cell<u64>,

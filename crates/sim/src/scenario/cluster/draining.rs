@@ -1,8 +1,8 @@
 //! An operator who drains nodes while everything else goes on: some drains are called off, some
 //! nodes are removed once they are empty, and some are asked to be long before that.
 //!
-//! Oracles: a copy leaves a drained node only if the slice has as many others in sync as its volume
-//! wants; once everything has healed a drain ends, if there are nodes for the copies.
+//! Oracles: a copy leaves a node, drained or not, only if the slice has as many others in sync as
+//! its volume wants; once everything has healed a drain ends, if there are nodes for the copies.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -127,13 +127,13 @@ async fn remove(workload: &Rc<Workload>, random: &Random, node: NodeId) -> bool 
     }
 }
 
-fn object(workload: &Workload, doing: &str, node: NodeId, outcome: &Outcome) {
+pub(super) fn object(workload: &Workload, doing: &str, node: NodeId, outcome: &Outcome) {
     let what = format!("{doing} node {node}: {outcome:?}");
     workload.object(Failure::oracle("draining", what));
 }
 
 /// One request through any node; `None` if its outcome is open.
-async fn ask(workload: &Workload, random: &Random, change: Change) -> Option<Outcome> {
+pub(super) async fn ask(workload: &Workload, random: &Random, change: Change) -> Option<Outcome> {
     let nodes = &workload.nodes;
     let id = random.pick(&nodes.with_process()).copied()?;
     nodes.ask(id, "drainer", change, PROPOSAL_LIMIT).await
@@ -185,6 +185,14 @@ impl Redundancy {
             if let (Some(was), Some(is)) = records {
                 for node in before.draining.keys().filter(|node| !is_gone(**node)) {
                     expect_kept(&before, state, *node, was, is)?;
+                }
+                if before.draining == state.draining {
+                    for held in was.slices.holders() {
+                        let out = is_gone(held.node) || state.is_evicted(held.node);
+                        if !out && !before.draining.contains_key(&held.node) {
+                            expect_kept(&before, state, held.node, was, is)?;
+                        }
+                    }
                 }
             }
         }

@@ -37,6 +37,7 @@ mod moving;
 mod node;
 mod readdress;
 mod reading;
+mod relocating;
 mod reserving;
 mod sessions;
 mod shape;
@@ -164,6 +165,8 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
         background.add(runtime.spawn("operator", operate(nodes.clone(), stop.clone())));
         let moving = moving::keep_moving(workload.clone(), stop.clone());
         background.add(runtime.spawn("mover", moving));
+        let relocating = relocating::keep_relocating(workload.clone(), stop.clone());
+        background.add(runtime.spawn("relocater", relocating));
         if shape.drains {
             let draining = draining::keep_draining(workload.clone(), stop.clone());
             background.add(runtime.spawn("drainer", draining));
@@ -216,6 +219,7 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
                 ("nodes evicted", counts.evicted.get()),
                 ("nodes drained", counts.drained.get()),
                 ("nodes removed", counts.removed.get()),
+                ("copies relocated", counts.relocated.get()),
                 ("volumes moved", counts.moved.get()),
                 ("volumes deleted", counts.deleted.get()),
                 ("blocks compared and written", counts.swapped.get()),
