@@ -14,7 +14,7 @@ mod common;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use holdfast_config::state::{Change, ClusterState, FrontChange};
+use holdfast_config::state::{Change, ClusterState, FrontChange, MENDED_AT_ONCE_MAX};
 use holdfast_reservation::{Action, Nexus, Request};
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::VolumeId;
@@ -203,7 +203,8 @@ fn rare(state: &ClusterState) {
         &mut state,
         Change::Evict { node },
     );
-    timed("512 of these move", &mut state, Change::Mend);
+    let slices = state.all_to_mend(MENDED_AT_ONCE_MAX);
+    timed("512 of these move", &mut state, Change::Mend { slices });
     state.check();
 }
 

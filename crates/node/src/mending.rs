@@ -1,19 +1,26 @@
-//! The leader sees to it that copies which are missing, or on nodes that are drained or evicted, are
-//! made elsewhere: part by part, until a part changes nothing. Then it waits for nodes to change:
-//! one that came up can take copies for which there was no place.
+//! The leader sees to it that copies which are missing, or on nodes that are drained or evicted,
+//! are made elsewhere: it looks for them, some slices at a time, and proposes what it finds part by
+//! part, until it finds nothing. Then it waits for nodes to change: one that came up can take
+//! copies for which there was no place.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 use futures::future::select;
-use holdfast_config::state::{Change, ClusterState, NodeRecord, Outcome};
+use holdfast_config::group::ProposeError;
+use holdfast_config::state::{Change, ClusterState, MENDED_AT_ONCE_MAX, NodeRecord, Outcome};
 use holdfast_runtime::NodeId;
+use holdfast_wire::VolumeId;
+use tokio::task::yield_now;
 
 use crate::node::Node;
 
 const PROPOSAL_LIMIT: Duration = Duration::from_secs(3);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Slices that are looked at before others have their turn: some ten microseconds.
+const LOOKED_AT_ONCE: usize = 256;
+const _: () = assert!(LOOKED_AT_ONCE <= MENDED_AT_ONCE_MAX);
 
 /// What decides whether there is something to do.
 struct Occasion {
@@ -50,21 +57,51 @@ impl Node {
                 news.await;
                 continue;
             }
-            match self.group.propose(Change::Mend, PROPOSAL_LIMIT).await {
-                Ok(Outcome::Placed { slices: 0 }) => done = Some(Occasion::of(&state)),
-                Ok(
-                    Outcome::Placed { .. }
-                    | Outcome::Done
-                    | Outcome::Admitted(_)
-                    | Outcome::Created(_)
-                    | Outcome::Reserved(_)
-                    | Outcome::Refused(_),
-                ) => {}
+            let occasion = Occasion::of(&state);
+            drop(state);
+            match self.mend_all().await {
+                Ok(0) => done = Some(occasion),
+                Ok(_) => {}
                 Err(error) => {
                     tracing::debug!(%error, "mending copies again");
                     self.context.runtime.sleep_roughly(RETRY_PAUSE).await;
                 }
             }
+        }
+    }
+
+    /// Goes once through all slices of the volumes with something to mend. Answers how many were
+    /// mended.
+    async fn mend_all(&self) -> Result<u64, ProposeError> {
+        let (mut mended, mut found) = (0, Vec::new());
+        let volumes = self.state().volumes_to_mend();
+        for volume in volumes {
+            let mut next = Some(0);
+            while let Some(first) = next {
+                let part = self.state().look_to_mend(volume, first, LOOKED_AT_ONCE);
+                found.extend(part.found.into_iter().map(|slice| (volume, slice)));
+                next = part.next;
+                if found.len() + LOOKED_AT_ONCE > MENDED_AT_ONCE_MAX {
+                    mended += self.mend_some(std::mem::take(&mut found)).await?;
+                }
+                yield_now().await;
+            }
+        }
+        Ok(mended + self.mend_some(found).await?)
+    }
+
+    async fn mend_some(&self, slices: Vec<(VolumeId, u32)>) -> Result<u64, ProposeError> {
+        if slices.is_empty() {
+            return Ok(0);
+        }
+        let change = Change::Mend { slices };
+        match self.group.propose(change, PROPOSAL_LIMIT).await? {
+            Outcome::Placed { slices } => Ok(slices.into()),
+            Outcome::Done
+            | Outcome::Admitted(_)
+            | Outcome::Created(_)
+            | Outcome::Reserved(_)
+            | Outcome::Refused(_) => Ok(0),
         }
     }
 }

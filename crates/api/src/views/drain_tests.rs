@@ -60,12 +60,18 @@ fn share(seen: &mut Seen, by: u64, bytes: [u64; 2], bytes_per_s: Option<u64>) {
     });
 }
 
+/// What the leader does for it.
+fn mend(state: &mut ClusterState) {
+    let slices = state.all_to_mend(usize::MAX);
+    applied(state, Change::Mend { slices });
+}
+
 #[test]
 fn what_is_left_is_what_the_node_holds_without_what_others_have_copied() {
     let mut state = four_nodes();
     assert_eq!(status(&seen(state.clone()), NodeId(3)), None);
     drain(&mut state, 3);
-    applied(&mut state, Change::Mend);
+    mend(&mut state);
     let mut seen = seen(state);
     let first = status(&seen, NodeId(3)).expect("drained");
     assert_eq!((first.since_unix_ms, first.copies_left), (77, 2));
@@ -113,7 +119,7 @@ fn what_it_waits_for_names_the_nodes_and_what_to_do() {
     ] {
         let mut state = state.clone();
         if is_added {
-            applied(&mut state, Change::Mend);
+            mend(&mut state);
         }
         applied(&mut state, down.clone());
         let drained = status(&seen(state), NodeId(3)).expect("drained");
@@ -122,7 +128,7 @@ fn what_it_waits_for_names_the_nodes_and_what_to_do() {
         };
         assert!(wait.contains(words), "{wait}");
     }
-    applied(&mut state, Change::Mend);
+    mend(&mut state);
     let mut seen = seen(state);
     let mut full = seen.heard.reports[&NodeId(1)].clone();
     (full.id, full.space) = (4, SpaceLevel::Critical);

@@ -137,7 +137,7 @@ impl ClusterState {
             Change::Drain { node, now_unix_ms } => self.drain(node, now_unix_ms),
             Change::CancelDrain { node } => self.cancel_drain(node),
             Change::RemoveNode { node } => self.remove_node(node),
-            Change::Mend => Ok(self.mend_more()),
+            Change::Mend { slices } => self.mend_slices(&slices),
             Change::OpenedBut {
                 volume,
                 view,

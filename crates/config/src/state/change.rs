@@ -270,9 +270,12 @@ pub enum Change {
         /// The node.
         node: NodeId,
     },
-    /// Mends the next slices, so many and no more, that lack a copy, or have one on a node that is
-    /// drained or evicted. The leader proposes it until it has changed nothing.
-    Mend,
+    /// Mends slices, at most `MENDED_AT_ONCE_MAX`, that lack a copy, or have one on a node that is
+    /// drained or evicted. Where nothing can be mended nothing changes.
+    Mend {
+        /// The slices.
+        slices: Vec<(VolumeId, u32)>,
+    },
     /// The same as `Opened`, with as many bytes as there are nodes and ranges of copies that were
     /// left out, however many slices the volume has.
     OpenedBut {

@@ -35,7 +35,7 @@ pub use change::{
     VolumeSpec,
 };
 pub use front::{Front, FrontChange, Fronts, INITIATORS_MAX, RetiringSecret};
-pub use placement::{DrainProgress, Unplaceable};
+pub use placement::{DrainProgress, ToMend, Unplaceable};
 pub use records::{
     Chap, ClusterIdentity, ClusterState, Growth, NodeRecord, NodeStatus, Office, Owner,
     TokenRecord, VolumeRecord,
@@ -62,6 +62,8 @@ pub const PLACED_AT_ONCE_MAX: usize = 4_096;
 /// Most slices in one `PromoteCopies`, and what an owner should put into one `RemoveCopies`; for
 /// the same reasons.
 pub const PROMOTED_AT_ONCE_MAX: usize = 4_096;
+/// Most slices that one `Mend` names: a millisecond or two.
+pub const MENDED_AT_ONCE_MAX: usize = 512;
 /// Most copies that one `MoveCopies` moves.
 pub const MOVED_AT_ONCE_MAX: usize = 512;
 /// Bytes of the state's snapshot from which on no volume is made and no slice placed. A slice of

@@ -10,6 +10,7 @@ use super::*;
 
 mod drain;
 mod eviction;
+mod mending;
 mod moves;
 mod thin;
 
@@ -90,22 +91,6 @@ pub(super) fn cluster() -> ClusterState {
     );
     state.check();
     state
-}
-
-/// Everything that a leader would propose; answers how many slices each part was about.
-pub(super) fn mend(state: &mut ClusterState) -> Vec<u32> {
-    let mut parts = Vec::new();
-    while state.has_to_mend() {
-        let Outcome::Placed { slices } = state.apply(Change::Mend) else {
-            panic!("another outcome");
-        };
-        state.check();
-        if slices == 0 {
-            break;
-        }
-        parts.push(slices);
-    }
-    parts
 }
 
 pub(super) fn open(state: &mut ClusterState) {

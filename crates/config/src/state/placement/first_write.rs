@@ -22,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::{View, VolumeId};
 
+use super::check_count;
 use crate::state::change::{Outcome, PlacedSlice, Refusal};
 use crate::state::records::{ClusterState, NodeStatus, VolumeRecord};
 use crate::state::slices::{CopyRecord, CopyStatus, SliceRecord};
@@ -156,14 +157,4 @@ impl ClusterState {
         check_count(slices.len(), PROMOTED_AT_ONCE_MAX)?;
         self.promote(volume, view, node, incarnation, slices)
     }
-}
-
-fn check_count(named: usize, most: usize) -> Result<(), Refusal> {
-    if named <= most {
-        return Ok(());
-    }
-    Err(Refusal::TooManyAtOnce {
-        named: u32::try_from(named).unwrap_or(u32::MAX),
-        most: most as u32,
-    })
 }

@@ -21,12 +21,20 @@ use std::collections::BTreeSet;
 use holdfast_runtime::NodeId;
 use holdfast_wire::VolumeId;
 
-use crate::state::change::Outcome;
+use super::check_count;
+use crate::state::MENDED_AT_ONCE_MAX;
+use crate::state::change::{Outcome, Refusal};
 use crate::state::records::{ClusterState, NodeStatus, VolumeRecord};
 use crate::state::slices::{CopyRecord, CopyStatus, SharedSet, SliceRecord};
 
-/// Most slices that one `Mend` changes: a millisecond or two.
-const MENDED_AT_ONCE_MAX: usize = 512;
+/// What can be mended in a part of a volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ToMend {
+    /// The slices, ascending.
+    pub found: Vec<u32>,
+    /// The slice to go on with; `None` if the volume ends here.
+    pub next: Option<u32>,
+}
 
 /// What has to be mended. Derived from the rest of the state, and empty but for what waits between
 /// two changes.
@@ -124,35 +132,65 @@ impl ClusterState {
         })
     }
 
-    /// Mends the next slices of those for which that is possible; answers how many.
-    pub(in crate::state) fn mend_more(&mut self) -> Outcome {
+    /// The volumes with something to mend, ascending; each may have nothing for which there is a
+    /// node.
+    pub fn volumes_to_mend(&self) -> Vec<VolumeId> {
+        let held = self.vacated().flat_map(|node| self.volumes.held_by(node));
+        let mut volumes: BTreeSet<VolumeId> = held.collect();
+        let mut first = VolumeId(0);
+        while let Some((volume, _)) = self.mending.waiting.range((first, 0)..).next() {
+            volumes.insert(*volume);
+            first = VolumeId(volume.0 + 1);
+        }
+        volumes.into_iter().collect()
+    }
+
+    /// Looks for what can be mended among so many slices of a volume, from `first` on.
+    pub fn look_to_mend(&self, volume: VolumeId, first: u32, most: usize) -> ToMend {
+        let mut search = ToMend::default();
+        let Some(record) = self.volumes.get(&volume) else {
+            return search;
+        };
         let takers = self.placeable();
-        let waiting = self.mending.waiting.iter().copied();
-        let lacking = waiting.filter(|(volume, index)| {
-            let record = &self.volumes[volume];
-            self.can_mend(record, &record.slices[*index], &takers)
-        });
-        let mut slices: BTreeSet<_> = lacking.take(MENDED_AT_ONCE_MAX).collect();
-        for node in self.vacated() {
-            for volume in self.volumes.held_by(node) {
-                let room = MENDED_AT_ONCE_MAX - slices.len();
-                if room == 0 {
-                    break;
-                }
-                let record = &self.volumes[&volume];
-                let held = record.slices.iter();
-                let held = held.filter(|(index, slice)| {
-                    slice.status(node).is_some()
-                        && !slices.contains(&(volume, *index))
-                        && self.can_mend(record, slice, &takers)
-                });
-                let held: Vec<_> = held.take(room).map(|(index, _)| (volume, index)).collect();
-                slices.extend(held);
+        let mut looked_at = 0;
+        for (index, slice) in record.slices.range(first..).take(most) {
+            looked_at += 1;
+            search.next = index.checked_add(1);
+            if self.can_mend(record, slice, &takers) {
+                search.found.push(index);
             }
         }
+        search.next = search.next.filter(|_| looked_at == most);
+        search
+    }
+
+    /// The first slices, at most so many, that can be mended. Looks at all in one go, as tests do;
+    /// a node looks in parts.
+    pub fn all_to_mend(&self, most: usize) -> Vec<(VolumeId, u32)> {
+        let volumes = self.volumes_to_mend().into_iter();
+        let slices = volumes.flat_map(|volume| {
+            let found = self.look_to_mend(volume, 0, usize::MAX).found;
+            found.into_iter().map(move |index| (volume, index))
+        });
+        slices.take(most).collect()
+    }
+
+    /// Mends these slices as far as that is possible; answers how many are different then.
+    pub(in crate::state) fn mend_slices(
+        &mut self,
+        slices: &[(VolumeId, u32)],
+    ) -> Result<Outcome, Refusal> {
+        check_count(slices.len(), MENDED_AT_ONCE_MAX)?;
+        let takers = self.placeable();
+        let can_mend = |(volume, index): &&(VolumeId, u32)| {
+            let record = self.volumes.get(volume);
+            let slice = record.and_then(|record| Some((record, record.slices.get(*index)?)));
+            slice.is_some_and(|(record, slice)| self.can_mend(record, slice, &takers))
+        };
+        let slices: BTreeSet<_> = slices.iter().filter(can_mend).copied().collect();
         let count = slices.len() as u32;
         self.mending.touched.extend(slices);
-        Outcome::Placed { slices: count }
+        Ok(Outcome::Placed { slices: count })
     }
 
     /// Whether [`Self::mended`] changes something.

@@ -13,4 +13,18 @@ mod progress;
 
 pub(super) use layouts::Layouts;
 pub(super) use mending::Mending;
+pub use mending::ToMend;
 pub use progress::{DrainProgress, Unplaceable};
+
+use super::change::Refusal;
+
+/// Refuses what names more than one change may.
+fn check_count(named: usize, most: usize) -> Result<(), Refusal> {
+    if named <= most {
+        return Ok(());
+    }
+    Err(Refusal::TooManyAtOnce {
+        named: u32::try_from(named).unwrap_or(u32::MAX),
+        most: most as u32,
+    })
+}

@@ -15,6 +15,7 @@
 
 use holdfast_runtime::NodeId;
 
+use super::check_count;
 use crate::state::MOVED_AT_ONCE_MAX;
 use crate::state::change::{CopyMove, Outcome, Refusal};
 use crate::state::records::{ClusterState, VolumeRecord};
@@ -23,12 +24,7 @@ use crate::state::slices::{CopyRecord, CopyStatus, SliceRecord};
 impl ClusterState {
     /// Answers how many of the moves were begun.
     pub(in crate::state) fn move_copies(&mut self, moves: &[CopyMove]) -> Result<Outcome, Refusal> {
-        if moves.len() > MOVED_AT_ONCE_MAX {
-            return Err(Refusal::TooManyAtOnce {
-                named: u32::try_from(moves.len()).unwrap_or(u32::MAX),
-                most: MOVED_AT_ONCE_MAX as u32,
-            });
-        }
+        check_count(moves.len(), MOVED_AT_ONCE_MAX)?;
         let takers = self.placeable();
         let mut slices = 0;
         for wanted in moves {

@@ -1,5 +1,6 @@
 //! Draining a node, row by row of `placement::drain`.
 
+use super::mending::{mend, mend_some};
 use super::*;
 
 const DB: VolumeId = VolumeId(1);
@@ -81,7 +82,14 @@ fn drained_without_room() -> ClusterState {
 
 #[test]
 fn changes_of_a_drain_keep_their_numbers_in_the_log() {
-    let changes = [drain(1), cancel(1), remove(1), Change::Mend];
+    let changes = [
+        drain(1),
+        cancel(1),
+        remove(1),
+        Change::Mend {
+            slices: vec![(DB, 0)],
+        },
+    ];
     for (number, change) in (28..).zip(changes) {
         let encoded = postcard::to_stdvec(&change).expect("plain data");
         assert_eq!(encoded[0], number, "{change:?}");
@@ -326,14 +334,18 @@ fn a_large_drain_goes_on_in_bounded_parts() {
     }));
     let held = state.volumes[&volume].slices.held_by(NodeId(5)).copies;
     state.apply(drain(5));
-    let Outcome::Placed { slices } = state.apply(Change::Mend) else {
-        panic!("another outcome");
-    };
-    assert_eq!(slices, 512);
+    assert_eq!(mend_some(&mut state), 512);
     let before = state.copies_on(NodeId(5));
     let all = 512 + go_on(&mut state);
     assert!(all >= held, "{all} of {held}");
     assert_eq!(state.copies_on(NodeId(5)), before, "nothing is in sync yet");
+    let slices = vec![(DB, 0); MENDED_AT_ONCE_MAX + 1];
+    let too_many = Refusal::TooManyAtOnce {
+        named: 513,
+        most: 512,
+    };
+    let refused = Outcome::Refused(too_many);
+    assert_eq!(state.apply(Change::Mend { slices }), refused);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Moving copies, row by row of `placement::moves`.
 
+use super::mending::mend;
 use super::*;
 
 const DB: VolumeId = VolumeId(1);

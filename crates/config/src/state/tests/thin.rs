@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::mending::mend;
 use super::*;
 use crate::state::Slices;
 use crate::state::{PLACED_AT_ONCE_MAX, PROMOTED_AT_ONCE_MAX, STATE_BYTES_MAX};
