@@ -15,6 +15,7 @@ mod cluster;
 mod conformance;
 mod figures;
 mod fuzz;
+mod gate;
 mod hostile;
 mod idle;
 mod linux;
@@ -105,6 +106,13 @@ enum Command {
         /// Duration of each load, in seconds.
         #[arg(long, default_value_t = 15)]
         seconds: u64,
+    },
+    /// Counts the instructions of a 4 KiB write and read, and compares them with the budget in
+    /// `crates/sim/gate.json`. Takes half a minute after the build.
+    Gate {
+        /// Make what is counted the budget.
+        #[arg(long)]
+        set: bool,
     },
     /// Measures what an idle cluster of five nodes costs.
     Idle {
@@ -238,6 +246,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             directory,
             seconds,
         } => bench::run_all(&directory, seconds),
+        Command::Gate { set } => gate::run_gate(set),
         Command::Idle {
             seconds,
             cpu_percent_max,

@@ -11,7 +11,7 @@ use anyhow::{anyhow, bail};
 
 use crate::process::{cargo, find, run};
 use crate::simulator::{self, Amount};
-use crate::{chaos, fuzz, linux, peers, process, tidy};
+use crate::{chaos, fuzz, gate, linux, peers, process, tidy};
 
 const FORMAT_LIMIT: Duration = minutes(2);
 /// Checks every dependency once on a fresh machine.
@@ -96,6 +96,7 @@ pub(crate) fn test(quick: bool, sim_seeds: u64) -> anyhow::Result<()> {
         });
         steps.step("chaos", || chaos::run_for_ci(&process::release_binary()?));
         steps.step("fuzzing", || fuzz::run_if_possible(FUZZ_SECONDS));
+        steps.step("instructions", gate::run_if_possible);
         steps.step("simulator", || simulator::run(Amount::Seeds(sim_seeds)));
         steps.step("crash states", || {
             simulator::crash_states(simulator::CRASH_STATES_CI)

@@ -29,6 +29,7 @@ mod client;
 mod deleting;
 mod draining;
 mod eviction;
+pub mod gate;
 mod growth;
 mod hosts;
 pub mod link_cuts;

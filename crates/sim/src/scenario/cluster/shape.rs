@@ -298,6 +298,42 @@ impl Shape {
         self.nodes.len() - lost > LEFT_MIN
     }
 
+    /// Without any fault, and nothing smaller than in service but the disks.
+    pub(super) fn calm(random: &Random) -> Self {
+        let whole = Region {
+            first: 0,
+            unit_bytes: 4096,
+        };
+        Self {
+            mood: Mood::Calm,
+            nodes: (1..=3).map(NodeId).collect(),
+            copies: 3,
+            volumes: vec![VolumeShape {
+                size_bytes: 1 << 30,
+                slice_bytes: 1 << 30,
+                regions: vec![whole],
+                growth: None,
+            }],
+            doom: None,
+            victim: None,
+            drains: false,
+            long_writes: false,
+            journal_bytes: 64 * MIB,
+            home_bytes: 512 * MIB,
+            home_preallocated: true,
+            scrub: ScrubOptions::default(),
+            gossip: GossipOptions::default(),
+            balance: BalanceOptions::default(),
+            bystanders: 0,
+            bounds: Bounds {
+                store: StoreBounds::SERVICE,
+                volume: VolumeBounds::SERVICE,
+                snapshot_after: 1024,
+            },
+            ..Self::draw(random)
+        }
+    }
+
     /// Without any fault of its own: what happens to links is the scenario's.
     pub(super) fn draw_for_cuts(random: &Random) -> Self {
         let drawn = Self::draw(random);
