@@ -35,7 +35,7 @@ const _: () = assert!(STEP_PAGES as usize > group::GROUP_PAGES_MAX + 3);
 /// A segment that is being collected.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Victim {
-    number: u32,
+    pub(super) number: u32,
     /// The life of the segment that was chosen.
     epoch: u32,
     /// Page at which the next step begins.
@@ -115,7 +115,7 @@ impl Home {
         }
     }
 
-    fn victim(&self) -> Option<Victim> {
+    pub(super) fn victim(&self) -> Option<Victim> {
         let whole = self.manifest.geometry.segment_pages;
         let now = self.manifest.number();
         let broken = self.broken.borrow();

@@ -9,6 +9,7 @@
 
 use std::fmt;
 
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_wire::{Seq, SliceKey, View};
 
 use crate::encoding::{FieldReader, FieldWriter};
@@ -86,6 +87,10 @@ impl Place {
     ///
     /// If an area cannot have such a page.
     pub(super) fn new(page: u64, epoch: u32) -> Self {
+        let page = match planted::is_active(Bug::CountPagesIn32Bits) {
+            true => page % (1 << 32),
+            false => page,
+        };
         Self::decoded(page, epoch).expect("a page within the largest area")
     }
 

@@ -37,7 +37,7 @@ use super::AREA;
 use super::geometry::{Geometry, LARGE_VERSION};
 use super::layout::{Change, Layout};
 use super::region::{Region, RegionBytes};
-use super::snapshot;
+use super::snapshot::Snapshot;
 use crate::encoding::{FieldReader, FieldWriter, plain_checksum};
 use crate::error::StoreError;
 use crate::form::{Claim, Form};
@@ -379,6 +379,13 @@ impl Manifest {
         self.end_region(old, old_filled, old_number).await
     }
 
+    /// Writes a snapshot, although the region has room for further edits, for measurements.
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) async fn turn(&self) -> Result<u64, DiskError> {
+        self.move_on(self.number.get()).await?;
+        Ok(self.filled.get())
+    }
+
     /// Says behind a region's last edit that the state goes on in the other one.
     async fn end_region(&self, generation: u64, filled: u64, number: u64) -> Result<(), DiskError> {
         let continued = Entry {
@@ -401,11 +408,7 @@ impl Manifest {
             number: self.number.get(),
             body: Vec::new(),
         };
-        let mut encoded = snapshot::encode(&self.layout, vec![0; HEADER_BYTES]).await;
-        let header = snapshot.header(self.identity, encoded.len() - HEADER_BYTES);
-        encoded[..HEADER_BYTES].copy_from_slice(&header);
-        let checksum = snapshot::checksum(&encoded[8..]).await;
-        encoded[..8].copy_from_slice(&checksum.to_le_bytes());
+        let mut encoded = Snapshot::of(&self.layout, HEADER_BYTES).await;
         let bytes = encoded.len().next_multiple_of(PAGE_BYTES) as u64;
         if bytes + 2 * PAGE_BYTES as u64 > self.geometry.region_bytes {
             return Err(DiskError::Full {
@@ -414,7 +417,9 @@ impl Manifest {
             });
         }
         let at = self.geometry.region_at(generation);
-        snapshot::write(&self.disk, at, &encoded).await?;
+        let header = snapshot.header(self.identity, encoded.len() - HEADER_BYTES);
+        encoded.seal(&header).await;
+        encoded.write(&self.disk, at).await?;
         self.disk.sync().await?;
         self.generation.set(generation);
         self.filled.set(bytes);

@@ -37,6 +37,8 @@ mod load;
 mod manifest;
 mod map;
 mod merge;
+#[cfg(any(test, feature = "testing"))]
+mod probe;
 mod region;
 mod run;
 mod segments;
