@@ -73,6 +73,8 @@ pub enum Bug {
     ReuseSegmentEarly,
     /// A segment is discarded before it is durable that nothing refers to it.
     DiscardEarly,
+    /// Places of blocks have pages of 32 bits.
+    CountPagesIn32Bits,
     /// Recovery follows whatever batch lies there, of an earlier lap too.
     AcceptStaleLap,
     /// Destaging begins before the journal is read in, and takes what is missing for lost.
@@ -183,7 +185,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 75] = [
+    pub const ALL: [Self; 76] = [
         Self::AcknowledgeBeforeJournal,
         Self::SkipFence,
         Self::SkipLeaseWait,
@@ -207,6 +209,7 @@ impl Bug {
         Self::MoveReplacedBlocks,
         Self::ReuseSegmentEarly,
         Self::DiscardEarly,
+        Self::CountPagesIn32Bits,
         Self::AcceptStaleLap,
         Self::DestageUnread,
         Self::ForgetDelta,
@@ -324,9 +327,10 @@ impl Bug {
             Self::NeverRelay | Self::RelayInOwnName | Self::TrustRumour | Self::GrantToDeaf => {
                 Finder::LinkCuts
             }
-            Self::AcceptStaleLap | Self::DestageUnread | Self::SnapshotForgetsRemovals => {
-                Finder::Store
-            }
+            Self::AcceptStaleLap
+            | Self::CountPagesIn32Bits
+            | Self::DestageUnread
+            | Self::SnapshotForgetsRemovals => Finder::Store,
             Self::CountUnsyncedEdit
             | Self::FreeJournalEarly
             | Self::DestageBeforeStable

@@ -23,6 +23,9 @@ pub struct StoreBounds {
     /// Operations of a slice that are remembered, so that a repeated one is not run again; at
     /// most 1024.
     pub recent_operations: usize,
+    /// Where the segments of a home begin at least, in bytes, when it is made: far behind its
+    /// manifest, a small home on a sparse disk has places as the largest ones have.
+    pub home_segments_at: u64,
 }
 
 impl StoreBounds {
@@ -38,6 +41,7 @@ impl StoreBounds {
         // 32 KiB.
         facts_at_once: 628,
         recent_operations: 1024,
+        home_segments_at: 0,
     };
 }
 

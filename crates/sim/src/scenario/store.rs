@@ -6,6 +6,9 @@
 //! contents; nothing is found that was not submitted; nothing voided comes back; a block reads as
 //! its newest stable record says, wherever it lives by now.
 //!
+//! In a quarter of the seeds the home lies behind 20 TiB of a sparse disk, so that its pages have
+//! numbers beyond 32 bits.
+//!
 //! In half of the seeds the journal lies on a second, faster disk with faults of its own. When all
 //! is over, that disk is missing, or another store's is in its place: the store must refuse to
 //! open, and hold everything once its own disk is back.
@@ -51,6 +54,8 @@ const OPTIONS: StoreOptions = StoreOptions {
     slice_blocks: SLICE_BLOCKS,
     bounds: StoreBounds::SERVICE,
 };
+/// Behind so many bytes of a sparse disk the pages of a home have numbers beyond 32 bits.
+const BEYOND_32_BITS: u64 = 20 << 40;
 const DISTURBED_FOR: Duration = Duration::from_secs(8);
 
 impl Scenario for StoreCrashes {
@@ -110,6 +115,11 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
     if random.chance(700_000) {
         options.bounds.facts_log_bytes = random.between(0, 10) * 4096;
         options.bounds.facts_at_once = random.between(2, 6) as usize;
+    }
+    let lies_high = simulation.random("home").chance(250_000);
+    if lies_high {
+        options.bounds.home_segments_at = BEYOND_32_BITS;
+        options.home_bytes += BEYOND_32_BITS;
     }
     if second_disk {
         simulation.disks(NODE).put_on_second_device(JOURNAL);
@@ -175,6 +185,7 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
     let figures = vec![
         ("store starts", scene.starts.get()),
         ("second disks", u64::from(second_disk)),
+        ("homes beyond 16 TiB", u64::from(lies_high)),
     ];
     Ok(Checked {
         operations: scene.checks.get(),

@@ -8,6 +8,7 @@ mod journal;
 mod map;
 mod metered;
 mod process;
+mod segments;
 mod space;
 mod walk;
 mod writer;
@@ -41,6 +42,8 @@ const USAGE: &str = "usage: store_bench MEASUREMENT DIRECTORY [NUMBER...]
                                            cold reads of single blocks here and there
   read-map DIRECTORY MAPPED_GIB            its memory, and disk reads of cold reads
   space DIRECTORY HOME_MIB                 fills the home, unmaps all, waits for the space
+  segments DIRECTORY HOME_TIB              what an empty home costs, and one whose segments are all
+                                           in use, by the manifest; on tmpfs, which is sparse
 AHEAD 1 reads ahead in the map, 0 does not; LATENCY_US is added to each disk read, one after the
 other; CACHED_FACTS bounds the cache of leaves, 0 leaves it as it is. walk-map and jump-map leave
 the map where it is, read-map removes it.";
@@ -94,6 +97,7 @@ fn main() {
                 }
             }
             ("read-map", [mapped]) => map::read(bench(Some(HOLLOW)), runtime, *mapped).await,
+            ("segments", [home]) => segments::measure(bench(None), runtime, *home).await,
             ("space", [home]) => space::space(bench(Some(HOLLOW)), runtime, *home).await,
             _ => eprintln!("{USAGE}"),
         },

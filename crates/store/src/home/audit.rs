@@ -22,7 +22,7 @@ impl Home {
                     return Err(format!("{piece:?} lies in {segment:?}"));
                 }
             }
-            for (number, segment) in (0..).zip(&layout.segments) {
+            for (number, segment) in (0..).zip(layout.segments.ever_used()) {
                 let counted = wanted.get(&number).copied().unwrap_or(0);
                 if segment.live != counted {
                     return Err(format!("segment {number} has {counted}: {segment:?}"));
@@ -36,22 +36,22 @@ impl Home {
     /// Whether the places of recent facts are filled, and every one is of one block.
     fn audit_places(&self) -> Result<(), String> {
         let map = self.map.borrow();
-        let mut taken: BTreeMap<u32, ExtentKey> = BTreeMap::new();
+        let mut taken: BTreeMap<u64, ExtentKey> = BTreeMap::new();
         for (key, leaf) in map.recent_in(ExtentKey::LOWEST, None) {
             for fact in leaf.facts() {
                 if fact.state != State::Present {
                     continue;
                 }
-                let number = self.segment_of(fact.place.page);
+                let number = self.segment_of(fact.place.page());
                 let segment = self.manifest.with(|layout| layout.segment(number));
                 let first = self.page_of(number, 0);
                 let is_filled = segment.kind.is_some()
-                    && segment.epoch == fact.place.epoch
-                    && fact.place.page < first + segment.used;
+                    && segment.epoch == fact.place.epoch()
+                    && fact.place.page() < first + u64::from(segment.used);
                 if !is_filled {
                     return Err(format!("{key:?} {fact:?} lies in {segment:?}"));
                 }
-                if let Some(other) = taken.insert(fact.place.page, *key) {
+                if let Some(other) = taken.insert(fact.place.page(), *key) {
                     return Err(format!("{key:?} {fact:?} lies where {other:?} does"));
                 }
             }

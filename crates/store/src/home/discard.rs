@@ -5,29 +5,28 @@
 //! caller holds the lock of the home's writers meanwhile. What it reads as from then on, nobody
 //! asks.
 //!
-//! Which segments went back, only memory knows, by their epochs: one that has been in use since is
-//! not among them. So after a start all free segments are discarded once more. For those that the
-//! device has already, there is little to do.
+//! Which segments went back, only memory knows. So after a start all free segments are discarded
+//! once more. For those that the device has already, there is little to do.
 //!
 //! Tested with the whole store: `tests/discard.rs`.
 
 use std::cell::{Cell, RefCell};
 
+use holdfast_runtime::Discarded;
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::reach::{self, Row};
-use holdfast_runtime::{Discarded, PAGE_BYTES};
 
 use super::Home;
-use super::layout::{Change, Segment};
+use super::layout::Change;
+use super::segments::Numbers;
 
 /// Most bytes of one step: writers of the home wait for it.
 const STEP_BYTES: u64 = 64 << 20;
 
 /// What the device has back.
-#[derive(Default)]
 pub(super) struct GivenBack {
-    /// Epochs in which free segments were discarded.
-    epochs: RefCell<Vec<Option<u32>>>,
+    /// Segments that are in use, and free ones that the device has: nothing is to be done there.
+    settled: RefCell<Numbers>,
     /// Where the next look begins.
     next: Cell<u32>,
     /// The device takes nothing back, or has failed to: it is not asked again.
@@ -35,18 +34,36 @@ pub(super) struct GivenBack {
 }
 
 impl GivenBack {
-    fn has(&self, number: u32, segment: Segment) -> bool {
-        let epochs = self.epochs.borrow();
-        epochs.get(number as usize).copied().flatten() == Some(segment.epoch)
+    /// The device has nothing of what is free.
+    pub(super) fn new(in_use: Numbers) -> Self {
+        Self {
+            settled: RefCell::new(in_use),
+            next: Cell::new(0),
+            refused: Cell::new(false),
+        }
     }
 
-    fn note(&self, number: u32, segment: Segment) {
-        let mut epochs = self.epochs.borrow_mut();
-        let index = number as usize;
-        if index >= epochs.len() {
-            epochs.resize(index + 1, None);
+    fn settle(&self, number: u32, is_settled: bool) {
+        self.settled.borrow_mut().set(number, is_settled);
+    }
+
+    /// Segments below `usable` next to each other that wait, `most` of them at most: the first
+    /// one and how many.
+    fn next_waiting(&self, usable: u32, most: u32) -> Option<(u32, u32)> {
+        let settled = self.settled.borrow();
+        let next = self.next.get().min(usable);
+        let mut first = settled.first_absent(next);
+        if first >= usable {
+            first = settled.first_absent(0);
+            if first >= next {
+                return None;
+            }
         }
-        epochs[index] = Some(segment.epoch);
+        let end = usable.min(first.saturating_add(most));
+        let waits = |number: &u32| !settled.contains(*number);
+        let count = (first..end).take_while(waits).count() as u32;
+        self.next.set(first + count);
+        Some((first, count))
     }
 }
 
@@ -57,10 +74,25 @@ impl Home {
     }
 
     /// An edit with these changes is durable.
-    pub(super) fn note_freed(&self, changes: &[Change]) {
-        let frees = |change: &Change| matches!(change, Change::Freed { .. });
-        if changes.iter().any(frees) {
-            self.freed.notify_one();
+    pub(super) fn note_durable(&self, changes: &[Change]) {
+        for change in changes {
+            match change {
+                Change::Opened { segment, .. } => self.given_back.settle(*segment, true),
+                Change::Freed { segment } => {
+                    self.given_back.settle(*segment, false);
+                    self.freed.notify_one();
+                }
+                Change::Filled { .. }
+                | Change::Sealed { .. }
+                | Change::Live { .. }
+                | Change::DeltaAdded(_)
+                | Change::DeltasDropped { .. }
+                | Change::DeltaLost { .. }
+                | Change::TableRemoved(_)
+                | Change::TableAdded(..)
+                | Change::VolumeCleared(_)
+                | Change::SlicesCleared { .. } => {}
+            }
         }
     }
 
@@ -83,31 +115,18 @@ impl Home {
         let geometry = self.manifest.geometry;
         let usable = geometry.segments_in(self.disk.size_bytes());
         let most = (STEP_BYTES / geometry.segment_bytes()).max(1) as u32;
-        let next = self.given_back.next.get().min(usable);
-        self.manifest.with(|layout| {
-            let waits = |number: &u32| {
-                let segment = layout.segment(*number);
-                segment.kind.is_none() && !self.given_back.has(*number, segment)
-            };
-            let first = (next..usable).chain(0..next).find(waits)?;
-            let end = usable.min(first.saturating_add(most));
-            let count = (first..end).take_while(waits).count() as u32;
-            self.given_back.next.set(first + count);
-            Some((first, count))
-        })
+        self.given_back.next_waiting(usable, most)
     }
 
     async fn discard(&self, first: u32, count: u32) {
-        let offset = u64::from(self.page_of(first, 0)) * PAGE_BYTES as u64;
+        let offset = self.byte_at(first, 0);
         let len = u64::from(count) * self.manifest.geometry.segment_bytes();
         match self.disk.discard(offset, len).await {
             Ok(Discarded::Done) => {
                 tracing::debug!(segment = first, count, "free segments were discarded");
-                self.manifest.with(|layout| {
-                    for number in first..first + count {
-                        self.given_back.note(number, layout.segment(number));
-                    }
-                });
+                for number in first..first + count {
+                    self.given_back.settle(number, true);
+                }
             }
             Ok(Discarded::Unsupported) => {
                 tracing::debug!("the device of the home takes no free space back");

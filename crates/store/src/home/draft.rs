@@ -148,13 +148,9 @@ impl<'a> Draft<'a> {
                 page.copy_from_slice(&block.data);
             }
             let first_page = self.home.page_of(number, segment.used);
-            self.writes
-                .push((u64::from(first_page) * PAGE_BYTES as u64, buffer));
-            let data_page = first_page + headers as u32;
-            places.extend((data_page..).take(count).map(|page| Place {
-                page,
-                epoch: segment.epoch,
-            }));
+            self.writes.push((first_page * PAGE_BYTES as u64, buffer));
+            let data_pages = (first_page + headers as u64..).take(count);
+            places.extend(data_pages.map(|page| Place::new(page, segment.epoch)));
             self.update(number, |segment| {
                 segment.used += (headers + count) as u32;
                 segment.live += count as u32;
@@ -177,8 +173,7 @@ impl<'a> Draft<'a> {
             let (now, later) = rest.split_at(room.min(rest.len()));
             rest = later;
             let count = (now.len() / PAGE_BYTES) as u32;
-            let page = self.home.page_of(number, segment.used);
-            let offset = u64::from(page) * PAGE_BYTES as u64;
+            let offset = self.home.byte_at(number, segment.used);
             self.writes.push((offset, Buffer::padded_from(now)));
             match pieces.last_mut() {
                 Some(last) if last.segment == number && last.first + last.pages == segment.used => {
@@ -200,10 +195,10 @@ impl<'a> Draft<'a> {
 
     /// A fact that named this place is gone.
     pub(super) fn forget(&mut self, place: Place) {
-        let number = self.home.segment_of(place.page);
+        let number = self.home.segment_of(place.page());
         let segment = self.segment(number);
         // A place in an earlier life has been let go of with that life.
-        if segment.kind.is_some() && segment.epoch == place.epoch {
+        if segment.kind.is_some() && segment.epoch == place.epoch() {
             assert!(
                 segment.live > 0,
                 "segment {number} loses a fact it never had"
@@ -256,7 +251,7 @@ impl<'a> Draft<'a> {
         }
         self.home.discard_early(&changes).await;
         self.home.manifest.edit(&changes).await?;
-        self.home.note_freed(&changes);
+        self.home.note_durable(&changes);
         Ok(())
     }
 

@@ -7,6 +7,9 @@
 //! On disk a fact takes 48 bytes. Fields for layers (snapshots) and for units of several blocks
 //! (compression) are there and zero, so that neither needs another format.
 
+use std::fmt;
+
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_wire::{Seq, SliceKey, View};
 
 use crate::encoding::{FieldReader, FieldWriter};
@@ -67,10 +70,52 @@ pub(crate) enum State {
 
 /// Where the bytes of a block are: a page of the area, in one life of its segment. A segment
 /// that is used again gets a new epoch, so an old place is recognised.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+///
+/// Memory holds the page in 48 bits, so that a [`Fact`] stays as small as it is with 32.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Place {
-    pub(crate) page: u32,
-    pub(crate) epoch: u32,
+    epoch: u32,
+    page_low: u32,
+    page_high: u16,
+}
+
+impl Place {
+    /// Pages have numbers below this one.
+    const PAGES: u64 = 1 << 48;
+
+    /// # Panics
+    ///
+    /// If an area cannot have such a page.
+    pub(super) fn new(page: u64, epoch: u32) -> Self {
+        let page = match planted::is_active(Bug::CountPagesIn32Bits) {
+            true => page % (1 << 32),
+            false => page,
+        };
+        Self::decoded(page, epoch).expect("a page within the largest area")
+    }
+
+    /// `None` if an area cannot have such a page.
+    fn decoded(page: u64, epoch: u32) -> Option<Self> {
+        (page < Self::PAGES).then_some(Self {
+            epoch,
+            page_low: page as u32,
+            page_high: (page >> 32) as u16,
+        })
+    }
+
+    pub(crate) fn page(self) -> u64 {
+        u64::from(self.page_high) << 32 | u64::from(self.page_low)
+    }
+
+    pub(crate) fn epoch(self) -> u32 {
+        self.epoch
+    }
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "page {} in life {}", self.page(), self.epoch)
+    }
 }
 
 /// What is known of one block, or of neighbouring zero blocks.
@@ -86,6 +131,9 @@ pub(crate) struct Fact {
     pub(crate) checksum: u64,
     pub(crate) place: Place,
 }
+
+/// A volume in use has one for each block in the cache of leaves.
+const _: () = assert!(size_of::<Fact>() == 40);
 
 impl Fact {
     /// What stood here is lost, its sequence number included.
@@ -142,8 +190,8 @@ impl Fact {
         writer.u64(self.view.0);
         writer.u64(self.checksum);
         // In sectors of 512 bytes, so that compressed units can begin at any of them.
-        writer.u64(u64::from(self.place.page) * SECTORS_PER_PAGE);
-        writer.u32(self.place.epoch);
+        writer.u64(self.place.page() * SECTORS_PER_PAGE);
+        writer.u32(self.place.epoch());
         writer.u32(0); // length of the unit and index in it
     }
 
@@ -152,11 +200,8 @@ impl Fact {
         let _layer = reader.u32()?;
         let (seq, view) = (Seq(reader.u64()?), View(reader.u64()?));
         let checksum = reader.u64()?;
-        let page = u32::try_from(reader.u64()? / SECTORS_PER_PAGE).ok()?;
-        let place = Place {
-            page,
-            epoch: reader.u32()?,
-        };
+        let page = reader.u64()? / SECTORS_PER_PAGE;
+        let place = Place::decoded(page, reader.u32()?)?;
         let _unit = reader.u32()?;
         let state = match state {
             1 => State::Present,
@@ -380,6 +425,36 @@ mod tests {
             leaf.lay(zero(block, 0, 1), |_| {});
         }
         assert_eq!(leaf.facts(), [zero(2, 3, 1)]);
+    }
+
+    #[test]
+    fn a_place_beyond_16_tib_is_the_same_behind_its_encoding() {
+        for page in [
+            0,
+            u64::from(u32::MAX),
+            1 << 32,
+            (5 << 32) + 7,
+            Place::PAGES - 1,
+        ] {
+            let fact = Fact {
+                place: Place::new(page, 3),
+                ..present(9, 4)
+            };
+            let mut writer = FieldWriter::default();
+            fact.encode(&mut writer);
+            let decoded = Fact::decode(&mut FieldReader::new(&writer.bytes));
+            assert_eq!(decoded, Some(fact));
+            assert_eq!(fact.place.page(), page);
+        }
+    }
+
+    #[test]
+    fn a_place_that_no_area_has_is_no_fact() {
+        let mut writer = FieldWriter::default();
+        present(9, 4).encode(&mut writer);
+        let sector = Place::PAGES * SECTORS_PER_PAGE;
+        writer.bytes[32..40].copy_from_slice(&sector.to_le_bytes());
+        assert_eq!(Fact::decode(&mut FieldReader::new(&writer.bytes)), None);
     }
 
     #[test]

@@ -16,9 +16,10 @@ use holdfast_wire::SliceKey;
 use serde::{Deserialize, Serialize};
 
 use super::fact::ExtentKey;
+use super::segments::Segments;
 
 /// What a segment is filled with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Kind {
     /// Blocks as they come out of the journal.
     Data,
@@ -120,7 +121,7 @@ pub(super) enum Change {
 /// The whole state.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(super) struct Layout {
-    pub(super) segments: Vec<Segment>,
+    pub(super) segments: Segments,
     pub(super) deltas: Vec<Delta>,
     pub(super) tables: BTreeMap<ExtentKey, Table>,
     pub(super) cleared: Vec<Cleared>,
@@ -137,7 +138,7 @@ pub(super) struct Layout {
 /// What a snapshot of format 1 holds: all but the last field.
 #[derive(Deserialize)]
 struct FirstLayout {
-    segments: Vec<Segment>,
+    segments: Segments,
     deltas: Vec<Delta>,
     tables: BTreeMap<ExtentKey, Table>,
     cleared: Vec<Cleared>,
@@ -175,40 +176,43 @@ impl Layout {
                     kind,
                     epoch,
                 } => {
-                    let index = *segment as usize;
-                    if index >= self.segments.len() {
-                        self.segments.resize(index + 1, Segment::default());
-                    }
-                    let found = &mut self.segments[index];
-                    if found.kind.is_some() {
+                    if self.segment(*segment).kind.is_some() {
                         return None;
                     }
                     match kind {
                         Kind::Data | Kind::Cold => self.data_segments += 1,
                         Kind::Map => self.map_segments += 1,
                     }
-                    *found = Segment {
+                    let opened = Segment {
                         kind: Some(*kind),
                         epoch: *epoch,
                         written: edit,
                         ..Segment::default()
                     };
+                    self.segments.put(*segment, opened);
                 }
                 Change::Filled { segment, used } => {
-                    let found = self.segment_mut(*segment)?;
-                    found.used = *used;
-                    found.written = edit;
+                    self.segments.change(*segment, |found| {
+                        found.used = *used;
+                        found.written = edit;
+                    })?;
                 }
-                Change::Sealed { segment } => self.segment_mut(*segment)?.sealed = true,
-                Change::Live { segment, live } => self.segment_mut(*segment)?.live = *live,
+                Change::Sealed { segment } => {
+                    self.segments
+                        .change(*segment, |found| found.sealed = true)?;
+                }
+                Change::Live { segment, live } => {
+                    self.segments.change(*segment, |found| found.live = *live)?;
+                }
                 Change::Freed { segment } => {
-                    let found = self.segment_mut(*segment)?;
-                    let kind = found.kind;
-                    *found = Segment {
+                    let found = self.segment(*segment);
+                    let kind = found.kind?;
+                    let freed = Segment {
                         epoch: found.epoch,
                         ..Segment::default()
                     };
-                    match kind? {
+                    self.segments.put(*segment, freed);
+                    match kind {
                         Kind::Data | Kind::Cold => self.data_segments -= 1,
                         Kind::Map => self.map_segments -= 1,
                     }
@@ -243,16 +247,8 @@ impl Layout {
         Some(())
     }
 
-    fn segment_mut(&mut self, segment: u32) -> Option<&mut Segment> {
-        let found = self.segments.get_mut(segment as usize)?;
-        found.kind.is_some().then_some(found)
-    }
-
     pub(super) fn segment(&self, segment: u32) -> Segment {
-        self.segments
-            .get(segment as usize)
-            .copied()
-            .unwrap_or_default()
+        self.segments.get(segment)
     }
 
     /// Whether facts of `slice` in run `delta` are void.

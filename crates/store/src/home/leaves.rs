@@ -109,7 +109,7 @@ impl Home {
         let (first, count) = part.pages();
         let extents = part.table.extents_of(first, count);
         let reads = extents.into_iter().map(|(segment, first, count)| {
-            let offset = u64::from(self.page_of(segment, first)) * PAGE_BYTES as u64;
+            let offset = self.byte_at(segment, first);
             self.disk.read(offset, count as usize * PAGE_BYTES)
         });
         let reads = try_join_all(reads);

@@ -67,10 +67,32 @@ impl Home {
         may_create: bool,
         edits_min: u64,
     ) -> Result<(Self, HomeScan), StoreError> {
-        let manifest = Manifest::open(disk.clone(), identity, may_create, edits_min).await?;
+        let manifest = Manifest::open(
+            disk.clone(),
+            identity,
+            may_create,
+            bounds.home_segments_at,
+            edits_min,
+        )
+        .await?;
         let home = Self::over(disk, identity, bounds, manifest);
+        home.warn_of_unused_space();
         let scan = home.load_map().await;
         Ok((home, scan))
+    }
+
+    fn warn_of_unused_space(&self) {
+        let area_bytes = self.disk.size_bytes();
+        let unused_bytes = self.manifest.geometry.unused_in(area_bytes);
+        if unused_bytes > 0 {
+            let used_bytes = area_bytes - unused_bytes;
+            tracing::warn!(
+                used_bytes,
+                unused_bytes,
+                "the home uses only a part of its area: it is larger than its manifest, made for \
+                 a smaller one, can describe, or than any home can be"
+            );
+        }
     }
 
     /// A home with this manifest and an empty map.
@@ -80,6 +102,7 @@ impl Home {
         bounds: StoreBounds,
         manifest: Manifest,
     ) -> Self {
+        let in_use = manifest.with(|layout| layout.segments.in_use().clone());
         Self {
             disk,
             identity,
@@ -91,8 +114,9 @@ impl Home {
             merging: Cell::new(None),
             damaged: Cell::new(false),
             broken: RefCell::default(),
+            collecting: Cell::new(None),
             collected: Cell::new(0),
-            given_back: GivenBack::default(),
+            given_back: GivenBack::new(in_use),
             freed: freed_at_start(),
         }
     }
@@ -163,7 +187,7 @@ impl Home {
     /// share of the old counts with it, and what it had replaced is there again.
     pub(super) async fn recount(&self) -> BTreeMap<u32, u32> {
         let mut counts: BTreeMap<u32, u32> = self.manifest.with(|layout| {
-            let numbered = layout.segments.iter().zip(0..);
+            let numbered = layout.segments.ever_used().iter().zip(0..);
             let data = numbered.filter(|(segment, _)| match segment.kind {
                 Some(Kind::Data | Kind::Cold) => true,
                 Some(Kind::Map) | None => false,
@@ -172,10 +196,10 @@ impl Home {
         });
         let mut count = |leaf: &Leaf| {
             for fact in leaf.facts() {
-                let number = self.segment_of(fact.place.page);
+                let number = self.segment_of(fact.place.page());
                 let epoch = self.manifest.with(|layout| layout.segment(number).epoch);
                 if fact.state == State::Present
-                    && fact.place.epoch == epoch
+                    && fact.place.epoch() == epoch
                     && let Some(live) = counts.get_mut(&number)
                 {
                     *live += 1;

@@ -31,80 +31,31 @@ use std::rc::Rc;
 use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::{Buffer, Disk, DiskError, PAGE_BYTES};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::AREA;
+use super::geometry::{Geometry, LARGE_VERSION};
 use super::layout::{Change, Layout};
+use super::region::{Region, RegionBytes};
+use super::snapshot::Snapshot;
 use crate::encoding::{FieldReader, FieldWriter, plain_checksum};
 use crate::error::StoreError;
 use crate::form::{Claim, Form};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"HFHOME\r\n");
-/// Format 1 knew clearings of whole volumes only.
-pub(crate) const VERSION: u32 = 2;
 const FORM: Form = Form {
     area: AREA,
     magic: MAGIC,
-    known: 0..=VERSION,
+    // 1 knew clearings of whole volumes only; 3 is that of homes beyond 16 TiB.
+    known: 0..=LARGE_VERSION,
     retired: &[],
 };
 const HEADER_BYTES: usize = 64;
+/// Where the header says how long the body is.
+const LENGTH_AT: usize = HEADER_BYTES - 8;
 /// Numbers of runs that a start skips: those that an earlier one wrote and no edit names. Such a
 /// run may lie where the next ones go, and must not show if a write of them is lost.
 const RUNS_SKIPPED: u64 = 1 << 16;
-/// Smallest region: a snapshot of a small home and a hundred edits.
-const REGION_BYTES_MIN: u64 = 512 << 10;
-/// Bytes of a region for each segment: its record, its share of tables, and edits about it.
-const REGION_BYTES_PER_SEGMENT: u64 = 96;
-const SEGMENT_BYTES_MIN: u64 = 128 << 10;
-const SEGMENT_BYTES_MAX: u64 = 8 << 20;
-/// Segments that the area is cut into, if their size allows it.
-const SEGMENTS_WANTED: u64 = 256;
-
-/// Where things are; fixed when the home is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Geometry {
-    pub(super) region_bytes: u64,
-    pub(super) segment_pages: u32,
-}
-
-impl Geometry {
-    /// For a new area of this size.
-    pub(super) fn new(area_bytes: u64) -> Self {
-        let wanted = (area_bytes / SEGMENTS_WANTED).max(1).next_power_of_two();
-        let segment_bytes = wanted.clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
-        let segments = area_bytes / segment_bytes;
-        // Room to grow to four times the size.
-        let region = REGION_BYTES_MIN.max(4 * segments * REGION_BYTES_PER_SEGMENT);
-        Self {
-            region_bytes: region.next_multiple_of(PAGE_BYTES as u64),
-            segment_pages: (segment_bytes / PAGE_BYTES as u64) as u32,
-        }
-    }
-
-    pub(super) fn segment_bytes(&self) -> u64 {
-        u64::from(self.segment_pages) * PAGE_BYTES as u64
-    }
-
-    pub(super) fn region_at(&self, generation: u64) -> u64 {
-        2 * PAGE_BYTES as u64 + (generation % 2) * self.region_bytes
-    }
-
-    /// Where the segments begin.
-    pub(super) fn segments_at(&self) -> u64 {
-        2 * PAGE_BYTES as u64 + 2 * self.region_bytes
-    }
-
-    /// Whole segments in an area of this size, as many as the manifest can describe.
-    pub(super) fn segments_in(&self, area_bytes: u64) -> u32 {
-        let fitting = area_bytes.saturating_sub(self.segments_at()) / self.segment_bytes();
-        let described = self.region_bytes / (REGION_BYTES_PER_SEGMENT / 2);
-        let countable = super::HOME_BYTES_MAX.min(area_bytes);
-        let counted = countable.saturating_sub(self.segments_at()) / self.segment_bytes();
-        fitting.min(described).min(counted) as u32
-    }
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum EntryKind {
     Superblock,
@@ -147,6 +98,15 @@ pub(super) struct Entry {
 
 impl Entry {
     fn encode(&self, identity: [u8; 16]) -> Buffer {
+        let mut bytes = self.header(identity, self.body.len());
+        bytes.extend_from_slice(&self.body);
+        let checksum = plain_checksum(&bytes[8..]);
+        bytes[..8].copy_from_slice(&checksum.to_le_bytes());
+        Buffer::padded_from(&bytes)
+    }
+
+    /// What comes before a body of this length, with room for the checksum.
+    fn header(&self, identity: [u8; 16], length: usize) -> Vec<u8> {
         let mut writer = FieldWriter::default();
         writer.u64(0);
         writer.u64(MAGIC);
@@ -155,12 +115,21 @@ impl Entry {
         writer.raw(&identity);
         writer.u64(self.generation);
         writer.u64(self.number);
-        writer.u64(self.body.len() as u64);
+        writer.u64(length as u64);
         debug_assert_eq!(writer.bytes.len(), HEADER_BYTES);
-        writer.raw(&self.body);
-        let checksum = plain_checksum(&writer.bytes[8..]);
-        writer.bytes[..8].copy_from_slice(&checksum.to_le_bytes());
-        Buffer::padded_from(&writer.bytes)
+        writer.bytes
+    }
+
+    /// How many bytes the entry takes that a page begins with, by what it says itself; `None` if
+    /// none begins there.
+    pub(super) fn claimed_bytes(page: &[u8]) -> Option<u64> {
+        let length = page
+            .get(LENGTH_AT..HEADER_BYTES)
+            .filter(|_| is_entry(page))?;
+        let length = u64::from_le_bytes(length.try_into().ok()?);
+        let page_bytes = PAGE_BYTES as u64;
+        let whole = (HEADER_BYTES as u64).checked_add(length)?;
+        whole.checked_next_multiple_of(page_bytes)
     }
 
     /// The entry at the beginning of these bytes; `None` if none is, or only a part of one.
@@ -231,29 +200,30 @@ pub(super) struct Manifest {
 }
 
 impl Manifest {
-    /// Reads the manifest; makes a new one if the area is blank and `may_create`.
+    /// Reads the manifest; makes a new one if the area is blank and `may_create`, of which the
+    /// segments begin at `segments_at_min` at least.
     pub(super) async fn open(
         disk: Rc<dyn Disk>,
         identity: [u8; 16],
         may_create: bool,
+        segments_at_min: u64,
         edits_min: u64,
     ) -> Result<Self, StoreError> {
         let Some(geometry) = read_superblocks(&disk, identity).await? else {
             if may_create {
-                return Self::create(disk, identity).await;
+                return Self::create(disk, identity, segments_at_min).await;
             }
             return Err(lost("superblocks"));
         };
         let mut regions = Vec::new();
         for generation in 0..2 {
-            let bytes = read_region(&disk, geometry, generation).await?;
-            regions.push(Region::read(identity, &bytes)?);
+            let mut bytes = RegionBytes::new(&disk, identity, geometry, generation);
+            regions.extend(Region::read(&mut bytes).await?);
         }
-        let mut regions: Vec<Region> = regions.into_iter().flatten().collect();
         regions.sort_by_key(|region| region.generation);
-        let Some(newest) = regions.last() else {
+        let Some(newest) = regions.pop() else {
             if may_create {
-                return Self::create(disk, identity).await;
+                return Self::create(disk, identity, segments_at_min).await;
             }
             return Err(lost("manifest"));
         };
@@ -266,6 +236,7 @@ impl Manifest {
         if newest.number < edits_min {
             return Err(lost("manifest's last edit"));
         }
+        let has_no_edit = newest.has_no_edit();
         let manifest = Self {
             disk,
             identity,
@@ -273,10 +244,10 @@ impl Manifest {
             generation: Cell::new(newest.generation),
             filled: Cell::new(newest.filled),
             number: Cell::new(newest.number),
-            layout: RefCell::new(newest.layout.clone()),
+            layout: RefCell::new(newest.layout),
         };
-        if let [older, _] = regions.as_slice()
-            && newest.has_no_edit()
+        if let Some(older) = regions.pop()
+            && has_no_edit
             && !older.is_continued
         {
             manifest.write_snapshot(newest.generation).await?;
@@ -284,25 +255,25 @@ impl Manifest {
                 .end_region(older.generation, older.filled, older.number)
                 .await?;
         }
-        let segments = geometry.segments_in(manifest.disk.size_bytes()) as usize;
-        let mut restored = newest.layout.clone();
-        restored.next_run += RUNS_SKIPPED;
-        let known = restored.segments.len().max(segments);
-        restored
-            .segments
-            .resize(known, super::layout::Segment::default());
-        manifest.move_on(restored, newest.number).await?;
+        manifest.alter(|layout| {
+            layout.next_run += RUNS_SKIPPED;
+            layout.segments.know_pages(geometry.segment_pages);
+        });
+        manifest.move_on(newest.number).await?;
         Ok(manifest)
     }
 
-    async fn create(disk: Rc<dyn Disk>, identity: [u8; 16]) -> Result<Self, StoreError> {
-        let geometry = Geometry::new(disk.size_bytes());
-        let segments = geometry.segments_in(disk.size_bytes()) as usize;
-        let layout = Layout {
-            segments: vec![super::layout::Segment::default(); segments],
+    async fn create(
+        disk: Rc<dyn Disk>,
+        identity: [u8; 16],
+        segments_at_min: u64,
+    ) -> Result<Self, StoreError> {
+        let geometry = Geometry::new(disk.size_bytes(), segments_at_min);
+        let mut layout = Layout {
             next_run: 1,
             ..Layout::default()
         };
+        layout.segments.know_pages(geometry.segment_pages);
         let manifest = Self {
             disk,
             identity,
@@ -313,12 +284,13 @@ impl Manifest {
             layout: RefCell::new(layout),
         };
         manifest.write_snapshot(1).await?;
+        let version = manifest.version();
         let superblock = Entry {
-            version: VERSION,
+            version,
             kind: EntryKind::Superblock,
             generation: 0,
             number: 0,
-            body: encoded(&geometry),
+            body: geometry.encoded(version),
         };
         for copy in 0..2 {
             let page = superblock.encode(identity);
@@ -347,7 +319,12 @@ impl Manifest {
         }
     }
 
-    /// Changes the layout of a frozen manifest, in memory.
+    /// The format of what is written.
+    fn version(&self) -> u32 {
+        self.geometry.version(self.disk.size_bytes())
+    }
+
+    /// Changes the layout in memory: that of a frozen manifest, or ahead of a snapshot.
     pub(super) fn alter(&self, change: impl FnOnce(&mut Layout)) {
         change(&mut self.layout.borrow_mut());
     }
@@ -366,7 +343,7 @@ impl Manifest {
     pub(super) async fn edit(&self, changes: &[Change]) -> Result<(), DiskError> {
         let number = self.number.get() + 1;
         let entry = Entry {
-            version: VERSION,
+            version: self.version(),
             kind: EntryKind::Edit,
             generation: self.generation.get(),
             number,
@@ -375,11 +352,10 @@ impl Manifest {
         // One page stays for the entry that says that it goes on elsewhere.
         let end = self.filled.get() + entry.bytes() + PAGE_BYTES as u64;
         if end > self.geometry.region_bytes {
-            let mut layout = self.layout.borrow().clone();
-            let applied = layout.apply(number, changes);
+            let applied = self.layout.borrow_mut().apply(number, changes);
             assert!(applied.is_some(), "an edit that does not fit its layout");
             reach::note(Row::ManifestTurned);
-            return self.move_on(layout, number).await;
+            return self.move_on(number).await;
         }
         let at = self.geometry.region_at(entry.generation) + self.filled.get();
         let bytes = entry.bytes();
@@ -394,20 +370,26 @@ impl Manifest {
         Ok(())
     }
 
-    /// Goes on in the other region, with `layout` as its snapshot.
-    async fn move_on(&self, layout: Layout, number: u64) -> Result<(), DiskError> {
+    /// Goes on in the other region, with a snapshot of the layout as edit `number` left it.
+    async fn move_on(&self, number: u64) -> Result<(), DiskError> {
         let (old, old_filled) = (self.generation.get(), self.filled.get());
         let old_number = self.number.get();
-        *self.layout.borrow_mut() = layout;
         self.number.set(number);
         self.write_snapshot(old + 1).await?;
         self.end_region(old, old_filled, old_number).await
     }
 
+    /// Writes a snapshot, although the region has room for further edits, for measurements.
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) async fn turn(&self) -> Result<u64, DiskError> {
+        self.move_on(self.number.get()).await?;
+        Ok(self.filled.get())
+    }
+
     /// Says behind a region's last edit that the state goes on in the other one.
     async fn end_region(&self, generation: u64, filled: u64, number: u64) -> Result<(), DiskError> {
         let continued = Entry {
-            version: VERSION,
+            version: self.version(),
             kind: EntryKind::Continued,
             generation,
             number: number + 1,
@@ -420,13 +402,14 @@ impl Manifest {
 
     async fn write_snapshot(&self, generation: u64) -> Result<(), DiskError> {
         let snapshot = Entry {
-            version: VERSION,
+            version: self.version(),
             kind: EntryKind::Snapshot,
             generation,
             number: self.number.get(),
-            body: encoded(&*self.layout.borrow()),
+            body: Vec::new(),
         };
-        let bytes = snapshot.bytes();
+        let mut encoded = Snapshot::of(&self.layout, HEADER_BYTES).await;
+        let bytes = encoded.len().next_multiple_of(PAGE_BYTES) as u64;
         if bytes + 2 * PAGE_BYTES as u64 > self.geometry.region_bytes {
             return Err(DiskError::Full {
                 name: AREA.to_owned(),
@@ -434,95 +417,13 @@ impl Manifest {
             });
         }
         let at = self.geometry.region_at(generation);
-        self.disk.write(at, snapshot.encode(self.identity)).await?;
+        let header = snapshot.header(self.identity, encoded.len() - HEADER_BYTES);
+        encoded.seal(&header).await;
+        encoded.write(&self.disk, at).await?;
         self.disk.sync().await?;
         self.generation.set(generation);
         self.filled.set(bytes);
         Ok(())
-    }
-}
-
-/// What one region holds.
-struct Region {
-    generation: u64,
-    layout: Layout,
-    snapshot_number: u64,
-    number: u64,
-    filled: u64,
-    is_continued: bool,
-    has_gap: bool,
-}
-
-impl Region {
-    /// `None` if it does not begin with a snapshot.
-    fn read(identity: [u8; 16], bytes: &[u8]) -> Result<Option<Self>, StoreError> {
-        let Some(first) = Entry::decode_own(identity, bytes)? else {
-            return Ok(None);
-        };
-        if first.kind != EntryKind::Snapshot {
-            return Ok(None);
-        }
-        let Some(layout) = first.layout() else {
-            return Ok(None);
-        };
-        let mut region = Self {
-            generation: first.generation,
-            layout,
-            snapshot_number: first.number,
-            number: first.number,
-            filled: first.bytes(),
-            is_continued: false,
-            has_gap: false,
-        };
-        loop {
-            let rest = bytes.get(region.filled as usize..).unwrap_or_default();
-            let next = Entry::decode_own(identity, rest)?.filter(|entry| region.is_next(entry));
-            let Some(entry) = next else {
-                region.has_gap = region.has_later(identity, rest)?;
-                return Ok(Some(region));
-            };
-            match entry.kind {
-                EntryKind::Continued => {
-                    region.is_continued = true;
-                    return Ok(Some(region));
-                }
-                EntryKind::Edit => {
-                    let changes: Result<Vec<Change>, _> = postcard::from_bytes(&entry.body);
-                    let applied = changes
-                        .is_ok_and(|changes| region.layout.apply(entry.number, &changes).is_some());
-                    if !applied {
-                        return Err(lost("manifest's edits"));
-                    }
-                    region.number = entry.number;
-                    region.filled += entry.bytes();
-                }
-                EntryKind::Superblock | EntryKind::Snapshot => {
-                    return Err(lost("manifest's edits"));
-                }
-            }
-        }
-    }
-
-    fn has_no_edit(&self) -> bool {
-        self.number == self.snapshot_number
-    }
-
-    fn is_next(&self, entry: &Entry) -> bool {
-        (entry.generation, entry.number) == (self.generation, self.number + 1)
-    }
-
-    /// Whether a later entry of this generation lies behind what cannot be read: edits are
-    /// written one at a time, so that one had been durable.
-    fn has_later(&self, identity: [u8; 16], rest: &[u8]) -> Result<bool, StoreError> {
-        for at in (PAGE_BYTES..rest.len()).step_by(PAGE_BYTES) {
-            if let Some(entry) = Entry::decode_own(identity, &rest[at..])?
-                && entry.generation == self.generation
-                && entry.number > self.number
-            {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 }
 
@@ -536,7 +437,7 @@ async fn read_superblocks(
         };
         let entry = Entry::decode(identity, &page)?;
         let superblock = entry.filter(|entry| entry.kind == EntryKind::Superblock);
-        let geometry = superblock.and_then(|entry| postcard::from_bytes(&entry.body).ok());
+        let geometry = superblock.and_then(|entry| Geometry::decode(entry.version, &entry.body));
         if geometry.is_some() {
             return Ok(geometry);
         }
@@ -556,31 +457,10 @@ pub(super) fn is_entry(page: &[u8]) -> bool {
     page.get(8..16) == Some(&MAGIC.to_le_bytes())
 }
 
-/// A region's bytes; pages that cannot be read match no checksum.
-pub(super) async fn read_region(
-    disk: &Rc<dyn Disk>,
-    geometry: Geometry,
-    generation: u64,
-) -> Result<Vec<u8>, StoreError> {
-    const UNREADABLE: u8 = 0xa5;
-    let at = geometry.region_at(generation);
-    let len = geometry.region_bytes as usize;
-    if let Ok(whole) = disk.read(at, len).await {
-        return Ok(whole.to_vec());
-    }
-    let mut bytes = vec![UNREADABLE; len];
-    for (page, number) in bytes.chunks_mut(PAGE_BYTES).zip(0..) {
-        if let Ok(read) = disk.read(at + number * PAGE_BYTES as u64, PAGE_BYTES).await {
-            page.copy_from_slice(&read);
-        }
-    }
-    Ok(bytes)
-}
-
 fn encoded<T: Serialize>(value: &T) -> Vec<u8> {
     postcard::to_stdvec(value).expect("plain data has an encoding")
 }
 
-fn lost(what: &'static str) -> StoreError {
+pub(super) fn lost(what: &'static str) -> StoreError {
     StoreError::Lost { area: AREA, what }
 }

@@ -15,7 +15,7 @@ use holdfast_runtime::{DiskError, PAGE_BYTES};
 
 use super::draft::Draft;
 use super::fact::{ExtentKey, Leaf, State};
-use super::layout::{Change, Cleared, Kind, Piece, Table};
+use super::layout::{Change, Cleared, Piece, Table};
 use super::map::pages_of;
 use super::run::{self, LeafPlace, PAYLOAD_BYTES, Stream};
 use super::{Home, forget};
@@ -293,21 +293,9 @@ impl Home {
     fn sparse_map_segment(&self) -> Option<u32> {
         let whole = u64::from(self.manifest.geometry.segment_pages);
         self.manifest.with(|layout| {
-            let maps = layout
-                .segments
-                .iter()
-                .zip(0..)
-                .filter(|(segment, _)| segment.kind == Some(Kind::Map) && segment.sealed);
-            let (count, live) = maps
-                .clone()
-                .fold((0u64, 0u64), |(count, live), (segment, _)| {
-                    (count + 1, live + u64::from(segment.live))
-                });
-            if count <= 2 * live.div_ceil(whole) + 4 {
-                return None;
-            }
-            maps.min_by_key(|(segment, _)| segment.live)
-                .map(|(_, number)| number)
+            let (count, live) = layout.segments.filled_maps();
+            let sparsest = layout.segments.sparsest_map();
+            sparsest.filter(|_| count > 2 * live.div_ceil(whole) + 4)
         })
     }
 

@@ -28,6 +28,7 @@ mod collect;
 mod discard;
 mod draft;
 pub(crate) mod fact;
+mod geometry;
 mod group;
 pub(crate) mod inspect;
 mod layout;
@@ -36,7 +37,12 @@ mod load;
 mod manifest;
 mod map;
 mod merge;
+#[cfg(any(test, feature = "testing"))]
+mod probe;
+mod region;
 mod run;
+mod segments;
+mod snapshot;
 mod space;
 
 use std::cell::{Cell, RefCell};
@@ -53,6 +59,7 @@ use self::ahead::Ahead;
 use self::discard::GivenBack;
 use self::draft::{Draft, Outgoing};
 use self::fact::{ExtentKey, Fact, Leaf, Place, State};
+pub use self::geometry::HOME_BYTES_MAX;
 use self::group::GroupEntry;
 use self::layout::{Change, Delta, Kind, Segment};
 use self::leaves::LeafCache;
@@ -69,12 +76,9 @@ pub(crate) const AREA: &str = "home";
 /// Smallest area that can work, in bytes.
 pub(crate) const HOME_BYTES_MIN: u64 = 4 << 20;
 
-/// Of a larger area no more is used, in bytes: its pages are counted in 32 bits.
-pub const HOME_BYTES_MAX: u64 = u32::MAX as u64 * PAGE_BYTES as u64;
-
 /// Formats of manifest, groups and runs.
 #[cfg(any(test, feature = "testing"))]
-pub(crate) const VERSIONS: [u32; 3] = [manifest::VERSION, group::VERSION, run::VERSION];
+pub(crate) const VERSIONS: [u32; 3] = [geometry::VERSION, group::VERSION, run::VERSION];
 
 /// Blocks that one edit brings in: 16 MiB, which are copied into groups on the way.
 const ARRIVALS_AT_ONCE: usize = 4096;
@@ -110,6 +114,8 @@ pub(crate) struct Home {
     damaged: Cell<bool>,
     /// Segments that cannot be collected, because their headers are damaged.
     broken: RefCell<BTreeSet<u32>>,
+    /// What is being collected.
+    collecting: Cell<Option<collect::Victim>>,
     /// Blocks moved by collections since the start.
     collected: Cell<u64>,
     given_back: GivenBack,
@@ -197,8 +203,8 @@ impl Home {
 
     /// Reads `pages` neighbouring pages of the area, unverified. What fails is tried again: an
     /// error that passes is no damage, and must not be taken for it by what reads to move.
-    pub(crate) async fn read(&self, page: u32, pages: u32) -> Result<Buffer, DiskError> {
-        let offset = u64::from(page) * PAGE_BYTES as u64;
+    pub(crate) async fn read(&self, page: u64, pages: u32) -> Result<Buffer, DiskError> {
+        let offset = page * PAGE_BYTES as u64;
         let mut tries = 0;
         loop {
             let read = self.disk.read(offset, pages as usize * PAGE_BYTES).await;
@@ -351,7 +357,7 @@ impl Home {
     #[cfg(any(test, feature = "testing"))]
     pub(crate) async fn byte_of(&self, slice: SliceKey, block: u32) -> Option<u64> {
         let fact = self.find(slice, block).await?;
-        (fact.state == State::Present).then(|| u64::from(fact.place.page) * PAGE_BYTES as u64)
+        (fact.state == State::Present).then(|| fact.place.page() * PAGE_BYTES as u64)
     }
 
     /// Where in the area pages of deltas, leaves and directories lie.
@@ -363,7 +369,7 @@ impl Home {
                 (first..first + count).map(move |page| (segment, page))
             });
             pages
-                .map(|(segment, page)| u64::from(self.page_of(segment, page)) * PAGE_BYTES as u64)
+                .map(|(segment, page)| self.byte_at(segment, page))
                 .collect()
         };
         let length = |pieces: &[layout::Piece]| pieces.iter().map(|piece| piece.pages).sum();
@@ -386,43 +392,39 @@ impl Home {
     }
 
     /// The area's page that is page `within` of a segment.
-    fn page_of(&self, segment: u32, within: u32) -> u32 {
+    fn page_of(&self, segment: u32, within: u32) -> u64 {
         let geometry = self.manifest.geometry;
-        let first = (geometry.segments_at() / PAGE_BYTES as u64) as u32;
-        first + segment * geometry.segment_pages + within
+        let first = geometry.segments_at / PAGE_BYTES as u64;
+        first + u64::from(segment) * u64::from(geometry.segment_pages) + u64::from(within)
     }
 
-    fn segment_of(&self, page: u32) -> u32 {
+    /// Byte of the area at which page `within` of a segment begins.
+    fn byte_at(&self, segment: u32, within: u32) -> u64 {
+        self.page_of(segment, within) * PAGE_BYTES as u64
+    }
+
+    /// The segment that a page of the area is in. Of a page that no segment has, as a damaged
+    /// fact may name it, the last number there is.
+    fn segment_of(&self, page: u64) -> u32 {
         let geometry = self.manifest.geometry;
-        let first = (geometry.segments_at() / PAGE_BYTES as u64) as u32;
-        page.saturating_sub(first) / geometry.segment_pages
+        let first = geometry.segments_at / PAGE_BYTES as u64;
+        let number = page.saturating_sub(first) / u64::from(geometry.segment_pages);
+        u32::try_from(number).unwrap_or(u32::MAX)
     }
 
     /// The segment of this kind that is being filled.
     fn open_segment(&self, kind: Kind) -> Option<u32> {
-        self.manifest.with(|layout| {
-            let open = |segment: &Segment| segment.kind == Some(kind) && !segment.sealed;
-            layout
-                .segments
-                .iter()
-                .position(open)
-                .map(|number| number as u32)
-        })
+        self.manifest.with(|layout| layout.segments.open(kind))
     }
 
     /// The first segment that is free and not in `touched`.
     fn free_segment(&self, touched: &BTreeMap<u32, Segment>) -> Option<u32> {
         let usable = self.manifest.geometry.segments_in(self.disk.size_bytes());
-        self.manifest.with(|layout| {
-            let free = |(number, segment): &(usize, &Segment)| {
-                segment.kind.is_none() && !touched.contains_key(&(*number as u32))
-            };
-            let segments = layout.segments.iter().take(usable as usize).enumerate();
-            segments
-                .into_iter()
-                .find(free)
-                .map(|(number, _)| number as u32)
-        })
+        let is_touched = |number| touched.contains_key(&number);
+        let first = self
+            .manifest
+            .with(|layout| layout.segments.first_free(is_touched));
+        (first < usable).then_some(first)
     }
 }
 

@@ -629,6 +629,27 @@ impl Store {
         while self.inner.home.discard_some().await {}
     }
 
+    /// From now on nearly all segments of the home are said to be in use, as in one that is full;
+    /// returns how many. For measurements: such a home is lost.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn pretend_full(&self, tables: u32) -> u32 {
+        self.inner.home.pretend_full(tables)
+    }
+
+    /// Which segment would be collected next, for measurements.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn next_collected(&self) -> Option<u32> {
+        self.inner.home.next_collected()
+    }
+
+    /// Writes a snapshot of the home's manifest; returns its bytes. For measurements.
+    #[cfg(any(test, feature = "testing"))]
+    pub async fn turn_manifest(&self) -> Result<u64, StoreError> {
+        let _writers = self.inner.home_writers.lock().await;
+        let turned = self.inner.home.turn_manifest().await;
+        turned.map_err(|error| self.inner.poison.set(error))
+    }
+
     /// Moves everything stable into the home.
     pub async fn flush(&self) -> Result<(), StoreError> {
         destage::flush(&self.inner).await

@@ -202,7 +202,7 @@ impl Inner {
         if found.len() < 2 || run_length(found) < found.len() {
             return Ok(None);
         }
-        let Ok(read) = self.home.read(first.place.page, found.len() as u32).await else {
+        let Ok(read) = self.home.read(first.place.page(), found.len() as u32).await else {
             // One bad sector must not hide its neighbours: read one by one.
             return Ok(None);
         };
@@ -246,7 +246,7 @@ impl Inner {
                     found = self.newest_stable(slice, block).await;
                 }
                 Source::Home(fact) => {
-                    let read = self.home.read(fact.place.page, 1).await;
+                    let read = self.home.read(fact.place.page(), 1).await;
                     let cause = match read {
                         Ok(bytes) if matches(slice, block, fact.checksum, &bytes) => {
                             return Ok(Some(Bytes::from(bytes)));
@@ -371,10 +371,9 @@ pub(crate) fn run_length(found: &[Option<Found>]) -> usize {
     let Some(first) = found.first().and_then(home_fact) else {
         return 1;
     };
-    let pages = first.place.page..;
-    let in_line = found
-        .iter()
-        .zip(pages)
-        .take_while(|(found, page)| home_fact(found).is_some_and(|fact| fact.place.page == *page));
+    let pages = first.place.page()..;
+    let in_line = found.iter().zip(pages).take_while(|(found, page)| {
+        home_fact(found).is_some_and(|fact| fact.place.page() == *page)
+    });
     in_line.count()
 }

@@ -18,7 +18,20 @@ pub(super) async fn filled(
     blocks: u32,
     fill: impl Fn(u32) -> u8,
 ) -> Rc<Store> {
-    let (store, _) = open(runtime, directory).await;
+    filled_with(runtime, directory, options(), blocks, fill).await
+}
+
+/// The same, of a store with these options.
+pub(super) async fn filled_with(
+    runtime: &Runtime,
+    directory: &MemoryDirectory,
+    options: StoreOptions,
+    blocks: u32,
+    fill: impl Fn(u32) -> u8,
+) -> Rc<Store> {
+    let directory = Rc::new(directory.clone());
+    let opened = Store::open(runtime.clone(), directory, options).await;
+    let (store, _) = opened.expect("the store opens");
     store
         .set_copy_state(SLICE, CopyState::InSync)
         .await

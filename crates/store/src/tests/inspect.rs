@@ -17,14 +17,14 @@ const IDENTITY: InspectOptions = InspectOptions {
     bytes_per_second: None,
 };
 
-async fn inspected(runtime: &Runtime, directory: &MemoryDirectory) -> Inspection {
+pub(super) async fn inspected(runtime: &Runtime, directory: &MemoryDirectory) -> Inspection {
     let directory = Rc::new(directory.clone());
     Inspection::open(runtime.clone(), directory, IDENTITY)
         .await
         .expect("there is something to look at")
 }
 
-async fn checked(runtime: &Runtime, directory: &MemoryDirectory) -> CheckReport {
+pub(super) async fn checked(runtime: &Runtime, directory: &MemoryDirectory) -> CheckReport {
     let before: Vec<u64> = AREAS.iter().map(|area| directory.writes(area)).collect();
     let report = inspected(runtime, directory)
         .await
@@ -95,7 +95,7 @@ async fn read(reader: &VolumeReader, wanted: u32) -> (Trust, Option<u8>) {
     (found.trust, byte)
 }
 
-async fn reader(runtime: &Runtime, directory: &MemoryDirectory) -> VolumeReader {
+pub(super) async fn reader(runtime: &Runtime, directory: &MemoryDirectory) -> VolumeReader {
     let inspection = inspected(runtime, directory).await;
     inspection.volume(SLICE.volume, &|_| {}).await
 }

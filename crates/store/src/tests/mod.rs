@@ -8,6 +8,7 @@ mod discard;
 mod golden;
 mod home;
 mod inspect;
+mod large;
 mod mapped;
 mod read_in;
 mod removal;

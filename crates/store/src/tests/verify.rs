@@ -6,7 +6,7 @@ use crate::testing::run;
 use crate::{Copied, CopiedBlock, DamagedBlocks, StoreError, VerifyPosition};
 
 /// A whole verification: bytes read, blocks found damaged.
-async fn verify_all(store: &Rc<Store>) -> (u64, u32) {
+pub(super) async fn verify_all(store: &Rc<Store>) -> (u64, u32) {
     let (mut bytes, mut damaged) = (0, 0);
     let mut from: Option<VerifyPosition> = None;
     loop {

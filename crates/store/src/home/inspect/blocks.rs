@@ -99,23 +99,24 @@ impl Home {
     }
 
     async fn verify(&self, wanted: &mut Vec<Wanted>, tally: &mut BlockTally, findings: &Findings) {
-        wanted.sort_by_key(|one| one.fact.place.page);
+        wanted.sort_by_key(|one| one.fact.place.page());
         let mut rest = wanted.as_slice();
         while let Some(first) = rest.first() {
-            let begin = first.fact.place.page;
+            let begin = first.fact.place.page();
             let segment = self.segment_of(begin);
             let near = |one: &&Wanted| {
-                one.fact.place.page - begin < READ_PAGES
-                    && self.segment_of(one.fact.place.page) == segment
+                one.fact.place.page() - begin < u64::from(READ_PAGES)
+                    && self.segment_of(one.fact.place.page()) == segment
             };
             let count = rest.iter().take_while(near).count();
             let (now, later) = rest.split_at(count);
             rest = later;
-            let end = now[count - 1].fact.place.page + 1;
-            let within = begin - self.page_of(segment, 0);
-            let pages = self.read_or_mark(segment, within, end - begin).await;
+            let end = now[count - 1].fact.place.page() + 1;
+            let within = (begin - self.page_of(segment, 0)) as u32;
+            let count = (end - begin) as u32;
+            let pages = self.read_or_mark(segment, within, count).await;
             for one in now {
-                let page = &pages[(one.fact.place.page - begin) as usize];
+                let page = &pages[(one.fact.place.page() - begin) as usize];
                 tally.verified += 1;
                 *tally.in_use.entry(segment).or_default() += 1;
                 let instead = match page {
@@ -172,7 +173,7 @@ impl Home {
                 }
             }
         };
-        let at = u64::from(damaged.fact.place.page) * PAGE_BYTES as u64;
+        let at = damaged.fact.place.page() * PAGE_BYTES as u64;
         Finding::new(kind, AREA, what)
             .at(at, PAGE_BYTES as u64)
             .of(damaged.slice, Some(damaged.block))
@@ -186,7 +187,7 @@ impl Home {
         findings: &Findings,
     ) {
         for damaged in std::mem::take(&mut tally.examined) {
-            if !is_lost(self.segment_of(damaged.fact.place.page)) {
+            if !is_lost(self.segment_of(damaged.fact.place.page())) {
                 findings.add(self.finding(&damaged));
             }
         }
@@ -241,7 +242,7 @@ impl BlockTally {
     pub(super) fn words_of(&self, home: &Home, segment: u32) -> String {
         let mut slices: BTreeMap<SliceKey, u64> = BTreeMap::new();
         for damaged in &self.examined {
-            if home.segment_of(damaged.fact.place.page) == segment {
+            if home.segment_of(damaged.fact.place.page()) == segment {
                 *slices.entry(damaged.slice).or_default() += 1;
             }
         }

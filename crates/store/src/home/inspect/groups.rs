@@ -38,7 +38,9 @@ impl Home {
         findings: &Findings,
         progress: &dyn Fn(u64),
     ) {
-        let segments = self.manifest.with(|layout| layout.segments.clone());
+        let segments = self
+            .manifest
+            .with(|layout| layout.segments.ever_used().to_vec());
         let mut lost = BTreeSet::new();
         for (segment, number) in segments.iter().zip(0..self.segment_count()) {
             match segment.kind {
@@ -114,10 +116,7 @@ impl Home {
         let mut described = 0;
         let data = at.first + group::header_pages(entries.len()) as u32;
         for (entry, page) in entries.iter().zip(data..) {
-            let place = Place {
-                page: self.page_of(at.segment, page),
-                epoch: at.epoch,
-            };
+            let place = Place::new(self.page_of(at.segment, page), at.epoch);
             let fact = self.find(entry.slice, entry.block).await;
             let here = fact.is_some_and(|fact| {
                 fact.state == State::Present && fact.place == place && fact.seq == entry.seq

@@ -13,12 +13,14 @@ use crate::inspect::dump::{Cell, Filter, Listing};
 impl Home {
     /// Every segment that is within the area.
     pub(crate) fn list_segments(&self, filter: &Filter, listing: &mut Listing) {
-        let segments = self.manifest.with(|layout| layout.segments.clone());
-        let number = self.segment_count();
-        for (segment, number) in segments.iter().zip(0..number) {
-            if filter.segment.is_some_and(|wanted| wanted != number) {
-                continue;
-            }
+        let all = 0..self.segment_count();
+        let wanted = match filter.segment {
+            Some(number) if all.contains(&number) => number..number + 1,
+            Some(_) => 0..0,
+            None => all,
+        };
+        for number in wanted {
+            let segment = self.manifest.with(|layout| layout.segment(number));
             let kind = match segment.kind {
                 None => "free",
                 Some(Kind::Data) => "data",
@@ -73,7 +75,7 @@ impl Home {
                         State::Unknown => "unknown",
                     };
                     let placed = fact.state == State::Present;
-                    let segment = self.segment_of(fact.place.page);
+                    let segment = self.segment_of(fact.place.page());
                     let place = |cell: Cell| if placed { cell } else { Cell::Nothing };
                     listing.add(vec![
                         Cell::Number(key.slice.volume),
@@ -85,8 +87,8 @@ impl Home {
                         Cell::Number(fact.view.0),
                         place(Cell::Text(format!("{:016x}", fact.checksum))),
                         place(Cell::number(segment)),
-                        place(Cell::number(fact.place.epoch)),
-                        place(Cell::Number(u64::from(fact.place.page) * PAGE_BYTES as u64)),
+                        place(Cell::number(fact.place.epoch())),
+                        place(Cell::Number(fact.place.page() * PAGE_BYTES as u64)),
                         run,
                     ]);
                     if listing.is_full() {

@@ -9,8 +9,10 @@ use std::rc::Rc;
 
 use holdfast_runtime::{Disk, PAGE_BYTES};
 
+use super::super::geometry::{Geometry, REGION_BYTES_MAX};
 use super::super::layout::{Change, Layout};
-use super::super::manifest::{Entry, EntryKind, Geometry, is_entry, read_region};
+use super::super::manifest::{Entry, EntryKind, is_entry};
+use super::super::region::RegionBytes;
 use super::super::{group, run};
 use crate::error::StoreError;
 use crate::inspect::recognise;
@@ -50,8 +52,8 @@ impl FoundEntry {
             },
             EntryKind::Snapshot => match self.entry.layout() {
                 Some(layout) => format!(
-                    "{} segments, {} deltas, {} tables, next run {}",
-                    layout.segments.len(),
+                    "{} segments ever used, {} deltas, {} tables, next run {}",
+                    layout.segments.ever_used().len(),
                     layout.deltas.len(),
                     layout.tables.len(),
                     layout.next_run
@@ -147,12 +149,8 @@ impl ManifestImage {
             return image;
         };
         for generation in 0..2 {
-            let at = geometry.region_at(generation);
-            let bytes = read_region(disk, geometry, generation).await;
-            let bytes = bytes.unwrap_or_default();
-            image.is_blank &= bytes.iter().all(|byte| *byte == 0);
-            let refused = entries_in(identity, at, &bytes, &mut image.entries);
-            image.flaws.extend(refused.map(Flaw::Refused));
+            let mut bytes = RegionBytes::new(disk, identity, geometry, generation);
+            image.read_region(&mut bytes).await;
         }
         image.build();
         if image.number < edits_min {
@@ -161,9 +159,6 @@ impl ManifestImage {
                 wanted: edits_min,
             });
         }
-        let segments = geometry.segments_in(disk.size_bytes()) as usize;
-        let known = image.layout.segments.len().max(segments);
-        image.layout.segments.resize(known, Default::default());
         image
     }
 
@@ -184,6 +179,33 @@ impl ManifestImage {
             }
             None => Superblock::Bad(recognise(&page)),
         });
+    }
+
+    /// Reads all intact entries of a region.
+    async fn read_region(&mut self, bytes: &mut RegionBytes) {
+        let mut refused = None;
+        let mut at = 0;
+        loop {
+            let page = bytes.page(at).await;
+            if page.is_empty() {
+                break;
+            }
+            self.is_blank &= page.iter().all(|byte| *byte == 0);
+            let mut length = PAGE_BYTES as u64;
+            if is_entry(page) {
+                match bytes.entry(at).await {
+                    Ok(Some(entry)) => {
+                        length = entry.bytes();
+                        let at = bytes.area_byte(at);
+                        self.entries.push(FoundEntry { at, entry });
+                    }
+                    Ok(None) => {}
+                    Err(error) => refused = Some(error),
+                }
+            }
+            at += length;
+        }
+        self.flaws.extend(refused.map(Flaw::Refused));
     }
 
     /// Puts the newest snapshot and all later edits together.
@@ -252,7 +274,7 @@ impl ManifestImage {
 
 fn geometry_of(entry: &Entry) -> Option<Geometry> {
     let is_superblock = entry.kind == EntryKind::Superblock;
-    let geometry: Option<Geometry> = postcard::from_bytes(&entry.body).ok();
+    let geometry = Geometry::decode(entry.version, &entry.body);
     geometry.filter(|_| is_superblock)
 }
 
@@ -260,45 +282,17 @@ fn changes_of(entry: &Entry) -> Option<Vec<Change>> {
     postcard::from_bytes(&entry.body).ok()
 }
 
-/// All intact entries of a region; gives why one of them must not be used, if so.
-fn entries_in(
-    identity: [u8; 16],
-    region_at: u64,
-    bytes: &[u8],
-    entries: &mut Vec<FoundEntry>,
-) -> Option<StoreError> {
-    let mut refused = None;
-    let mut at = 0;
-    while at < bytes.len() {
-        match Entry::decode_own(identity, &bytes[at..]) {
-            Ok(Some(entry)) => {
-                let length = entry.bytes() as usize;
-                entries.push(FoundEntry {
-                    at: region_at + at as u64,
-                    entry,
-                });
-                at += length;
-                continue;
-            }
-            Ok(None) => {}
-            Err(error) => refused = Some(error),
-        }
-        at += PAGE_BYTES;
-    }
-    refused
-}
-
 /// How the area is cut, from what lies in it: where the second region begins, and which size of
 /// segments puts the map's pages where the manifest says.
 async fn guess(disk: &Rc<dyn Disk>, identity: [u8; 16]) -> Option<Geometry> {
     const PAGES_AT_ONCE: usize = 256;
-    const ENTRY_PAGES_MAX: usize = 2048;
+    const MANIFEST_PAGES_MAX: usize = 2 * REGION_BYTES_MAX as usize / PAGE_BYTES;
     let page_bytes = PAGE_BYTES as u64;
     let pages = (disk.size_bytes() / page_bytes) as usize;
     let mut entries: Vec<(u64, Entry)> = Vec::new();
     let mut layout = None;
     // Regions are a small part of the area; where the second one begins is not known yet.
-    for first in (2..pages / 4).step_by(PAGES_AT_ONCE) {
+    for first in (2..(pages / 4).min(MANIFEST_PAGES_MAX)).step_by(PAGES_AT_ONCE) {
         let count = PAGES_AT_ONCE.min(pages - first);
         let Ok(bytes) = disk
             .read(first as u64 * page_bytes, count * PAGE_BYTES)
@@ -311,8 +305,10 @@ async fn guess(disk: &Rc<dyn Disk>, identity: [u8; 16]) -> Option<Geometry> {
                 continue;
             }
             // A snapshot may take many pages.
-            let most = (pages - at as usize).min(ENTRY_PAGES_MAX);
-            let Ok(whole) = disk.read(at * page_bytes, most * PAGE_BYTES).await else {
+            let left = (pages as u64 - at) * page_bytes;
+            let claimed = Entry::claimed_bytes(page).unwrap_or(page_bytes);
+            let length = claimed.min(left).min(REGION_BYTES_MAX) as usize;
+            let Ok(whole) = disk.read(at * page_bytes, length).await else {
                 continue;
             };
             if let Ok(Some(entry)) = Entry::decode(identity, &whole) {
@@ -331,15 +327,12 @@ async fn guess(disk: &Rc<dyn Disk>, identity: [u8; 16]) -> Option<Geometry> {
         entry.generation % 2 == 1 && entry.kind == EntryKind::Snapshot && entry.generation > 0
     });
     let second = odd.map(|(at, _)| *at).max();
-    let default = Geometry::new(disk.size_bytes());
+    let default = Geometry::new(disk.size_bytes(), 0);
     let region_bytes = second.map_or(default.region_bytes, |at| (at - 2) * page_bytes);
     let layout = layout.unwrap_or_default();
     let mut best = (0, None);
-    for shift in 5..=11 {
-        let geometry = Geometry {
-            region_bytes,
-            segment_pages: 1 << shift,
-        };
+    for shift in 5..=15 {
+        let geometry = Geometry::behind_manifest(region_bytes, 1 << shift);
         let proofs = proofs(disk, identity, geometry, &layout).await;
         if proofs > best.0 {
             best = (proofs, Some(geometry));
@@ -359,7 +352,7 @@ async fn proofs(
     const SEGMENTS: u32 = 64;
     let mut proofs = 0;
     for segment in 0..geometry.segments_in(disk.size_bytes()).min(SEGMENTS) {
-        let at = geometry.segments_at() + u64::from(segment) * geometry.segment_bytes();
+        let at = geometry.segments_at + u64::from(segment) * geometry.segment_bytes();
         // A header may take three pages.
         let Ok(pages) = disk.read(at, 3 * PAGE_BYTES).await else {
             continue;
@@ -375,7 +368,7 @@ async fn proofs(
             .map(|table| (table.run, &table.pieces)),
     );
     for (run, piece) in runs.filter_map(|(run, pieces)| Some((run, *pieces.first()?))) {
-        let at = geometry.segments_at()
+        let at = geometry.segments_at
             + u64::from(piece.segment) * geometry.segment_bytes()
             + u64::from(piece.first) * PAGE_BYTES as u64;
         if let Ok(page) = disk.read(at, PAGE_BYTES).await {

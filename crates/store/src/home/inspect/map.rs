@@ -195,7 +195,7 @@ impl Home {
                 .collect();
         }
         let mut pages = Vec::with_capacity(count as usize);
-        for page in first..first + count {
+        for page in (first..).take(count as usize) {
             let read = self.read(page, 1).await;
             pages.push(
                 read.map(|bytes| bytes.to_vec())

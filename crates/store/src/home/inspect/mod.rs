@@ -21,7 +21,7 @@ mod space;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use holdfast_runtime::{Disk, PAGE_BYTES};
+use holdfast_runtime::Disk;
 
 pub(crate) use self::blocks::BlockTally;
 pub(crate) use self::manifest::{Flaw, ManifestImage, Superblock};
@@ -29,9 +29,10 @@ pub(crate) use self::salvage::Salvage;
 pub use self::space::Space;
 use super::Home;
 use super::fact::{ExtentKey, Leaf, Place, State};
+use super::geometry::Geometry;
 use super::layout::{Kind, Layout};
 use super::load::HomeScan;
-use super::manifest::{Geometry, Manifest};
+use super::manifest::Manifest;
 use super::run;
 use crate::bounds::StoreBounds;
 
@@ -87,7 +88,7 @@ impl HomeImage {
 impl Home {
     /// A home of which nothing is known but where its parts would be if it was made like this.
     pub(crate) fn blank(disk: Rc<dyn Disk>, identity: [u8; 16]) -> Self {
-        let geometry = Geometry::new(disk.size_bytes());
+        let geometry = Geometry::new(disk.size_bytes(), 0);
         let layout = Layout::default();
         let manifest = Manifest::frozen(disk.clone(), identity, geometry, layout, 0);
         Self::over(disk, identity, StoreBounds::SERVICE, manifest)
@@ -114,11 +115,6 @@ impl Home {
         self.manifest.geometry.segments_in(self.disk.size_bytes())
     }
 
-    /// Byte of the area at which a page of a segment begins.
-    fn byte_at(&self, segment: u32, page: u32) -> u64 {
-        u64::from(self.page_of(segment, page)) * PAGE_BYTES as u64
-    }
-
     /// Where each part of the map that has a table of its own begins, and the part before them.
     fn parts(&self) -> BTreeSet<ExtentKey> {
         self.map.borrow().range_starts()
@@ -140,20 +136,21 @@ impl Home {
 
     /// Why a fact cannot be true; `None` if it can.
     fn contradiction(&self, place: Place) -> Option<String> {
-        let number = self.segment_of(place.page);
-        if number >= self.segment_count() {
-            return Some(format!("page {} lies outside the area", place.page));
-        }
+        let number = self.segment_of(place.page());
+        let within = place.page().checked_sub(self.page_of(number, 0));
+        let Some(within) = within.filter(|_| number < self.segment_count()) else {
+            return Some(format!("page {} lies in no segment", place.page()));
+        };
         let segment = self.manifest.with(|layout| layout.segment(number));
-        let within = place.page - self.page_of(number, 0);
         match segment.kind {
             None => Some(format!("segment {number} is free")),
             Some(Kind::Map) => Some(format!("segment {number} holds the map")),
-            Some(Kind::Data | Kind::Cold) if segment.epoch != place.epoch => Some(format!(
+            Some(Kind::Data | Kind::Cold) if segment.epoch != place.epoch() => Some(format!(
                 "segment {number} is in life {}, the fact speaks of life {}",
-                segment.epoch, place.epoch
+                segment.epoch,
+                place.epoch()
             )),
-            Some(Kind::Data | Kind::Cold) if within >= segment.used => Some(format!(
+            Some(Kind::Data | Kind::Cold) if within >= u64::from(segment.used) => Some(format!(
                 "segment {number} is filled up to page {}, the fact speaks of page {within}",
                 segment.used
             )),

@@ -21,7 +21,7 @@ use crate::record::{Seq, SliceKey};
 #[derive(Clone, Copy)]
 struct Version {
     seq: Seq,
-    page: u32,
+    page: u64,
     checksum: u64,
 }
 

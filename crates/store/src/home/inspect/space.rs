@@ -91,13 +91,14 @@ impl Home {
         let page_bytes = PAGE_BYTES as u64;
         let mut space = Space {
             area_bytes: self.disk.size_bytes(),
-            manifest_bytes: geometry.segments_at(),
+            manifest_bytes: geometry.segments_at,
             segments: u64::from(self.segment_count()),
             capacity_bytes: self.usage().capacity_blocks * page_bytes,
             ..Space::default()
         };
         let mut open: BTreeSet<(u8, u32)> = BTreeSet::new();
-        for (segment, number) in segments.iter().zip(0..self.segment_count()) {
+        for number in 0..self.segment_count() {
+            let segment = segments.get(number);
             let counted = match segment.kind {
                 None => {
                     space.free_segments += 1;
