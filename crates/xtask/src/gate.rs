@@ -14,7 +14,7 @@ use anyhow::{Context as _, anyhow, bail};
 use crate::process::{cargo, find, output_of, run};
 
 const BUDGET: &str = "crates/sim/gate.json";
-const EXAMPLE: &str = "target/debug/examples/gate";
+const EXAMPLE: &str = "target/release/examples/gate";
 /// Of one run, before and beside which so much else is done.
 const FEW: u64 = 512;
 const MANY: u64 = 1_536;
@@ -28,7 +28,7 @@ const WORKS: [(&str, u64); 3] = [("write", 1), ("write", 16), ("read", 1)];
 pub(crate) fn run_gate(set: bool) -> anyhow::Result<()> {
     find("valgrind").context("valgrind is not installed")?;
     let mut build = cargo();
-    build.args(["build", "--workspace", "--example", "gate"]);
+    build.args(["build", "--release", "--workspace", "--example", "gate"]);
     run(&mut build, BUILD_LIMIT)?;
     let measured: BTreeMap<String, u64> = WORKS
         .into_iter()
