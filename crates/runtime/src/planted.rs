@@ -74,7 +74,7 @@ pub enum Bug {
     /// A segment is discarded before it is durable that nothing refers to it.
     DiscardEarly,
     /// Places of blocks have pages of 32 bits.
-    CountPagesIn32Bits,
+    TruncatePages,
     /// Recovery follows whatever batch lies there, of an earlier lap too.
     AcceptStaleLap,
     /// Destaging begins before the journal is read in, and takes what is missing for lost.
@@ -209,7 +209,7 @@ impl Bug {
         Self::MoveReplacedBlocks,
         Self::ReuseSegmentEarly,
         Self::DiscardEarly,
-        Self::CountPagesIn32Bits,
+        Self::TruncatePages,
         Self::AcceptStaleLap,
         Self::DestageUnread,
         Self::ForgetDelta,
@@ -328,7 +328,7 @@ impl Bug {
                 Finder::LinkCuts
             }
             Self::AcceptStaleLap
-            | Self::CountPagesIn32Bits
+            | Self::TruncatePages
             | Self::DestageUnread
             | Self::SnapshotForgetsRemovals => Finder::Store,
             Self::CountUnsyncedEdit

@@ -46,7 +46,7 @@ mod tests;
 
 pub use bounds::StoreBounds;
 pub use error::StoreError;
-pub use home::{HOME_BYTES_MAX, home_owner};
+pub use home::{HOME_BYTES_MAX, HOME_BYTES_MIN, home_owner};
 pub use journal::journal_owner;
 
 pub use record::{

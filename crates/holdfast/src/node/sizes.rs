@@ -5,6 +5,7 @@
 //! | journal | not given | 256 MiB | the device, up to 4 GiB |
 //! | home, preallocated | not given | 64 GiB, but half of what is available at most | the device |
 //! | home, sparse | not given | 64 GiB | the device |
+//! | home | given, or grown, beyond 256 TiB | refused | refused |
 //! | either | given, or grown | refused if it is not available | refused if the device is smaller |
 //!
 //! A sparse home takes its space as it needs it: nobody looks whether that is there.
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use holdfast_runtime::PAGE_BYTES;
 use holdfast_runtime::host::available_bytes;
-use holdfast_store::HOME_BYTES_MAX;
+use holdfast_store::{HOME_BYTES_MAX, HOME_BYTES_MIN};
 
 use super::identity::{IdentityFile, NewLayout};
 use super::places::{Area, device_bytes, make_room, refuse_missing_device};
@@ -42,6 +43,7 @@ pub(super) fn new_layout(
     for place in [&journal, &home].into_iter().flatten() {
         refuse_missing_device(place)?;
     }
+    refuse_impossible_home(args.home_size)?;
     let journal_bytes = journal_bytes(journal.as_deref(), args)?;
     let inside = match journal {
         Some(_) => 0,
@@ -120,6 +122,19 @@ fn home_bytes(
     Ok(bytes)
 }
 
+fn refuse_impossible_home(wanted: Option<u64>) -> Result<(), Failure> {
+    let range = HOME_BYTES_MIN..=HOME_BYTES_MAX;
+    match wanted {
+        Some(bytes) if !range.contains(&bytes) => Err(Failure::Usage(format!(
+            "a home of {} ({bytes} bytes) cannot be made. Give --home-size between {} and {}",
+            show_size(bytes),
+            show_size(HOME_BYTES_MIN),
+            show_size(HOME_BYTES_MAX)
+        ))),
+        Some(_) | None => Ok(()),
+    }
+}
+
 /// Size of the block device at this place, if it is one, and large enough for what is wanted.
 fn sufficient_device(
     area: Area,
@@ -173,6 +188,7 @@ pub(super) fn apply(
     file: &mut IdentityFile,
     args: &StartArgs,
 ) -> Result<(), Failure> {
+    refuse_impossible_home(args.home_size)?;
     let identity = &file.identity;
     let (known_journal, known_home) = (identity.journal_bytes, identity.home_bytes);
     let journal = args.journal_size.unwrap_or(known_journal);
@@ -205,4 +221,22 @@ pub(super) fn apply(
     }
     file.update(|identity| identity.home_bytes = home)
         .map_err(Failure::of)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_home_size_beyond_the_limits_is_refused_with_the_range() {
+        for size in [None, Some(HOME_BYTES_MIN), Some(HOME_BYTES_MAX)] {
+            assert!(refuse_impossible_home(size).is_ok());
+        }
+        for size in [0, HOME_BYTES_MIN - 1, HOME_BYTES_MAX + 1] {
+            let Err(Failure::Usage(said)) = refuse_impossible_home(Some(size)) else {
+                panic!("a home of {size} bytes is possible");
+            };
+            assert!(said.contains("between 4 MiB and 256 TiB"), "{said}");
+        }
+    }
 }

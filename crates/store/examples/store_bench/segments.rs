@@ -60,7 +60,7 @@ pub(crate) async fn measure(bench: Bench, runtime: Runtime, home: u64) {
     let empty_resident_mib = resident_mib();
     let empty_round_ms = round_ms(&store, &mut writer).await;
     let (empty_snapshot_bytes, empty_snapshot_ms, _) = snapshot(&store).await;
-    let tables = home_bytes * TABLES_PER_TIB >> 40;
+    let tables = (home_bytes >> 40) * TABLES_PER_TIB;
     let segments = store.pretend_full(tables as u32);
     let full_resident_mib = resident_mib();
     let begun = Instant::now();

@@ -87,7 +87,7 @@ impl Place {
     ///
     /// If an area cannot have such a page.
     pub(super) fn new(page: u64, epoch: u32) -> Self {
-        let page = match planted::is_active(Bug::CountPagesIn32Bits) {
+        let page = match planted::is_active(Bug::TruncatePages) {
             true => page % (1 << 32),
             false => page,
         };

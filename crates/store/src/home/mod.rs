@@ -74,7 +74,7 @@ use crate::record::{Seq, SliceKey, View};
 /// Name of the area.
 pub(crate) const AREA: &str = "home";
 /// Smallest area that can work, in bytes.
-pub(crate) const HOME_BYTES_MIN: u64 = 4 << 20;
+pub const HOME_BYTES_MIN: u64 = 4 << 20;
 
 /// Formats of manifest, groups and runs.
 #[cfg(any(test, feature = "testing"))]

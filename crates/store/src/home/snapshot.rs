@@ -123,12 +123,19 @@ impl Snapshot {
 
     /// Writes it, padded to whole pages.
     pub(super) async fn write(self, disk: &Rc<dyn Disk>, at: u64) -> Result<(), DiskError> {
+        let count = self.pieces.len();
         let offsets = (at..).step_by(PIECE_BYTES);
         let writes = offsets.zip(self.pieces);
         let writes = writes.map(|(offset, piece)| disk.write(offset, piece));
         let mut writes = futures::stream::iter(writes).buffered(WRITES_IN_FLIGHT);
+        let mut left = count;
         while let Some(written) = writes.next().await {
             written?;
+            left -= 1;
+            // A file in memory is written at once, and then no write waits for anything.
+            if left > 0 {
+                yield_now().await;
+            }
         }
         Ok(())
     }

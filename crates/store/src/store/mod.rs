@@ -51,7 +51,8 @@ pub struct StoreOptions {
     /// Size of the journal area in bytes, at least 512 KiB; fixed when the store is made.
     pub journal_bytes: u64,
     /// Size of the home area in bytes, at least 4 MiB; may grow to four times of what it was made
-    /// with. About an eighth of it is for maps and for collecting space.
+    /// with. Of more, or of more than [`HOME_BYTES_MAX`](crate::HOME_BYTES_MAX), no more is used,
+    /// which the log says. About an eighth of it is for maps and for collecting space.
     pub home_bytes: u64,
     /// The home's space is taken when it is made or grown, and kept: no write of it meets a full
     /// disk. Else it is taken as it is needed, and free segments are given back.

@@ -31,7 +31,7 @@ pub struct Space {
     pub map_reclaimable_bytes: u64,
     /// Free segments.
     pub free_bytes: u64,
-    /// What is too little for a segment, at the end of the area.
+    /// What is too little for a segment, at the end of the area, or more than the home can use.
     pub rest_bytes: u64,
     /// What the home takes from its clients; the rest is kept for maps and for collecting.
     pub capacity_bytes: u64,
