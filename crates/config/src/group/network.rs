@@ -326,6 +326,29 @@ impl Arriving {
     fn is_same(&self, other: &Self) -> bool {
         (self.vote, &self.meta, self.expected) == (other.vote, &other.meta, other.expected)
     }
+
+    /// Keeps a chunk in its place, and gives all of them with the last one. An error is the one
+    /// that is wanted next.
+    fn take(
+        place: &RefCell<Option<Self>>,
+        expected: Self,
+        chunk: u32,
+        payload: Bytes,
+    ) -> Result<Self, u32> {
+        let mut arriving = match place.borrow_mut().take() {
+            Some(arriving) if arriving.is_same(&expected) => arriving,
+            Some(_) | None => expected,
+        };
+        if arriving.chunks.len() == chunk as usize {
+            arriving.chunks.push(payload);
+        }
+        let wanted = arriving.chunks.len() as u32;
+        if wanted == arriving.expected {
+            return Ok(arriving);
+        }
+        *place.borrow_mut() = Some(arriving);
+        Err(wanted)
+    }
 }
 
 /// Answers the requests of other members.
@@ -426,7 +449,7 @@ impl<M: Machine> Server<M> {
                     expected: chunks,
                     chunks: Vec::new(),
                 };
-                match self.take(expected, chunk, payload) {
+                match Arriving::take(&self.arriving, expected, chunk, payload) {
                     Err(wanted) => Response::Wants { chunk: wanted },
                     Ok(whole) => {
                         let data = SnapshotData::of_chunks(whole.chunks);
@@ -440,25 +463,6 @@ impl<M: Machine> Server<M> {
                 Response::Probe(judge(from, last_log_id, own, state, &self.pulse))
             }
         }
-    }
-
-    /// Keeps a chunk, and gives all of them with the last one. An error is the one that is wanted
-    /// next.
-    fn take(&self, expected: Arriving, chunk: u32, payload: Bytes) -> Result<Arriving, u32> {
-        let mut place = self.arriving.borrow_mut();
-        let mut arriving = match place.take() {
-            Some(arriving) if arriving.is_same(&expected) => arriving,
-            Some(_) | None => expected,
-        };
-        if arriving.chunks.len() == chunk as usize {
-            arriving.chunks.push(payload);
-        }
-        let wanted = arriving.chunks.len() as u32;
-        if wanted == arriving.expected {
-            return Ok(arriving);
-        }
-        *place = Some(arriving);
-        Err(wanted)
     }
 
     async fn install(&self, vote: Vote, meta: SnapshotMeta, data: SnapshotData) -> Response {
@@ -475,5 +479,47 @@ impl<M: Machine> Server<M> {
         if *vote >= self.metrics.borrow().vote {
             self.pulse.hear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::CommittedLeaderId;
+
+    use super::*;
+
+    /// No chunk yet of a snapshot of three, up to this entry, sent by the leader of this term.
+    fn nothing_of(term: u64, index: u64) -> Arriving {
+        let leader = CommittedLeaderId::new(term, NodeId(1));
+        let meta = SnapshotMeta {
+            last_log_id: Some(LogId::new(leader, index)),
+            ..SnapshotMeta::default()
+        };
+        Arriving {
+            vote: Vote::new_committed(term, NodeId(1)),
+            meta,
+            expected: 3,
+            chunks: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn chunks_of_another_snapshot_or_leader_begin_anew_and_only_the_next_one_counts() {
+        let place = RefCell::default();
+        let take = |arriving, chunk: u32| {
+            let payload = Bytes::from(vec![chunk as u8]);
+            Arriving::take(&place, arriving, chunk, payload).map(|whole| whole.chunks.len())
+        };
+        assert_eq!(take(nothing_of(1, 10), 0), Err(1));
+        assert_eq!(take(nothing_of(1, 10), 2), Err(1), "one was lost");
+        assert_eq!(take(nothing_of(1, 10), 1), Err(2));
+        assert_eq!(take(nothing_of(1, 11), 2), Err(0), "a newer one");
+        assert_eq!(take(nothing_of(1, 11), 0), Err(1));
+        assert_eq!(take(nothing_of(2, 11), 1), Err(0), "of another leader");
+        for chunk in 0..2 {
+            assert_eq!(take(nothing_of(2, 11), chunk), Err(chunk + 1));
+            assert_eq!(take(nothing_of(2, 11), chunk), Err(chunk + 1), "twice");
+        }
+        assert_eq!(take(nothing_of(2, 11), 2), Ok(3));
     }
 }

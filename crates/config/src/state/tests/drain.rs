@@ -211,6 +211,41 @@ fn where_no_node_is_left_it_waits_until_one_comes() {
 }
 
 #[test]
+fn a_cancelled_drain_leaves_every_copy_in_sync_also_where_the_old_one_is_needed_still() {
+    let mut state = drained(5);
+    go_on(&mut state);
+    let away = (1..5).map(NodeId).find(|node| {
+        let record = &state.volumes[&DB];
+        let shares = |slice: &SliceRecord| {
+            slice.is_in_sync(NodeId(5)) && slice.is_in_sync(*node) && slice.in_sync().count() > 2
+        };
+        record.owner.expect("up").node != *node && record.slices.values().any(shares)
+    });
+    let away = away.expect("a node that holds, and does not own");
+    state.apply(down(away));
+    let record = &state.volumes[&DB];
+    assert!(record.open, "other copies serve");
+    let slices = on(&state, away.0).into_iter().map(|(index, _)| index);
+    let change = Change::RemoveCopies {
+        volume: DB,
+        view: record.view,
+        slices: slices.collect(),
+        node: away,
+    };
+    assert_eq!(state.apply(change), Outcome::Done);
+    promote_all(&mut state);
+    let in_sync = |state: &ClusterState| -> Vec<Vec<NodeId>> {
+        let slices = state.volumes[&DB].slices.values();
+        slices.map(|slice| slice.in_sync().collect()).collect()
+    };
+    let before = in_sync(&state);
+    assert!(!on(&state, 5).is_empty(), "it is needed while one is away");
+    assert_eq!(state.apply(cancel(5)), Outcome::Done);
+    state.check();
+    assert_eq!(in_sync(&state), before);
+}
+
+#[test]
 fn a_cancelled_drain_leaves_what_was_there_and_what_is_in_sync_by_now() {
     let mut state = cluster();
     open(&mut state);
@@ -339,6 +374,7 @@ fn a_large_drain_goes_on_in_bounded_parts() {
     let all = 512 + go_on(&mut state);
     assert!(all >= held, "{all} of {held}");
     assert_eq!(state.copies_on(NodeId(5)), before, "nothing is in sync yet");
+    assert_eq!(read_back(&state), state, "all of its slices");
     let slices = vec![(DB, 0); MENDED_AT_ONCE_MAX + 1];
     let too_many = Refusal::TooManyAtOnce {
         named: 513,

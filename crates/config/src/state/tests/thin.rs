@@ -451,6 +451,12 @@ fn a_full_state_takes_no_more_volumes_and_slices_and_all_other_changes() {
         }
     };
     assert!(matches!(full, Refusal::StateFull { .. }), "{full:?}");
+    let placed = state.volumes[&THIN].slices.len();
+    assert_eq!(
+        placed as u32,
+        next - PLACED_AT_ONCE_MAX as u32,
+        "a refusal places nothing"
+    );
     let bytes: usize = state.pieces().map(|piece| piece.len()).sum();
     assert!(bytes as u64 <= STATE_BYTES_MAX + (64 << 10), "{bytes}");
     assert!(state.volumes[&THIN].slices.len() > 1_500_000);
@@ -573,6 +579,24 @@ fn a_takeover_of_a_volume_with_very_many_slices_is_agreed_on_in_few_bytes() {
         assert_eq!(state.apply(change), Outcome::Done);
         assert!(state.volumes[&THIN].open);
     }
+}
+
+#[test]
+fn a_copy_whose_node_has_restarted_since_it_was_reconciled_does_not_count() {
+    let mut state = taken_over(40);
+    let change = opened_but(&state, &opened(&state));
+    let owner = state.volumes[&THIN].owner.expect("nodes are up").node;
+    let node = (1..=5).map(NodeId).find(|node| *node != owner);
+    let node = node.expect("five nodes");
+    assert_eq!(state.apply(start(node.0, 2)), Outcome::Done);
+    assert!(state.volumes[&THIN].slices.held_by(node).in_sync > 0);
+    assert_eq!(state.apply(change), Outcome::Done);
+    state.check();
+    let held = state.volumes[&THIN].slices.held_by(node);
+    assert!(held.copies > 0 && held.in_sync == 0, "{held:?}");
+    let others = state.volumes[&THIN].slices.holders().iter();
+    let mut others = others.filter(|held| held.node != node);
+    assert!(others.all(|held| held.in_sync == held.copies));
 }
 
 #[test]

@@ -13,7 +13,8 @@ use holdfast_store::{DamagedBlocks, Store};
 use holdfast_wire::{Seq, SliceKey, VolumeId};
 
 use super::client::{Ended, Range, Workload};
-use super::draining::{Redundancy, expect_drained};
+use super::draining::expect_drained;
+use super::redundancy::Redundancy;
 use super::shape::Mood;
 use super::vast::is_compared;
 use crate::oracle::cluster::{MemoryBound, Ownership, Progress, compare_copies};
@@ -49,7 +50,7 @@ pub(super) struct Audit {
     /// Volumes whose last complete copy was damaged: honestly out of service.
     lost: RefCell<BTreeSet<usize>>,
     turn: Cell<usize>,
-    pub(super) drains: Redundancy,
+    pub(super) redundancy: Redundancy,
 }
 
 impl Audit {
@@ -65,7 +66,7 @@ impl Audit {
             calm: Cell::new(false),
             lost: RefCell::default(),
             turn: Cell::new(0),
-            drains: Redundancy::default(),
+            redundancy: Redundancy::default(),
         })
     }
 
@@ -166,6 +167,7 @@ impl Audit {
         self.expect_members()?;
         self.expect_redundancy().await?;
         expect_drained(self, &self.workload).await?;
+        self.expect_fitting().await?;
         self.expect_forgotten().await?;
         self.expect_healed().await?;
         self.read_back().await?;

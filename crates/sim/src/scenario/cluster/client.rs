@@ -1,7 +1,7 @@
 //! Clients: they read, write and zero through any node's portal, and report to the checker.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ pub(super) struct Workload {
     /// Draws who ends a path in good order, once [`Workload::allow_resets`] was called.
     resets: Random,
     resets_ppm: Cell<u32>,
+    /// Nodes whose drain somebody has called off, or tried to.
+    pub(super) called_off: RefCell<BTreeSet<NodeId>>,
     /// Where clients meet, volume by volume.
     regions: RefCell<Vec<Vec<Region>>>,
 }
@@ -146,6 +148,7 @@ impl Workload {
             next_value: Cell::new(1),
             known: RefCell::default(),
             counts: Counts::default(),
+            called_off: RefCell::default(),
         })
     }
 

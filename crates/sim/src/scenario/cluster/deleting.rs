@@ -18,7 +18,9 @@ const LIMIT: Duration = Duration::from_secs(5);
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(4));
 /// The client number of what the operator writes.
 const OPERATOR: u64 = 80;
-const SIZE_BYTES: u64 = 1 << 20;
+const SLICE_BYTES: u64 = 1 << 20;
+/// All slices but one come with their first write.
+const SIZE_BYTES: u64 = 8 * SLICE_BYTES;
 
 /// Makes and deletes volumes until `stop`.
 pub(super) async fn keep_deleting(workload: Rc<Workload>, stop: Rc<Cell<bool>>) {
@@ -34,7 +36,7 @@ pub(super) async fn keep_deleting(workload: Rc<Workload>, stop: Rc<Cell<bool>>) 
             size_bytes: SIZE_BYTES,
             logical_block_bytes: 4096,
             copies: workload.nodes.shape.copies,
-            slice_bytes: SIZE_BYTES,
+            slice_bytes: SLICE_BYTES,
             chap: None,
             naa_random: 1_000 + made,
             now_unix_ms: 0,

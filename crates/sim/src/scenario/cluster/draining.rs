@@ -1,17 +1,14 @@
 //! An operator who drains nodes while everything else goes on: some drains are called off, some
 //! nodes are removed once they are empty, and some are asked to be long before that.
 //!
-//! Oracles: a copy leaves a node, drained or not, only if the slice has as many others in sync as
-//! its volume wants; once everything has healed a drain ends, if there are nodes for the copies.
+//! Oracles: those of [`super::redundancy`]; once everything has healed a drain ends, if there are
+//! nodes for the copies.
 
-use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use holdfast_config::state::{
-    Change, ClusterState, CopyStatus, NodeStatus, Outcome, Refusal, VolumeRecord,
-};
+use holdfast_config::state::{Change, ClusterState, NodeStatus, Outcome, Refusal, VolumeRecord};
 use holdfast_runtime::NodeId;
 
 use super::audit::Audit;
@@ -76,6 +73,7 @@ pub(super) async fn keep_draining(workload: Rc<Workload>, stop: Rc<Cell<bool>>) 
         }
         if random.chance(700_000) {
             let cancel = Change::CancelDrain { node };
+            workload.called_off.borrow_mut().insert(node);
             while !stop.get() && ask(&workload, &random, cancel.clone()).await.is_none() {
                 runtime.sleep(RETRY_PAUSE).await;
             }
@@ -137,133 +135,6 @@ pub(super) async fn ask(workload: &Workload, random: &Random, change: Change) ->
     let nodes = &workload.nodes;
     let id = random.pick(&nodes.with_process()).copied()?;
     nodes.ask(id, "drainer", change, PROPOSAL_LIMIT).await
-}
-
-/// How long a node that does not run, or says nothing, is left alone.
-const LOOK_AFTER: Duration = Duration::from_millis(100);
-/// States of which the one before, or after, may still be seen.
-const KEPT: usize = 64;
-
-/// Watches that drained nodes give up no copy that is needed: compares each state with the one
-/// before, whichever nodes have told of them.
-#[derive(Default)]
-pub(super) struct Redundancy {
-    seen: RefCell<BTreeMap<u64, Rc<ClusterState>>>,
-    compared: Cell<u64>,
-}
-
-impl Redundancy {
-    /// How many states were compared with the one before.
-    pub(super) fn judged(&self) -> u64 {
-        self.compared.get()
-    }
-
-    /// Some node has applied the log up to `index`; `is_gone` tells nodes that are out for another
-    /// reason than a drain.
-    pub(super) fn look(
-        &self,
-        index: u64,
-        state: &Rc<ClusterState>,
-        is_gone: impl Fn(NodeId) -> bool,
-    ) -> Result<(), Failure> {
-        let mut seen = self.seen.borrow_mut();
-        if seen.insert(index, state.clone()).is_some() {
-            return Ok(());
-        }
-        let before = index.checked_sub(1).and_then(|before| seen.get(&before));
-        let before = before.cloned();
-        if seen.len() > KEPT {
-            seen.pop_first();
-        }
-        drop(seen);
-        let Some(before) = before else {
-            return Ok(());
-        };
-        self.compared.set(self.compared.get() + 1);
-        for volume in state.volumes.changed_since(&before.volumes) {
-            let records = (before.volumes.get(&volume), state.volumes.get(&volume));
-            if let (Some(was), Some(is)) = records {
-                for node in before.draining.keys().filter(|node| !is_gone(**node)) {
-                    expect_kept(&before, state, *node, was, is)?;
-                }
-                if before.draining == state.draining {
-                    for held in was.slices.holders() {
-                        let out = is_gone(held.node) || state.is_evicted(held.node);
-                        if !out && !before.draining.contains_key(&held.node) {
-                            expect_kept(&before, state, held.node, was, is)?;
-                        }
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Audit {
-    /// Looks at every state that the node applies, for ever.
-    pub(super) async fn keep_watching(self: Rc<Self>, id: NodeId) {
-        let nodes = &self.workload.nodes;
-        let runtime = nodes.simulation.runtime();
-        let is_gone =
-            |node| self.is_lost_machine(node) || nodes.simulation.disks(node).have_failed();
-        loop {
-            let Some((_, node)) = nodes.get(id) else {
-                runtime.sleep(LOOK_AFTER).await;
-                continue;
-            };
-            let mut watch = node.watch();
-            let index = *watch.borrow_and_update();
-            if let Err(failure) = self.drains.look(index, &node.state(), is_gone) {
-                self.workload.object(failure);
-            }
-            drop(node);
-            // A process that was killed says nothing more.
-            let _ = runtime.timeout(LOOK_AFTER, watch.changed()).await;
-        }
-    }
-
-    /// Changes of the config state that were looked at one by one.
-    pub(super) fn judged(&self) -> u64 {
-        self.drains.judged()
-    }
-}
-
-fn expect_kept(
-    before: &ClusterState,
-    state: &ClusterState,
-    node: NodeId,
-    was: &VolumeRecord,
-    is: &VolumeRecord,
-) -> Result<(), Failure> {
-    let out = state.is_evicted(node);
-    for (index, earlier) in was.slices.iter() {
-        let Some(slice) = is.slices.get(index) else {
-            continue;
-        };
-        let left = earlier.is_in_sync(node) && (out || slice.status(node).is_none());
-        if !left {
-            continue;
-        }
-        let others = slice
-            .in_sync()
-            .filter(|other| *other != node && !state.is_evicted(*other));
-        // One entry of the log may hold several changes.
-        let fallen = |other: &NodeId| {
-            *other != node
-                && !before.is_evicted(*other)
-                && (slice.status(*other) == Some(CopyStatus::Stale) || state.is_evicted(*other))
-        };
-        let fallen = earlier.in_sync().filter(fallen).count();
-        if others.count() + fallen < is.copies as usize {
-            let what = format!(
-                "node {node} has given up slice {index} of {}: {slice:?}, before {earlier:?}",
-                is.name,
-            );
-            return Err(Failure::oracle("draining", what));
-        }
-    }
-    Ok(())
 }
 
 /// Every drain ends for which there are nodes.

@@ -38,6 +38,7 @@ mod moving;
 mod node;
 mod readdress;
 mod reading;
+mod redundancy;
 mod relocating;
 mod reserving;
 mod sessions;
@@ -98,7 +99,8 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
     let runtime = simulation.runtime();
     let mut background = TaskGroup::default();
     background.add(runtime.spawn("audit", audit.clone().keep_sampling()));
-    for node in shape.nodes.iter().filter(|_| shape.drains) {
+    let is_hostile = shape.mood == Mood::Hostile;
+    for node in shape.nodes.iter().filter(|_| is_hostile) {
         let watching = audit.clone().keep_watching(*node);
         background.add(runtime.spawn("audit", watching));
     }
@@ -230,7 +232,7 @@ async fn play(simulation: Simulation) -> Result<Checked, Failure> {
                 ("writes refused as reserved", reservations.refused),
                 ("paths given up", workload.sessions.given_up.get()),
                 ("volumes of thousands of slices", u64::from(shape.is_vast())),
-                ("steps of drains judged", audit.judged()),
+                ("changes compared with the one before", audit.judged()),
                 ("volumes lost to damage", audit.lost_volumes()),
                 ("views with an owner", audit.views()),
                 ("node starts refused", nodes.starts_refused.get()),

@@ -2,7 +2,7 @@
 //! nodes that have none, some of them wrongly named, some of them moved again before they are in
 //! sync.
 //!
-//! The oracle is that of drains: no copy in sync goes before as many others count.
+//! Oracles: those of [`super::redundancy`].
 
 use std::cell::Cell;
 use std::rc::Rc;

@@ -478,6 +478,14 @@ impl VolumeShape {
                 unit_bytes: block,
             });
         }
+        if slices > 2 {
+            // The first slice is there from the beginning; these two come with their first write.
+            let first = 2 * slice_bytes / block - REGION_UNITS / 2;
+            regions.push(Region {
+                first,
+                unit_bytes: block,
+            });
+        }
         if random.chance(400_000) {
             // Parts of blocks, where no region of blocks is.
             let free = (0..size_bytes / block - 1).find(|free| {
