@@ -2,11 +2,11 @@
 //!
 //! Three nodes with three copies, one client at the owner's portal, no faults, the bounds of the
 //! service. Whatever a node does for an operation is in it: portal, owner, two remote copies, their
-//! journals, and the links with their messages, all on disks and a network in memory; and so is what
-//! the simulator does for it, checksums of all that is written and sent for its trace among that. TLS
-//! and the front with its PDUs are not. The difference between two runs of different length is what the
-//! operations cost, without what surrounds them; as one seed decides everything, it is the same in
-//! every run.
+//! journals, and the links with their messages, all on disks and a network in memory; and so is
+//! what the simulator does for it, checksums of all that is written and sent for its trace among
+//! that. TLS and the front with its PDUs are not. The difference between two runs of different
+//! length is what the operations cost, without what surrounds them; as one seed decides everything,
+//! it is the same in every run.
 
 use std::time::Duration;
 
