@@ -169,6 +169,15 @@ impl Step<'_> {
         if counting.count() + fallen.count() >= wanted {
             return Ok(());
         }
+        // One of the changes may have taken a copy out of the in-sync set, which counts up the view,
+        // and a drain that was called off then have let go of it as one that is out of date.
+        let is_called_off = before
+            .draining
+            .keys()
+            .any(|node| !state.draining.contains_key(node));
+        if is_called_off && state.view > before.view && slice.copies().len() >= wanted {
+            return Ok(());
+        }
         // What is on an evicted node counts for nothing.
         let mut left = earlier
             .in_sync()
