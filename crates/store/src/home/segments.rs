@@ -9,7 +9,7 @@
 //!
 //! What is worth collecting is kept in classes of like use, each by age, and the oldest of each
 //! class competes: of two segments in one class the older one goes first, although the other one
-//! may promise up to a thirty-second of a segment more.
+//! may gain up to a sixty-fourth of a segment more.
 
 use std::collections::BTreeSet;
 
