@@ -11,6 +11,7 @@ use futures::future::select;
 use holdfast_config::group::ProposeError;
 use holdfast_config::state::{Change, ClusterState, MENDED_AT_ONCE_MAX, NodeRecord, Outcome};
 use holdfast_runtime::NodeId;
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_wire::VolumeId;
 use tokio::task::yield_now;
 
@@ -37,7 +38,9 @@ impl Occasion {
     }
 
     fn is_still(&self, state: &ClusterState) -> bool {
-        Rc::ptr_eq(&self.nodes, &state.nodes) && self.draining == state.draining
+        let is_same =
+            Rc::ptr_eq(&self.nodes, &state.nodes) || planted::is_active(Bug::MendWithoutNews);
+        is_same && self.draining == state.draining
     }
 }
 

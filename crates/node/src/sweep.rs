@@ -108,7 +108,7 @@ impl Node {
         };
         let state = self.state();
         slices.retain(|slice| !placed_here(&state, slice));
-        drop(state);
+        let before = planted::is_active(Bug::SweepBeforeBarrier).then_some(state);
         if slices.is_empty() {
             return slices;
         }
@@ -118,7 +118,7 @@ impl Node {
         if !sure {
             return seen.slices().collect();
         }
-        let state = self.state();
+        let state = before.unwrap_or_else(|| self.state());
         let unplaced = seen.slices().filter(|slice| !placed_here(&state, slice));
         let unplaced = unplaced.map(|slice| {
             let volume = &state.volumes[&VolumeId(slice.volume)];

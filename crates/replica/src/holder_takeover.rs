@@ -272,6 +272,13 @@ impl Holder {
         let is_empty = self.store.last_seq(slice) == Seq(0) && self.store.base(slice) == Seq(0);
         match state {
             CopyState::InSync if is_empty => Ok(()),
+            CopyState::Absent if is_empty && planted::is_active(Bug::FreshCopyUnsynced) => {
+                let store = self.store.clone();
+                self.runtime.spawn("replica-made", async move {
+                    let _ = store.set_copy_state(slice, CopyState::InSync).await;
+                });
+                Ok(())
+            }
             CopyState::Absent if is_empty => self
                 .store
                 .set_copy_state(slice, CopyState::InSync)

@@ -181,11 +181,43 @@ pub enum Bug {
     DrainDropsEarly,
     /// A node that is drained is removed although copies are left on it.
     RemoveUndrained,
+    /// A copy is taken out for one that was moved and is not in sync yet.
+    MoveCountsJoining,
+    /// Two drained nodes count each for the other, and both go.
+    DrainsCountOneAnother,
+    /// A drain that is called off drops new copies that are in sync, too.
+    CancelDropsInSync,
+    /// Drained nodes get copies of new slices.
+    PlaceOnDrained,
+    /// Drained nodes get volumes to own.
+    OwnOnDrained,
+    /// A drained node that restarts is not drained any more.
+    RestartEndsDrain,
+    /// What found no node for a copy is not looked at again when a node comes.
+    MendWithoutNews,
+    /// A takeover keeps copies in sync that it left out.
+    KeepLeftOut,
+    /// An owner writes to slices before the config group has placed them.
+    TakeInBeforePlaced,
+    /// What moved away is judged by the state before the barrier.
+    SweepBeforeBarrier,
+    /// What is given back keeps its facts: a copy that is made there again seems to have it.
+    GiveBackKeepsFacts,
+    /// A zero that begins in a slice never written to ends there.
+    ZeroFirstSliceOnly,
+    /// A copy of a slice about to be placed is answered before it is durable.
+    FreshCopyUnsynced,
+    /// Slices that were never written to are read without leases.
+    ReadUnplacedUnleased,
+    /// Slices that were never written to are zeroed without leases.
+    ZeroUnplacedUnleased,
+    /// A lease counts for all volumes of a message if it was granted for one.
+    LeaseForAll,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 76] = [
+    pub const ALL: [Self; 92] = [
         Self::AcknowledgeBeforeJournal,
         Self::SkipFence,
         Self::SkipLeaseWait,
@@ -262,6 +294,22 @@ impl Bug {
         Self::SweepOverSetUp,
         Self::DrainDropsEarly,
         Self::RemoveUndrained,
+        Self::MoveCountsJoining,
+        Self::DrainsCountOneAnother,
+        Self::CancelDropsInSync,
+        Self::PlaceOnDrained,
+        Self::OwnOnDrained,
+        Self::RestartEndsDrain,
+        Self::MendWithoutNews,
+        Self::KeepLeftOut,
+        Self::TakeInBeforePlaced,
+        Self::SweepBeforeBarrier,
+        Self::GiveBackKeepsFacts,
+        Self::ZeroFirstSliceOnly,
+        Self::FreshCopyUnsynced,
+        Self::ReadUnplacedUnleased,
+        Self::ZeroUnplacedUnleased,
+        Self::LeaseForAll,
     ];
 
     /// The name on command lines: `skip-fence` for `SkipFence`.
@@ -323,7 +371,16 @@ impl Bug {
             | Self::FullIsFailure
             | Self::SweepWithoutBarrier
             | Self::DrainDropsEarly
-            | Self::RemoveUndrained => Finder::Cluster,
+            | Self::RemoveUndrained
+            | Self::MoveCountsJoining
+            | Self::DrainsCountOneAnother
+            | Self::PlaceOnDrained
+            | Self::OwnOnDrained
+            | Self::RestartEndsDrain
+            | Self::KeepLeftOut
+            | Self::TakeInBeforePlaced
+            | Self::SweepBeforeBarrier
+            | Self::GiveBackKeepsFacts => Finder::Cluster,
             Self::NeverRelay | Self::RelayInOwnName | Self::TrustRumour | Self::GrantToDeaf => {
                 Finder::LinkCuts
             }
@@ -353,7 +410,14 @@ impl Bug {
             | Self::ForgetCarriedFacts
             | Self::SweepEmptyCopies
             | Self::SweepOverSetUp
-            | Self::ForgetUnknownPromotion => Finder::Nobody,
+            | Self::ForgetUnknownPromotion
+            | Self::FreshCopyUnsynced
+            | Self::CancelDropsInSync
+            | Self::ZeroFirstSliceOnly
+            | Self::MendWithoutNews
+            | Self::ReadUnplacedUnleased
+            | Self::ZeroUnplacedUnleased
+            | Self::LeaseForAll => Finder::Nobody,
         }
     }
 }

@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use holdfast_replica::{LEASE, messages};
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Instant, NodeId, Rpc, Runtime, Service};
 use holdfast_wire::replica::{Lease, ReplicaReply, VolumeView, replica_request};
 use holdfast_wire::{View, VolumeId};
@@ -125,7 +126,8 @@ impl LeaseClerk {
             .collect();
         for wish in wishes {
             let answer = LeaseAnswer {
-                granted: granted.get(&wish.volume.0) == Some(&wish.view.0),
+                granted: granted.get(&wish.volume.0) == Some(&wish.view.0)
+                    || (planted::is_active(Bug::LeaseForAll) && !granted.is_empty()),
                 sent,
                 free_bytes: reply.free_bytes,
             };

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use holdfast_reservation::Request;
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::{View, VolumeId};
 
@@ -229,6 +230,9 @@ impl ClusterState {
         record.api_address = start.api_address;
         record.portal_address = start.portal_address;
         record.version = start.version;
+        if restarted && planted::is_active(Bug::RestartEndsDrain) {
+            self.draining.remove(&node);
+        }
         if restarted {
             self.settle_restart(node);
         } else if !was_running {

@@ -15,6 +15,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::{View, VolumeId};
 
@@ -68,6 +69,10 @@ impl ClusterState {
             known.is_some_and(|known| known.incarnation == *incarnation)
         });
         let current = current.map(|(node, _)| *node).collect();
+        let left_out = match planted::is_active(Bug::KeepLeftOut) {
+            true => &[],
+            false => left_out,
+        };
         let keeps = Keeps::new(current, left_out);
         let settled = keeps.settle(&record.slices)?;
         let growing = self.growing.get(&volume).copied();

@@ -21,6 +21,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use holdfast_runtime::NodeId;
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_wire::{View, VolumeId};
 
 use super::change::{Outcome, Refusal};
@@ -165,7 +166,13 @@ impl ClusterState {
         let Some(volume) = self.volumes.get(&id) else {
             return Vec::new();
         };
-        let up = self.placeable().into_iter();
+        let up = match planted::is_active(Bug::OwnOnDrained) {
+            true => self.members().map(|(node, _)| node).collect(),
+            false => self.placeable(),
+        };
+        let up = up
+            .into_iter()
+            .filter(|node| self.running_incarnation(*node).is_some());
         let slices = up.map(|node| (node, volume.slices.held_by(node).in_sync as usize));
         let slices: Vec<(NodeId, usize)> = slices.collect();
         let most = slices.iter().map(|(_, slices)| *slices).max().unwrap_or(0);

@@ -30,6 +30,7 @@ use holdfast_config::state::{
     Change, Outcome, PLACED_AT_ONCE_MAX, PlacedSlice, Refusal, VolumeRecord,
 };
 use holdfast_replica::stream::Role;
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::reach::{self, Row};
 use holdfast_runtime::{Incarnation, Instant, NodeId};
 use holdfast_wire::Seq;
@@ -280,6 +281,9 @@ impl Owner {
             slices: slices.clone(),
             incarnations: answers.incarnations.clone().into_iter().collect(),
         };
+        if planted::is_active(Bug::TakeInBeforePlaced) {
+            self.take_in_fresh(slices.clone(), &answers);
+        }
         let outcome = self.agree_placed(change).await;
         if outcome != Round::Done {
             // If an earlier proposal of the same took effect, only a takeover can go on from that.

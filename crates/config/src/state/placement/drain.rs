@@ -102,6 +102,10 @@ impl ClusterState {
                 .filter(|node| !self.is_evicted(*node))
                 .count(),
         };
+        let counts = match planted::is_active(Bug::DrainsCountOneAnother) {
+            true => counts.max(slice.in_sync().count().saturating_sub(1)),
+            false => counts,
+        };
         // A stale copy, too, may be in sync again long before a new one is.
         let is_needed = counts < record.copies as usize;
         let fewer = left.copies().len() < slice.copies().len();
@@ -140,9 +144,10 @@ impl ClusterState {
         loop {
             let drained = |node: NodeId| self.draining.contains_key(&node);
             let stays = copies.iter().filter(|copy| !drained(copy.node)).count();
+            let any = planted::is_active(Bug::CancelDropsInSync);
             let added = copies
                 .iter()
-                .rposition(|copy| copy.status == CopyStatus::Stale && !drained(copy.node));
+                .rposition(|copy| (any || copy.status == CopyStatus::Stale) && !drained(copy.node));
             match added.filter(|_| stays > record.copies as usize) {
                 Some(place) => copies.remove(place),
                 None => break,

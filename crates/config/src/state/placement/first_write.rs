@@ -19,6 +19,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use holdfast_runtime::planted::{self, Bug};
 use holdfast_runtime::{Incarnation, NodeId};
 use holdfast_wire::{View, VolumeId};
 
@@ -41,7 +42,10 @@ impl ClusterState {
         let Some(record) = self.volumes.get(&volume) else {
             return Vec::new();
         };
-        let mut nodes = self.placeable();
+        let mut nodes = match planted::is_active(Bug::PlaceOnDrained) {
+            true => self.members().map(|(node, _)| node).collect(),
+            false => self.placeable(),
+        };
         nodes.retain(|node| !exclude.contains(node));
         self.layouts
             .place(&nodes, volume, slice, record.copies as usize)
@@ -107,7 +111,7 @@ impl ClusterState {
             if !start.is_some_and(|start| self.running(*node, *start)) {
                 return Err(Refusal::IncarnationStale(*node));
             }
-            if self.draining.contains_key(node) {
+            if self.draining.contains_key(node) && !planted::is_active(Bug::PlaceOnDrained) {
                 return Err(Refusal::NodeDrains(*node));
             }
         }

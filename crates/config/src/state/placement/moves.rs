@@ -14,6 +14,7 @@
 //! So a copy goes in the change that makes the other one count, and no slice ever has fewer.
 
 use holdfast_runtime::NodeId;
+use holdfast_runtime::planted::{self, Bug};
 
 use super::check_count;
 use crate::state::MOVED_AT_ONCE_MAX;
@@ -81,12 +82,13 @@ impl ClusterState {
         }
         let counts =
             |copy: CopyRecord| copy.status == CopyStatus::InSync && !self.is_evicted(copy.node);
-        let counting = slice.copies().filter(|copy| counts(*copy)).count();
+        let any = planted::is_active(Bug::MoveCountsJoining);
+        let counting = slice.copies().filter(|copy| any || counts(*copy)).count();
         let mut surplus = counting.checked_sub(wanted).filter(|more| *more > 0)?;
         let left = slice.copies().filter(|copy| {
             let goes = counts(*copy) && surplus > 0;
             surplus -= usize::from(goes);
-            !goes && copy.status == CopyStatus::InSync
+            !goes && (any || copy.status == CopyStatus::InSync)
         });
         Some(left.collect())
     }

@@ -169,8 +169,8 @@ impl Step<'_> {
         if counting.count() + fallen.count() >= wanted {
             return Ok(());
         }
-        // One of the changes may have taken a copy out of the in-sync set, which counts up the view,
-        // and a drain that was called off then have let go of it as one that is out of date.
+        // One of the changes may have taken a copy out of the in-sync set, which counts up the
+        // view, and a drain that was called off then have let go of it as one out of date.
         let is_called_off = before
             .draining
             .keys()
