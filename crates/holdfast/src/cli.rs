@@ -196,8 +196,8 @@ pub(crate) struct StartArgs {
     /// At the first start, overwrite what --home holds
     #[arg(long, requires = "home")]
     pub(crate) home_force: bool,
-    /// Size of the home, up to 256TiB; may grow later [default: 64GiB, or half of what its file system has left
-    /// if that is less; of a device all of it]
+    /// Size of the home, up to 256TiB; may grow later [default: 64GiB, or half of what its file
+    /// system has left if that is less; of a device all of it]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) home_size: Option<u64>,
     /// At the first start, let the home take the space of its file system only as it is written,
