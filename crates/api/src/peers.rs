@@ -183,9 +183,8 @@ pub(crate) struct Peers {
 
 impl Peers {
     /// Asks these nodes, except this one, how they are, owners what they do for `volumes`, and, if
-    /// `copies` says so, what the nodes' copies take. A
-    /// node that said nothing just now is not waited for again: pages of a listing follow one
-    /// another faster than it would come to itself.
+    /// `copies` says so, what the nodes' copies take. A node that said nothing just now is not
+    /// waited for again: pages of a listing follow one another faster than it would come to itself.
     pub(crate) async fn ask(
         &self,
         rpc: &Rpc,

@@ -46,10 +46,7 @@ pub struct Dropped {
 /// Takes what is kept of these slices out of `kept`: the cost is theirs, whatever else is kept.
 fn take_out<V>(kept: &RefCell<BTreeMap<SliceKey, V>>, slices: &RangeInclusive<SliceKey>) {
     let mut kept = kept.borrow_mut();
-    drop(
-        kept.extract_if(slices.clone(), |_, _| true)
-            .collect::<Vec<_>>(),
-    );
+    kept.extract_if(slices.clone(), |_, _| true).for_each(drop);
 }
 
 impl Seen {

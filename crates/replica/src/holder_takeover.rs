@@ -78,18 +78,17 @@ impl Holder {
         }
         // Nothing from an earlier owner is taken or acknowledged any more. What is on its way
         // into the journal may still become durable: `reconcile` drops it.
-        let earlier: Vec<_> = {
-            let mut receiving = self.receiving.borrow_mut();
-            let is_earlier = |_: &SliceKey, receiver: &mut Receiver<_>| {
-                receiver.view < view && !planted::is_active(Bug::FenceKeepsStreams)
-            };
-            let of_volume = SliceKey::all_of(fence.volume);
-            receiving.extract_if(of_volume, is_earlier).collect()
+        let is_earlier = |_: &SliceKey, receiver: &mut Receiver<_>| {
+            receiver.view < view && !planted::is_active(Bug::FenceKeepsStreams)
         };
-        if !earlier.is_empty() {
+        let of_volume = SliceKey::all_of(fence.volume);
+        let stopped = {
+            let mut receiving = self.receiving.borrow_mut();
+            receiving.extract_if(of_volume, is_earlier).count()
+        };
+        if stopped > 0 {
             reach::note(Row::FenceStopsStream);
         }
-        drop(earlier);
         loop {
             let death = self.death.notified();
             let now = self.runtime.now();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::home::filled;
 use super::*;
-use crate::testing::{Dice, run};
+use crate::testing::run;
 
 /// Time for the background to give everything back.
 const LONG: Duration = Duration::from_secs(10);
@@ -42,15 +42,7 @@ fn segments_that_are_filled_again_and_again_keep_what_they_hold() {
             let mut fills = vec![1; 600];
             let mut seq = 1000;
             for round in 2..12 {
-                let first = dice.below(500) as u32;
-                for number in first..first + 100 {
-                    seq += 1;
-                    fills[number as usize] = round;
-                    let record = write(seq, number, round);
-                    store.append(vec![record]).await.unwrap();
-                }
-                store.set_stable(SLICE, Seq(seq));
-                store.flush().await.unwrap();
+                overwrite_some(&store, &dice, &mut fills, &mut seq, round).await;
                 store.collect().await.unwrap();
                 runtime.sleep(Duration::from_millis(dice.below(400))).await;
                 if dice.below(3) == 0 {

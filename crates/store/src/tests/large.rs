@@ -8,7 +8,7 @@ use super::inspect::{checked, inspected, reader};
 use super::verify::verify_all;
 use super::*;
 use crate::inspect::{CheckReport, Filter, Structure, Trust};
-use crate::testing::{Dice, run};
+use crate::testing::run;
 use crate::{HOME_BYTES_MAX, StoreError};
 
 const TIB: u64 = 1 << 40;
@@ -72,15 +72,7 @@ fn a_home_behind_40_tib_does_all_that_one_at_the_front_does() {
             let mut fills = vec![1; 900];
             let mut seq = 1000;
             for round in 2..8 {
-                let first = dice.below(800) as u32;
-                for number in first..first + 100 {
-                    seq += 1;
-                    fills[number as usize] = round;
-                    let record = write(seq, number, round);
-                    store.append(vec![record]).await.unwrap();
-                }
-                store.set_stable(SLICE, Seq(seq));
-                store.flush().await.unwrap();
+                overwrite_some(&store, &dice, &mut fills, &mut seq, round).await;
                 match dice.below(4) {
                     0 => store.compact().await.unwrap(),
                     1 => store.collect().await.unwrap(),

@@ -20,7 +20,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use holdfast_runtime::Runtime;
 
-use crate::testing::MemoryDirectory;
+use crate::testing::{Dice, MemoryDirectory};
 use crate::{
     BLOCK_BYTES, Body, CopyState, OperationId, Record, RecoveryReport, Seq, SliceKey, Store,
     StoreBounds, StoreOptions, View,
@@ -78,6 +78,20 @@ fn record(slice: SliceKey, seq: u64, body: Body) -> Record {
         operation,
         body,
     }
+}
+
+/// Writes a hundred neighbours among the blocks that `fills` tells of anew, one by one, and brings
+/// them home.
+async fn overwrite_some(store: &Rc<Store>, dice: &Dice, fills: &mut [u8], seq: &mut u64, fill: u8) {
+    let first = dice.below(fills.len() as u64 - 100) as u32;
+    for number in first..first + 100 {
+        *seq += 1;
+        fills[number as usize] = fill;
+        let record = write(*seq, number, fill);
+        store.append(vec![record]).await.unwrap();
+    }
+    store.set_stable(SLICE, Seq(*seq));
+    store.flush().await.unwrap();
 }
 
 /// A write of one block filled with `fill`.

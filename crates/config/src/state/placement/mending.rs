@@ -10,11 +10,11 @@
 //! | one of these, and no such node | it waits until a node comes up |
 //!
 //! Every change is followed by a look at the slices that it touched, never at others. But a node
-//! that is evicted or drained may have copies of very many slices, and a node that comes up may be
-//! what very many wait for. So that change only marks it. The leader then proposes `Mend`, which
-//! looks after a bounded number of slices, until one changes nothing, and again when nodes have
-//! changed. Where a copy goes, it begins stale and empty, and the owner brings it up to date like
-//! every stale copy.
+//! that is evicted or drained may have copies of very many slices, among very many others, and a
+//! node that comes up may be what very many wait for. So that change only marks it. The leader then
+//! looks for slices of which there is something to do, some at a time, and proposes `Mend` for
+//! those; until it finds none, and again when nodes have changed. Where a copy goes, it begins
+//! stale and empty, and the owner brings it up to date like every stale copy.
 
 use std::collections::BTreeSet;
 
@@ -24,7 +24,7 @@ use holdfast_wire::VolumeId;
 use super::check_count;
 use crate::state::MENDED_AT_ONCE_MAX;
 use crate::state::change::{Outcome, Refusal};
-use crate::state::records::{ClusterState, NodeStatus, VolumeRecord};
+use crate::state::records::{ClusterState, VolumeRecord};
 use crate::state::slices::{CopyRecord, CopyStatus, SharedSet, SliceRecord};
 
 /// What can be mended in a part of a volume.
@@ -124,10 +124,9 @@ impl ClusterState {
 
     /// Nodes whose copies are to be elsewhere, as far as they have any.
     fn vacated(&self) -> impl Iterator<Item = NodeId> + '_ {
-        let evicted = |node: &NodeId| self.nodes[node].status == NodeStatus::Evicted;
         let nodes = self.nodes.keys().copied();
-        nodes.filter(move |node| {
-            (evicted(node) || self.draining.contains_key(node))
+        nodes.filter(|node| {
+            (self.is_evicted(*node) || self.draining.contains_key(node))
                 && self.volumes.held_by(*node).next().is_some()
         })
     }
